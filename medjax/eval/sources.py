@@ -1,0 +1,240 @@
+"""Rows of published question sets -> items, one function a format.
+
+Each function takes `Files`, which finds the files and remembers what was read, and a language, and returns `Rows`.
+What is irregular in a set is put right here and nowhere else:
+
+  IgakuQA  prohibited letters glued together ("de", " e"); 116A71 right whatever is answered; 112B30 with two golds;
+           points as text; 11 withdrawn items with 0 points (kept: the published accuracy counts them)
+  DenQA    21 withdrawn items whose answer is the text "NA" (dropped); 7 whose answer is an order of letters
+  JMMLU    a byte order mark and no header in the original files, a header in the JMED-LLM edition
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medjax import assets
+from medjax.data.qa import Item, read_jsonl
+
+EXAMS = Path(__file__).parent / "exams"
+JMMLU_SUBJECTS = (
+    *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "human_sexuality"),
+    *("medical_genetics", "nutrition", "professional_medicine", "professional_psychology", "virology"),
+)
+_YES_NO_MAYBE = ("yes", "no", "maybe")
+_EXAM_ID = re.compile(r"(\d{3})([A-F])\d+")
+
+
+@dataclass
+class Files:
+    """Finds the files of question sets and remembers the sha256 of each one read, under the name "set/file"."""
+
+    data_dir: str | Path | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+    unpinned: list[str] = field(default_factory=list)
+
+    def find(self, name: str, *files: str) -> list[Path]:
+        paths = assets.data_files(name, files, self.data_dir)
+        for file, path in zip(files, paths, strict=True):
+            if self.record(f"{name}/{file}", path) != assets.pins()[name, file][1]:
+                self.unpinned.append(f"{name}/{file}")
+        return paths
+
+    def record(self, label: str, path: Path) -> str:
+        self.sha256[label] = assets.sha256_file(path)
+        return self.sha256[label]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped."""
+
+    items: tuple[Item, ...]
+    pool: tuple[Item, ...] | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def igakuqa(files: Files, language: str) -> Rows:
+    """Physician licensing exams 112 to 116 (2018 to 2022), jungokasai/IgakuQA, with the authors' demonstrations."""
+    sections = [f"data/{exam + 1906}/{exam}-{section}" for exam in range(112, 117) for section in "ABCDEF"]
+    english = language == "en"
+    endings = (".jsonl", "_metadata.jsonl", *(["_translate.jsonl"] if english else []))
+    prompt = "scripts/prompts/prompt_translate.jsonl" if english else "scripts/prompts/prompt.jsonl"
+    *paths, prompt_path = files.find("igakuqa", *(s + ending for s in sections for ending in endings), prompt)
+    rows: dict[str, tuple[dict[str, Any], str]] = {}
+    for path in paths:
+        for row, where in _json_rows(path):
+            with _located(where):
+                rows.setdefault(row["problem_id"], ({}, where))[0].update(row)
+    return Rows(
+        tuple(_igakuqa_item(row, where, english) for row, where in rows.values()),
+        tuple(_igakuqa_item(row, where, english) for row, where in _json_rows(prompt_path)),
+    )
+
+
+def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
+    with _located(where):
+        name = row["problem_id"]
+        exam, section = _exam_and_section(name)
+        answer, accepted = tuple(row["answer"]), None
+        if name == "112B30":  # the file says "a or d"
+            answer, accepted = ("a",), (("a",), ("d",))
+        return Item(
+            id=name,
+            question=row["problem_text_en" if english else "problem_text"],
+            choices=tuple(row["choices_en" if english else "choices"]),
+            answer=answer,
+            points=_points(row.get("points", 1)),  # the demonstrations have none
+            section=section,
+            category=row.get("category", ""),
+            prohibited=tuple(sorted({letter for text in row.get("kinki", []) for letter in text if letter.isalpha()})),
+            exam=str(int(exam) + 1906),
+            accepted=accepted,
+            any_answer=name == "116A71",
+            needs_image=not row["text_only"],
+        )
+
+
+def benchmark(files: Files, language: str, *, file: str) -> Rows:
+    """A set in the record schema of aistairc/medLLM_QA_benchmark; exam and section come from ids such as 116A84."""
+    (path,) = files.find("medllm_qa_benchmark", file)
+    items, dropped = [], {}
+    for row, where in _json_rows(path):
+        with _located(where):
+            name = str(row["problem_id"])
+            if row["answer"] == "NA":
+                dropped[name] = "withdrawn: the set gives no answer"
+                continue
+            exam, section = _exam_and_section(name)
+            items.append(
+                Item(
+                    id=name,
+                    question=row["problem_text"],
+                    choices=tuple(row["choices"]),
+                    answer=tuple(row["answer"]),
+                    points=_points(row["points"]),
+                    section=section,
+                    context=row.get("context", ""),
+                    exam=exam,
+                    ordered=list(row["answer"]) != sorted(row["answer"]),
+                    needs_image=not row["text_only"],
+                )
+            )
+    return Rows(tuple(items), dropped=dropped)
+
+
+def pubmedqa(files: Files, language: str) -> Rows:
+    """The 500 test questions of PubMedQA; demonstrations from the other 500 labelled ones, which are its train split."""
+    test = benchmark(files, language, file="pubmedqa.jsonl")
+    (path,) = files.find("pubmedqa", "ori_pqal.json")
+    asked = {item.id for item in test.items}
+    pool = tuple(
+        Item(
+            id=name,
+            question=row["QUESTION"],
+            choices=_YES_NO_MAYBE,
+            answer=("abc"[_YES_NO_MAYBE.index(row["final_decision"])],),
+            context=" ".join(row["CONTEXTS"]),
+        )
+        for name, row in json.loads(path.read_text("utf-8")).items()
+        if name not in asked
+    )
+    return Rows(test.items, pool)
+
+
+def jmmlu(files: Files, language: str, *, file: str) -> Rows:
+    """Medical subjects of JMMLU: a JMED-LLM csv, or the folder of original <subject>.csv files named by data_dir.
+
+    The pool of the 100-item edition is the rest of the full one.
+    """
+    folder = Path(files.data_dir) if files.data_dir else None
+    for place in (folder, folder / "JMMLU") if folder else ():
+        if place and (place / f"{JMMLU_SUBJECTS[0]}.csv").is_file():
+            return Rows(_jmmlu_folder(files, place))
+    items = _jmed_csv(*files.find("jmed-llm", file))
+    if file == "all/JMMLU-Med.csv":
+        return Rows(items)
+    asked = {(item.question, item.choices) for item in items}
+    rest = _jmed_csv(*files.find("jmed-llm", "all/JMMLU-Med.csv"))
+    return Rows(items, tuple(item for item in rest if (item.question, item.choices) not in asked))
+
+
+def _jmed_csv(path: Path) -> tuple[Item, ...]:
+    rows = list(_csv_rows(path))[1:]
+    return _four_choice_items((row[0], row[1:], where) for row, where in rows)
+
+
+def _jmmlu_folder(files: Files, folder: Path) -> tuple[Item, ...]:
+    paths = [folder / f"{subject}.csv" for subject in JMMLU_SUBJECTS if (folder / f"{subject}.csv").is_file()]
+    for path in paths:
+        files.record(f"JMMLU/{path.name}", path)
+    return _four_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path))
+
+
+def _four_choice_items(rows: Iterator[tuple[str, list[str], str]]) -> tuple[Item, ...]:
+    items: list[Item] = []
+    counts: dict[str, int] = {}
+    for subject, cells, where in rows:
+        if len(cells) != 6:
+            raise ValueError(f"{where}: got {len(cells)} columns, expected question, A, B, C, D, answer")
+        question, *choices, answer = cells
+        counts[subject] = counts.get(subject, 0) + 1
+        name = f"{subject}-{counts[subject]}"
+        gold = (answer.strip().lower(),)
+        with _located(where):
+            items.append(Item(id=name, question=question, choices=tuple(choices), answer=gold, category=subject))
+    return tuple(items)
+
+
+def exam_file(files: Files, language: str, *, path: Path) -> Rows:
+    """An exam in the schema of medjax.data.qa; "{language}" in the name stands for the language."""
+    path = Path(str(path).replace("{language}", language))
+    items = tuple(read_jsonl(path))
+    files.record(path.name, path)
+    return Rows(items)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                with _located(where):
+                    row = json.loads(line)
+                yield row, where
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
+    text = path.read_bytes().decode("utf-8-sig")
+    for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1):
+        if row:
+            yield row, f"{path}, row {number}"
+
+
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Put file and line before the message of what goes wrong inside."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"{where}: {error.args[0]}: missing; this is not the file the set was published with"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _exam_and_section(name: str) -> tuple[str, str]:
+    match = _EXAM_ID.fullmatch(name)
+    return (match[1], match[2]) if match else ("", "")
+
+
+def _points(value: str | float) -> int | float:
+    number = float(value)
+    return int(number) if number.is_integer() else number

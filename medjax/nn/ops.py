@@ -1,0 +1,72 @@
+"""Plain maths of the decoder: norms, activations, and log-probabilities over a large vocabulary.
+
+Reductions run in float32 whatever the compute dtype.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / rms(x) * (offset + scale) over the last axis, in float32 (arXiv 1910.07467; offset 1 is Gemma's form)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """(x - mean) / std * scale + bias over the last axis, in float32 (arXiv 1607.06450)."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class RowStatistics(NamedTuple):
+    """Of each row's logits: log of the sum of exponentials, and the arg-max token. Both [rows]."""
+
+    logsumexp: jax.Array
+    argmax: jax.Array
+
+
+def row_statistics(hidden: jax.Array, unembedding: jax.Array, vocab_chunk: int) -> RowStatistics:
+    """Reduce the logits hidden @ unembedding.T over the vocabulary without ever holding them all.
+
+    hidden       [rows, d]
+    unembedding  [v, d]
+    vocab_chunk  vocabulary entries whose logits exist at one time; the last chunk overlaps the one before it
+    returns      float32 log-sum-exp and int32 arg-max (the lowest id on a tie)
+    """
+    v, rows = unembedding.shape[0], hidden.shape[0]
+    size = min(vocab_chunk, v)
+
+    def body(i, carry):
+        top, total, best = carry
+        start = jnp.minimum(i * size, v - size)
+        chunk = jax.lax.dynamic_slice_in_dim(unembedding, start, size)
+        logits = jnp.einsum("rd,vd->rv", hidden, chunk, preferred_element_type=jnp.float32)
+        if v % size:
+            logits = jnp.where(start + jnp.arange(size) >= i * size, logits, -jnp.inf)
+        chunk_top = jnp.max(logits, axis=-1)
+        new_top = jnp.maximum(top, chunk_top)
+        total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(logits - new_top[:, None]), axis=-1)
+        best = jnp.where(chunk_top > top, start + jnp.argmax(logits, axis=-1).astype(jnp.int32), best)
+        return new_top, total, best
+
+    start = jnp.full(rows, -jnp.inf, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
+    top, total, best = jax.lax.fori_loop(0, -(-v // size), body, start)
+    return RowStatistics(top + jnp.log(total), best)
+
+
+def target_logits(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
+    """The logits of single tokens: hidden [e, d], unembedding [v, d], targets [e] int32 -> [e] float32."""
+    return jnp.sum(hidden.astype(jnp.float32) * unembedding[targets].astype(jnp.float32), axis=-1)

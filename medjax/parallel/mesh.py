@@ -1,0 +1,57 @@
+"""Device meshes: which devices, along which named axes.
+
+Four axes, always all present (size 1 when unused), so that one table of sharding rules serves every run:
+  data      batch rows          fsdp      batch rows, and parameters split
+  tensor    heads, MLP, vocab   sequence  tokens of one row
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Read "data=4,tensor=2" (or "data:4 tensor:2"); one axis may be -1: all devices that are left.
+
+    Raises ValueError on an unknown axis, a repeated one, or a size that is not a whole number.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.replace(" ", ",").split(","):
+        if not part:
+            continue
+        name, separator, size = part.replace(":", "=").partition("=")
+        if name not in AXES or not separator:
+            raise ValueError(f"mesh: got {part!r}, expected axis=size with an axis of {', '.join(AXES)}.")
+        if name in sizes:
+            raise ValueError(f"mesh: axis {name!r} is given twice in {text!r}.")
+        try:
+            sizes[name] = int(size)
+        except ValueError:
+            raise ValueError(f"mesh: got {part!r}, expected a whole number for axis {name!r}.") from None
+    return sizes
+
+
+def make_mesh(text: str = "", devices: list | None = None) -> Mesh:
+    """A mesh of all axes over the devices, for instance make_mesh("data=4,tensor=2").
+
+    text     sizes by axis; empty: every device along `data`
+    devices  default: all of this run
+    Raises ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = parse_mesh(text) or {"data": -1}
+    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh: got {text!r}; sizes are 1 or more, and one axis at most may be -1.")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    for name, size in sizes.items():
+        if size == -1:
+            sizes[name] = len(devices) // known
+    total = math.prod(sizes.values())
+    if total != len(devices):
+        raise ValueError(f"mesh: {text!r} needs {total} devices, there are {len(devices)}; change the sizes or use -1.")
+    shape = tuple(sizes.get(name, 1) for name in AXES)
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,123 @@
+"""Exam items and the reader of users' own exams."""
+
+import json
+
+import pytest
+
+from medjax.data.qa import Item, read_jsonl
+
+ROW = {
+    "id": "q1",
+    "question": "胸痛の原因として考えられるのはどれか。2つ選べ。",
+    "choices": ["一", "二", "三", "四", "五"],
+    "answer": ["D", "a"],
+    "points": 3,
+    "section": "required",
+    "category": "循環器",
+    "prohibited": ["E"],
+}
+
+
+def write(folder, *rows, name="exam.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows), "utf-8")
+    return path
+
+
+def test_a_line_becomes_an_item(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "x.png").write_bytes(b"png")
+    number = {"id": "n", "question": "How many?", "choices": [], "answer": ["7.20"], "image": "img/x.png"}
+    first, second = read_jsonl(write(tmp_path, ROW, "", number))
+    assert first == Item(
+        id="q1",
+        question=ROW["question"],
+        choices=("一", "二", "三", "四", "五"),
+        answer=("a", "d"),
+        points=3,
+        section="required",
+        category="循環器",
+        prohibited=("e",),
+        exam="exam",
+    )
+    assert (first.letters, first.num_answers, first.is_numeric) == (("a", "b", "c", "d", "e"), 2, False)
+    assert (second.answer, second.letters, second.is_numeric, second.points) == (("7.20",), (), True, 1)
+    assert (second.image, second.needs_image) == (str(tmp_path / "img" / "x.png"), True)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n")
+    assert read_jsonl(path)[0].id == "q1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answr": ["a"]}, "line 2: answr: unknown field; did you mean answer?"),
+        ({"zzz": 1}, "line 2: zzz: unknown field. Known are id, question, choices"),
+        ({"id": 7}, "line 2: id: got 7, expected non-empty text"),
+        ({"question": "  "}, "line 2: item q2: question: got '  ', expected non-empty text"),
+        ({"choices": ["x"], "answer": ["a"], "prohibited": []}, "choices: got ('x',), expected no choice"),
+        ({"choices": ["x", " "], "answer": ["a"], "prohibited": []}, "choices: choice b is blank"),
+        ({"choices": "abc"}, "choices: got 'abc', expected a list of texts"),
+        ({"answer": "a"}, "answer: got 'a', expected a list of texts such as [\"a\"]"),
+        ({"answer": []}, "answer: got (), expected at least one letter"),
+        ({"answer": ["f"]}, "answer: got ('f',), expected different lower-case letters of a to e"),
+        ({"answer": ["a", "A"]}, "answer: got ('a', 'a'), expected different"),
+        ({"choices": [], "prohibited": [], "answer": ["about 7"]}, "answer: got ('about 7',), expected one number"),
+        ({"choices": [], "prohibited": [], "answer": [7]}, "answer: got [7], expected a list of texts"),
+        ({"points": "3"}, "points: got '3', expected a number"),
+        ({"points": True}, "points: got True, expected a number"),
+        ({"points": -1}, "points: got -1, expected a number >= 0"),
+        ({"prohibited": ["de"]}, "prohibited: got ('de',), expected different lower-case letters"),
+        ({"prohibited": ["a"]}, "prohibited: got ('a',), expected no letter of the answer; ['a'] is in both"),
+        ({"image": "../secret.png"}, "image: got '../secret.png', which leads out of"),
+        ({"image": "/etc/passwd"}, "image: got '/etc/passwd', which leads out of"),
+        ({"image": "none.png"}, "none.png does not exist"),
+    ],
+)
+def test_a_malformed_line_names_file_line_and_field(tmp_path, change, message):
+    path = write(tmp_path, ROW, {**ROW, "id": "q2", **change})
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path)
+    assert str(error.value).startswith(f"{path}, line 2: ")
+    assert message in str(error.value)
+
+
+def test_other_mistakes_in_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"line 3: id: got 'q1' again \(first on line 1\)"):
+        read_jsonl(write(tmp_path, ROW, "", ROW))
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        read_jsonl(write(tmp_path, "{oops"))
+    with pytest.raises(ValueError, match="line 1: got a JSON list, expected an object"):
+        read_jsonl(write(tmp_path, "[1]"))
+    with pytest.raises(ValueError, match="line 1: answer: missing; every line needs id, question, choices, answer"):
+        read_jsonl(write(tmp_path, {k: v for k, v in ROW.items() if k != "answer"}))
+    with pytest.raises(ValueError, match="got no items"):
+        read_jsonl(write(tmp_path, ""))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+    (tmp_path / "sjis.jsonl").write_bytes("問題".encode("shift_jis"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_jsonl(tmp_path / "sjis.jsonl")
+
+
+def test_an_image_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "outside.png").write_bytes(b"png")
+    (tmp_path / "exam").mkdir()
+    (tmp_path / "exam" / "link.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(ValueError, match="leads out of"):
+        read_jsonl(write(tmp_path / "exam", {**ROW, "image": "link.png"}))
+
+
+def test_item_checks_order_and_alternatives():
+    five = ("1", "2", "3", "4", "5")
+    assert Item("o", "?", five, ("c", "a", "b"), ordered=True).answer == ("c", "a", "b")
+    with pytest.raises(ValueError, match=r"item o: answer: .* alphabetical order"):
+        Item("o", "?", five, ("c", "a"))
+    assert Item("x", "?", five, ("a",), accepted=(("a",), ("d",))).num_answers == 1
+    with pytest.raises(ValueError, match=r"item x: accepted: .* holds the answer"):
+        Item("x", "?", five, ("a",), accepted=(("b",), ("d",)))
+    with pytest.raises(ValueError, match=r"item x: prohibited: .*'d'"):
+        Item("x", "?", five, ("a",), accepted=(("a",), ("d",)), prohibited=("d",))
