@@ -63,11 +63,7 @@ ORIGINS = {
         "2bc4c3d159cf5505f6253d24a909fbd53237e239",
         "none stated; exam texts by the Ministry of Health, Labour and Welfare of Japan",
     ),
-    "medllm_qa_benchmark": Origin(
-        "aistairc/medLLM_QA_benchmark",
-        "614599e5042052a374fca74590a2dd95c80a56b3",
-        "MIT; DenQA texts by the Ministry of Health, Labour and Welfare of Japan",
-    ),
+    "medllm_qa_benchmark": Origin("aistairc/medLLM_QA_benchmark", "614599e5042052a374fca74590a2dd95c80a56b3", "MIT"),
     "jmed-llm": Origin("sociocom/JMED-LLM", "3774a34e4a26a7b8a7851f421ecad91a04c2f59b", "JMMLU-Med: CC BY-SA 4.0"),
     "pubmedqa": Origin("pubmedqa/pubmedqa", "1cbae8e92f72f20c8d3747cbb3bf5bc53554d997", "MIT"),
     "stories260K": Origin(

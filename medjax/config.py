@@ -298,8 +298,9 @@ def _tree(cls: Any) -> _Tree:
 def _declare(tree: _Tree, cls: Any, path: str, base: Any) -> None:
     if not getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
         raise TypeError(f"{cls.__name__}: got a class that can change, expected @dataclass(frozen=True).")
+    first_line = (cls.__doc__ or "").strip().partition("\n")[0]
     # a dataclass without a docstring gets its signature as one
-    tree.sections[path] = "" if cls.__doc__.startswith(f"{cls.__name__}(") else cls.__doc__.strip().split("\n")[0]
+    tree.sections[path] = "" if first_line.startswith(f"{cls.__name__}(") else first_line
     for name, members, section, default, metadata in _fields(cls, base):
         where = f"{cls.__name__}.{name}"
         may_be_none = type(None) in members
@@ -332,7 +333,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 def _fields(cls: Any, base: Any = None) -> Iterator[tuple[str, tuple[Any, ...], Any, Any, Mapping[str, Any]]]:
     """Yield name, members of the annotation, section class or None, default (from `base` if there), metadata."""
     annotations = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
+    for item in [item for item in dataclasses.fields(cls) if item.init]:
         default = item.default if item.default_factory is MISSING else item.default_factory()
         default = getattr(base, item.name) if isinstance(base, cls) else default
         members = _members(annotations[item.name])

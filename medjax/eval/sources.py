@@ -3,8 +3,9 @@
 Each function takes `Files`, which finds the files and remembers what was read, and a language, and returns `Rows`.
 What is irregular in a set is put right here and nowhere else:
 
-  IgakuQA  prohibited letters glued together ("de", " e"); 116A71 right whatever is answered; 112B30 with two golds;
-           points as text; 11 withdrawn items with 0 points (kept: the published accuracy counts them)
+  IgakuQA  prohibited letters glued together ("de", " e") in 10 items and full-width ("ｂ") in 5 others; 116A71 right
+           whatever is answered; 112B30 with two golds; points as text; 11 withdrawn items with 0 points (kept: the
+           published accuracy counts them)
   DenQA    21 withdrawn items whose answer is the text "NA" (dropped); 7 whose answer is an order of letters
   JMMLU    a byte order mark and no header in the original files, a header in the JMED-LLM edition
 """
@@ -15,7 +16,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ JMMLU_SUBJECTS = (
     *("medical_genetics", "nutrition", "professional_medicine", "professional_psychology", "virology"),
 )
 _YES_NO_MAYBE = ("yes", "no", "maybe")
+_HALF_WIDTH = {0xFF41 + i: chr(0x61 + i) for i in range(26)}
 _EXAM_ID = re.compile(r"(\d{3})([A-F])\d+")
 
 
@@ -93,7 +95,7 @@ def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
             points=_points(row.get("points", 1)),  # the demonstrations have none
             section=section,
             category=row.get("category", ""),
-            prohibited=tuple(sorted({letter for text in row.get("kinki", []) for letter in text if letter.isalpha()})),
+            prohibited=tuple(sorted(set("".join(row.get("kinki", [])).translate(_HALF_WIDTH)) & set("abcdefgh"))),
             exam=str(int(exam) + 1906),
             accepted=accepted,
             any_answer=name == "116A71",
@@ -130,7 +132,7 @@ def benchmark(files: Files, language: str, *, file: str) -> Rows:
 
 
 def pubmedqa(files: Files, language: str) -> Rows:
-    """The 500 test questions of PubMedQA; demonstrations from the other 500 labelled ones, which are its train split."""
+    """The 500 test questions of PubMedQA; demonstrations from the 500 other labelled ones, its train split."""
     test = benchmark(files, language, file="pubmedqa.jsonl")
     (path,) = files.find("pubmedqa", "ori_pqal.json")
     asked = {item.id for item in test.items}
@@ -194,8 +196,9 @@ def _four_choice_items(rows: Iterator[tuple[str, list[str], str]]) -> tuple[Item
 
 def exam_file(files: Files, language: str, *, path: Path) -> Rows:
     """An exam in the schema of medjax.data.qa; "{language}" in the name stands for the language."""
+    exam = path.stem.removesuffix("_{language}")
     path = Path(str(path).replace("{language}", language))
-    items = tuple(read_jsonl(path))
+    items = tuple(replace(item, exam=exam) for item in read_jsonl(path))
     files.record(path.name, path)
     return Rows(items)
 

@@ -45,8 +45,7 @@ class Decoder(nn.Module):
 
         tokens     [b, t] int32
         positions  [b, t] int32, prefix included
-        where      Forest: packed rows; Cache: one new token a row (t = 1), k and v [layers, b, s, kv_heads, head_dim],
-                   `lengths` counts the new token
+        where      Forest: packed rows; Cache: one new token a row (t = 1), k and v [layers, b, s, kv_heads, head_dim]
         prefix     k, v [layers, p, kv_heads, head_dim] and its length, shared by all rows
         returns    hidden [b, t, embed]; k, v [layers, b, t, kv_heads, head_dim]
         """
@@ -98,5 +97,5 @@ def abstract_params(config: DecoderConfig):
     """Shapes, logical axes and dtypes of all parameters, boxed as Linen metadata; nothing is allocated."""
     row = jnp.zeros((1, 1), jnp.int32)
     kv = jnp.zeros((config.layers, 1, 1, config.kv_heads, config.head_dim))
-    where = Cache(kv, kv, jnp.ones(1, jnp.int32))
+    where = Cache(kv, kv, jnp.zeros(1, jnp.int32))
     return jax.eval_shape(lambda key: Decoder(config).init(key, row, row, where), jax.random.key(0))["params"]

@@ -53,10 +53,10 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each sequence's own past, for decoding.
+    """Keys and values of each sequence's own past, for decoding; a prefix is not part of it.
 
     k, v     [b, s, kv_heads, head_dim]
-    lengths  [b] int32: entries that count; the new token's own key is among them
+    lengths  [b] int32: entries that count, so also the slot of the next token
     """
 
     k: jax.Array
@@ -103,34 +103,45 @@ def attention(
 
 
 def cached_attention(
-    q: jax.Array, cache: Cache, *, scale: float, window: jax.Array | int | None = None, prefix: Prefix | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: Cache,
+    *,
+    scale: float,
+    window: jax.Array | int | None = None,
+    prefix: Prefix | None = None,
 ) -> jax.Array:
-    """Attend from one new token a sequence to its prefix and its own past: q [b, 1, n, h] -> [b, 1, n, h]."""
+    """Attend from one new token a sequence to the prefix, its own past, and itself.
+
+    q        [b, 1, n, h]
+    k, v     [b, 1, k, h] of the new token, not yet in the cache
+    returns  [b, 1, n, h], dtype of q
+    """
     b, _, n, h = q.shape
-    kv = cache.k.shape[2]
+    kv = k.shape[2]
     grouped = (q * scale).reshape(b, kv, n // kv, h)
-    past = jnp.einsum("bkgh,bskh->bkgs", grouped, cache.k, preferred_element_type=jnp.float32)
-    index = jnp.arange(cache.k.shape[1])
-    seen = index < cache.lengths[:, None]
-    if window is not None:
-        seen &= cache.lengths[:, None] - index <= window
-    past = jnp.where(seen[:, None, None], past, -jnp.inf)
-    top = jnp.max(past, axis=-1, keepdims=True)
+    # every source of keys: scores [b, kv, g, s], and how its values [.., s, ..] are summed
+    sources = [(jnp.einsum("bkgh,bskh->bkgs", grouped, k, preferred_element_type=jnp.float32), "bkgs,bskh->bkgh", v)]
+
+    def add(equation, keys, values, sum_equation, seen, distance):
+        scores = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        if window is not None:
+            seen = seen & (distance < window)
+        sources.append((jnp.where(seen[:, None, None], scores, -jnp.inf), sum_equation, values))
+
+    index, lengths = jnp.arange(cache.k.shape[1]), cache.lengths[:, None]
+    add("bkgh,bskh->bkgs", cache.k, cache.v, "bkgs,bskh->bkgh", index < lengths, lengths - index)
     if prefix is not None:
-        shared = jnp.einsum("bkgh,pkh->bkgp", grouped, prefix.k, preferred_element_type=jnp.float32)
         index = jnp.arange(prefix.k.shape[0])
         seen = jnp.broadcast_to(index < prefix.length, (b, index.size))
-        if window is not None:
-            seen &= prefix.length + cache.lengths[:, None] - index <= window
-        shared = jnp.where(seen[:, None, None], shared, -jnp.inf)
-        top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True))
-    weights = jnp.exp(past - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkgs,bskh->bkgh", weights.astype(q.dtype), cache.v, preferred_element_type=jnp.float32)
-    if prefix is not None:
-        weights = jnp.exp(shared - top)
+        add("bkgh,pkh->bkgp", prefix.k, prefix.v, "bkgp,pkh->bkgh", seen, prefix.length + lengths - index)
+    top = jnp.stack([jnp.max(scores, axis=-1) for scores, _, _ in sources]).max(axis=0)[..., None]
+    total, out = jnp.zeros(top.shape, jnp.float32), jnp.zeros(grouped.shape, jnp.float32)
+    for scores, equation, values in sources:
+        weights = jnp.exp(scores - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
-        out += jnp.einsum("bkgp,pkh->bkgh", weights.astype(q.dtype), prefix.v, preferred_element_type=jnp.float32)
+        out += jnp.einsum(equation, weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
     return (out / total).reshape(b, 1, n, h).astype(q.dtype)
 
 

@@ -85,7 +85,7 @@ class Attention(nn.Module):
     """Projected queries, keys and values, rotated, attended, projected back.
 
     Returns the output [b, t, d] and this call's own (k, v), each [b, t, kv_heads, head_dim], keys already rotated.
-    With a `cache` (its k and v hold the past, the new token's slot still empty) each row is one new token.
+    With a Cache each row is one new token, whose (k, v) the caller adds to the cache afterwards.
     """
 
     config: BlockConfig
@@ -106,10 +106,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         with jax.named_scope("attention"):
             if isinstance(where, Cache):
-                rows = jnp.arange(x.shape[0])
-                slot = where.lengths - 1
-                held = Cache(where.k.at[rows, slot].set(k[:, 0]), where.v.at[rows, slot].set(v[:, 0]), where.lengths)
-                y = cached_attention(q, held, scale=c.query_scale, window=window, prefix=prefix)
+                y = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
             else:
                 y = attention(
                     q, k, v, trees=where, scale=c.query_scale, window=window, prefix=prefix, backend=self.backend

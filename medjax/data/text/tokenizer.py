@@ -28,7 +28,9 @@ Pairs     score(continuation | context) needs ids(context) to be the same for ev
                     context ids [最近 の 胸], continuation ids [痛]
 """
 
+import codecs
 import hashlib
+import itertools
 import json
 import threading
 from abc import ABC, abstractmethod
@@ -158,6 +160,7 @@ class HuggingFaceTokenizer(Tokenizer):
         pipeline.no_padding()
         self._pipeline = pipeline
         self._bare: tokenizers.Tokenizer | None = None
+        self._byte = {pipeline.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
         self._lock = threading.Lock()
 
     def _ids(self, text: str, *, special: bool, prefix: bool) -> list[int]:
@@ -176,7 +179,20 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._bare
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return self._pipeline.decode(list(ids), skip_special_tokens=skip_special)
+        ids = [int(token_id) for token_id in ids]
+        unfinished = self._unfinished_bytes(ids)
+        text = self._pipeline.decode(ids[: len(ids) - unfinished], skip_special_tokens=skip_special)
+        return text + "\ufffd" if unfinished else text
+
+    def _unfinished_bytes(self, ids: list[int]) -> int:
+        """Byte tokens at the end that do not make a character yet.
+
+        The library's byte-fallback decoder would give up the whole run of bytes for them, finished characters included.
+        """
+        run = bytes(self._byte[i] for i in itertools.takewhile(self._byte.__contains__, reversed(ids)))[::-1]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(run)
+        return len(decoder.getstate()[0])
 
     def token_text(self, token_id: int) -> str:
         text = self._pipeline.id_to_token(token_id)

@@ -1,0 +1,197 @@
+"""From verdicts on items to the score of an exam: totals, tables, and the official pass or fail.
+
+Two rules turn a prediction into a verdict:
+
+  judge        the set of letters must be the gold set (or the number text the gold text). No answer that could be
+               read is wrong and counted as unparsed.
+  judge_kasai  the rule IgakuQA was published with: the prediction is split at "," and nothing is trimmed, so "a, c"
+               is wrong. It reproduces the published scores of GPT-4 (388.8 points a year) and ChatGPT (273.2).
+
+Both count a prohibited pick whether or not the answer was right. In IgakuQA 116A71 is right whatever is answered, and
+112B30 has two gold answers; both are marked on the items. Withdrawn items (0 points) stay in the item accuracy.
+
+"Accuracy" means different things in print: here `accuracy` is items right / items, and `points_share` is points /
+points possible.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medjax.data.qa import Item
+from medjax.eval import statistics
+from medjax.eval.tasks import LoadedTask
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
+_Pairs = list[tuple[Item, "Verdict"]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was read from a model's answer: letters, or one number text, or None when nothing could be read."""
+
+    item_id: str
+    letters: tuple[str, ...] | None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one prediction scored."""
+
+    correct: bool
+    points: int | float
+    prohibited: bool
+    unparsed: bool
+
+
+def judge(item: Item, prediction: Prediction) -> Verdict:
+    """Exact set rule (exact order for an `ordered` item). Raises ValueError when the prediction is for another item."""
+    if prediction.item_id != item.id:
+        raise ValueError(
+            f"prediction for item {prediction.item_id!r} judged as item {item.id!r}; keep them in one order"
+        )
+    letters = prediction.letters or ()
+    answer = letters if item.ordered else tuple(sorted(set(letters)))
+    return _verdict(item, answer in _golds(item), set(letters), unparsed=prediction.letters is None)
+
+
+def judge_kasai(item: Item, text: str) -> Verdict:
+    """The rule of IgakuQA's evaluation script on a prediction that `parse_kasai` has put in half-width lower case.
+
+    Letters are matched against the gold byte for byte; for prohibited picks blanks around letters are removed. Unparsed
+    is only a remark here: the text is not a list of the item's letters (or a number).
+    Source: jungokasai/IgakuQA@2bc4c3d; prohibited picks are not part of that script.
+    """
+    pieces = text.split(",")
+    if item.ordered:
+        correct = tuple(pieces) in _golds(item)
+    else:
+        correct = sorted(pieces) in [sorted(gold) for gold in _golds(item)]
+    picks = [piece.replace(" ", "") for piece in pieces]
+    readable = bool(_NUMBER.fullmatch(text)) if item.is_numeric else set(picks) <= set(item.letters)
+    return _verdict(item, correct, set(picks), unparsed=not readable)
+
+
+def chance(item: Item) -> float:
+    """Probability of a right answer by guessing, the number of answers being known; 0 where a number is asked for."""
+    if item.any_answer:
+        return 1.0
+    if item.is_numeric:
+        return 0.0
+    ways = math.perm if item.ordered else math.comb
+    return sum(1 / ways(len(item.choices), len(gold)) for gold in _golds(item))
+
+
+def aggregate(
+    task: LoadedTask,
+    items: Sequence[Item],
+    verdicts: Sequence[Verdict],
+    *,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The scores of a task as plain numbers, ready for JSON.
+
+    items      the items asked: all of task.items or a part of them
+    verdicts   one for each item, in the same order
+    resamples  of the bootstrap over items behind the 95 % intervals [low, high]
+
+    Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
+    prohibited_ids, unparsed, withdrawn, chance, text_only, by_section, by_category, by_exam; with required sections
+    also required_points, required_total, general_points and general_total. Each entry of by_exam holds the same and
+    the official `verdict`: "pass", "fail", "incomplete" when some questions of the exam were not asked, or "none"
+    when no cut-off is known, with the reasons.
+    """
+    if len(items) != len(verdicts) or not items:
+        raise ValueError(
+            f"aggregate: got {len(items)} items and {len(verdicts)} verdicts, expected as many, at least one"
+        )
+    pairs = list(zip(items, verdicts, strict=True))
+    score = _score(task, pairs, resamples, seed)
+    score["by_exam"] = {}
+    for exam, part in _groups(pairs, "exam").items():
+        entry = _score(task, part, resamples, seed)
+        score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry)}
+    return score
+
+
+def _score(task: LoadedTask, pairs: _Pairs, resamples: int, seed: int) -> dict[str, Any]:
+    score = _totals(pairs)
+    right = [verdict.correct for _, verdict in pairs]
+    interval = statistics.mean_interval(right, resamples=resamples, seed=seed)
+    score["accuracy_interval"] = [interval.low, interval.high]
+    if score["points_total"]:
+        won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]
+        interval = statistics.ratio_interval(won, worth, resamples=resamples, seed=seed)
+        score["points_share_interval"] = [interval.low, interval.high]
+    if task.required_sections:
+        required = _totals([pair for pair in pairs if pair[0].section in task.required_sections])
+        score["required_points"], score["required_total"] = required["points"], required["points_total"]
+        score["general_points"] = score["points"] - required["points"]
+        score["general_total"] = score["points_total"] - required["points_total"]
+    score["prohibited_ids"] = [item.id for item, verdict in pairs if verdict.prohibited]
+    score["prohibited"] = len(score["prohibited_ids"])
+    score["unparsed"] = sum(verdict.unparsed for _, verdict in pairs)
+    score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
+    guesses = [chance(item) for item, _ in pairs]
+    score["chance"] = {
+        "accuracy": math.fsum(guesses) / len(pairs),
+        "points": math.fsum(guess * item.points for guess, (item, _) in zip(guesses, pairs, strict=True)),
+    }
+    score["text_only"] = _totals([pair for pair in pairs if not pair[0].needs_image])
+    for field in ("section", "category"):
+        score[f"by_{field}"] = {key: _totals(part) for key, part in sorted(_groups(pairs, field).items())}
+    return score
+
+
+def _totals(pairs: _Pairs) -> dict[str, Any]:
+    correct = sum(verdict.correct for _, verdict in pairs)
+    points, total = sum(verdict.points for _, verdict in pairs), sum(item.points for item, _ in pairs)
+    return {
+        "items": len(pairs),
+        "correct": correct,
+        "accuracy": correct / len(pairs) if pairs else None,
+        "points": points,
+        "points_total": total,
+        "points_share": points / total if total else None,
+    }
+
+
+def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any]) -> dict[str, Any]:
+    if exam not in task.cuts:
+        return {"result": "none", "reasons": ["no cut-off is known for this exam"]}
+    required_min, general_min = task.cuts[exam]
+    limits = {"required_min": required_min, "general_min": general_min, "prohibited_max": task.prohibited_max}
+    whole = task.exam_sizes[exam]
+    if score["items"] < whole:
+        reason = f"{score['items']} of the {whole} questions were asked; the cut-offs are for all of them"
+        return {"result": "incomplete", "reasons": [reason], **limits}
+    reasons = [
+        f"{part} {score[f'{part}_points']} of {score[f'{part}_total']} points, {cut} needed"
+        for part, cut in (("required", required_min), ("general", general_min))
+        if score[f"{part}_points"] < cut
+    ]
+    if score["prohibited"] > task.prohibited_max:
+        reasons.append(f"{score['prohibited']} questions with a prohibited pick, at most {task.prohibited_max} allowed")
+    return {"result": "fail" if reasons else "pass", "reasons": reasons, **limits}
+
+
+def _groups(pairs: _Pairs, field: str) -> dict[str, _Pairs]:
+    groups: dict[str, _Pairs] = {}
+    for pair in pairs:
+        if label := getattr(pair[0], field):
+            groups.setdefault(label, []).append(pair)
+    return groups
+
+
+def _golds(item: Item) -> tuple[tuple[str, ...], ...]:
+    return item.accepted or (item.answer,)
+
+
+def _verdict(item: Item, correct: bool, picks: set[str], *, unparsed: bool) -> Verdict:
+    correct = correct or item.any_answer
+    return Verdict(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed)

@@ -1,0 +1,128 @@
+"""The compiled programs of the engine, shared by scoring and generation: run packed rows, read scores, hold a prefix.
+
+Every program is a jitted pure function of (params, arrays); shapes are few (packing.bucket), and `Programs.shapes`
+lists those that were compiled, with the seconds each first call took.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from medjax.infer.packing import stack, Row
+from medjax.models.decoder import Decoder, unembedding
+from medjax.nn.attention import PREFIX_BLOCK, Prefix, forest
+from medjax.nn.ops import row_statistics, target_logits
+from medjax.store.loading import LoadedDecoder
+
+VOCAB_CHUNK = 8192  # vocabulary entries whose logits exist at one time
+READ_CHUNK = 128  # rows of hidden states that meet the vocabulary at one time
+
+
+class Programs:
+    """A model's programs on its mesh.
+
+    dtype    compute dtype
+    backend  of nn.attention
+    """
+
+    def __init__(self, model: LoadedDecoder, *, dtype: str, backend: str):
+        self.model = model
+        self.config = model.config
+        self.mesh = model.mesh
+        self.dtype = jnp.dtype(dtype)
+        self.decoder = Decoder(model.config, dtype=self.dtype, backend=backend)
+        self.shapes: dict[str, float] = {}
+        self._run_prefix = jax.jit(self._prefix, donate_argnums=(1, 2))
+        self._run_score = jax.jit(self._score)
+        batch = model.rules.batch
+        self.data_shards = int(np.prod([self.mesh.shape[a] for a in ((batch,) if isinstance(batch, str) else batch or ())]))
+        self._by_row = NamedSharding(self.mesh, PartitionSpec(batch))
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, array: np.ndarray, by_row: bool = True) -> jax.Array:
+        """Host array -> device, split along its first axis over the data axes, or whole on every device."""
+        return jax.device_put(array, self._by_row if by_row else self._whole)
+
+    def timed(self, name: str, function: Callable, *args: Any) -> Any:
+        """Call a program; its first call with these shapes is waited for and its seconds kept as compile time."""
+        if name in self.shapes:
+            return function(*args)
+        start = time.perf_counter()
+        result = jax.block_until_ready(function(*args))
+        self.shapes[name] = time.perf_counter() - start
+        return result
+
+    def prefix(self, tokens: tuple[int, ...], row_tokens: int) -> Prefix | None:
+        """Run a prefix and keep its keys and values: k, v [layers, p, kv_heads, head_dim], p a power-of-two capacity."""
+        if not tokens:
+            return None
+        capacity = PREFIX_BLOCK
+        while capacity < len(tokens) + row_tokens:  # a whole row is written at the end, its padding included
+            capacity *= 2
+        c = self.config
+        k, v = (jnp.zeros((c.layers, capacity, c.kv_heads, c.head_dim), self.dtype, device=self._whole) for _ in "kv")
+        for start in range(0, len(tokens), row_tokens):
+            part = tokens[start : start + row_tokens]
+            n = len(part)
+            row = Row(list(part), list(range(start, start + n)), [n] * n)
+            arrays = {name: self.put(a, by_row=False) for name, a in stack([row], row_tokens, 1).items()}
+            length = self.put(np.int32(start), by_row=False)
+            k, v = self.timed(f"prefix {row_tokens} into {capacity}", self._run_prefix, self.model.params, k, v, length, arrays)
+        return Prefix(k, v, self.put(np.int32(len(tokens)), by_row=False))
+
+    def score(self, rows: list[Row], length: int, prefix: Prefix | None, reads: dict[str, np.ndarray]) -> Any:
+        """Run packed rows and read log-probabilities.
+
+        rows     at most `data_shards` of them
+        reads    places [b, r] int32: row indices where logits are needed, `chunks` of READ_CHUNK of them used;
+                 entry [b, e]: index into places; target [b, e]: token
+        returns  device arrays logprob [b, e] float32, greedy [b, e] bool: target is the arg-max
+        """
+        arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
+        put = {name: self.put(a, by_row=a.ndim > 0) for name, a in reads.items()}
+        name = f"score {self.data_shards}x{length}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        return self.timed(name, self._run_score, self.model.params, prefix, arrays, put)
+
+    def apply(self, params, arrays, prefix):
+        """Hidden states and keys and values of packed rows (inside jit)."""
+        trees = forest(arrays["positions"], arrays["ends"])
+        return self.decoder.apply({"params": params}, arrays["tokens"], arrays["positions"], trees, prefix)
+
+    def _prefix(self, params, k, v, length, arrays):
+        _, (new_k, new_v) = self.apply(params, arrays, Prefix(k, v, length))
+        start = (0, length, 0, 0)
+        return tuple(
+            jax.lax.dynamic_update_slice(old, new[:, 0].astype(old.dtype), start) for old, new in ((k, new_k), (v, new_v))
+        )
+
+    def _score(self, params, prefix, arrays, reads):
+        hidden, _ = self.apply(params, arrays, prefix)
+        with jax.named_scope("vocabulary"):
+            return read_scores(hidden, unembedding(params), reads)
+
+
+def read_scores(hidden: jax.Array, table: jax.Array, reads: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of target tokens at chosen places: see Programs.score. hidden [b, t, d], table [v, d]."""
+    b, _, d = hidden.shape
+    places = reads["places"]
+    picked = jnp.take_along_axis(hidden, places[..., None], axis=1)  # [b, r, d]
+
+    def body(i, carry):
+        part = jax.lax.dynamic_slice_in_dim(picked, i * READ_CHUNK, READ_CHUNK, axis=1)
+        found = row_statistics(part.reshape(-1, d), table, VOCAB_CHUNK)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, new.reshape(b, READ_CHUNK), i * READ_CHUNK, axis=1)
+            for old, new in zip(carry, found, strict=True)
+        )
+
+    start = jnp.zeros(places.shape, jnp.float32), jnp.zeros(places.shape, jnp.int32)
+    logsumexp, argmax = jax.lax.fori_loop(0, reads["chunks"], body, start)
+    at = jnp.take_along_axis(picked, reads["entry"][..., None], axis=1)  # [b, e, d]
+    logits = target_logits(at.reshape(-1, d), table, reads["target"].reshape(-1)).reshape(b, -1)
+    logprob = logits - jnp.take_along_axis(logsumexp, reads["entry"], axis=1)
+    return logprob, jnp.take_along_axis(argmax, reads["entry"], axis=1) == reads["target"]
