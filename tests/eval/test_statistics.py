@@ -20,9 +20,9 @@ def test_mean_interval_agrees_with_the_normal_approximation():
 
 
 def test_mean_interval_is_the_binomial_quantile_for_few_items():
-    # the bootstrap of 7 right of 10 draws from the binomial (10, 0.7): 2.5 % and 97.5 % lie at 4 and 9
+    # the bootstrap of 7 right of 10 draws from the binomial (10, 0.7): P(X <= 3) = 0.011, P(X = 10) = 0.028
     interval = mean_interval([1] * 7 + [0] * 3)
-    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.7, 0.4, 0.9))
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.7, 0.4, 1.0))
 
 
 def test_ratio_interval_agrees_with_the_delta_method():
