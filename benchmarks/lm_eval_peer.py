@@ -4,9 +4,9 @@
                          [--batch-sizes 1,4,8]
 
 requests  JSON: a list of [context, continuation]
-out       JSON: results [[logprob, is_greedy], ...], continuation_ids, context_tokens, seconds (text in, scores out),
-          load_seconds, tokens_run (padding included), batch_size, batch_trials {size: requests/s}, threads,
-          matmul_gflops, versions, device
+out       JSON: results [[logprob, is_greedy], ...], continuation_ids, context_tokens, seconds (wall, from texts to
+          scores), cpu_seconds, load_seconds, tokens_run (padding included), batch_size, batch_trials {size:
+          requests/s}, threads, matmul_gflops, dtype, attention, device, versions
 model     a GGUF file, which is turned into a float32 Hugging Face folder at --checkpoint once, or such a folder
 
 With several batch sizes each first scores the same few requests, and the fastest scores them all. The model is warm
@@ -64,13 +64,16 @@ def main() -> None:
         print("lm-eval: batch sizes tried,", {size: f"{rate:.3f} requests/s" for size, rate in trials.items()})
     before = matmul_gflops(peer.device)
     tokens_run.clear()
+    cpu_start = time.process_time()
     results, seconds = score(peer, pairs, best)
+    cpu_seconds = time.process_time() - cpu_start
     encoded = [peer._encode_pair(*pair) for pair in pairs]
     found = {
         "results": results,
         "continuation_ids": [continuation for _, continuation in encoded],
         "context_tokens": [len(context) for context, _ in encoded],
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "load_seconds": load_seconds,
         "tokens_run": sum(tokens_run),
         "batch_size": best,

@@ -30,7 +30,7 @@ def peer_python(name: str) -> Path:
     Raises RuntimeError with the failed command and what pip said last.
     """
     folder = peers_folder() / name
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = folder / "bin" / "python"
     complete = folder / "complete.json"
     steps = [list(step) for step in PEERS[name]]
     if python.exists() and complete.is_file() and json.loads(complete.read_text("utf-8")) == steps:
@@ -57,5 +57,5 @@ def _run(name: str, command: list[str]) -> None:
         said = " | ".join(done.stdout.strip().splitlines()[-5:]) or "nothing"
         raise RuntimeError(
             f"peer {name}: `{shlex.join(command)}` ended with status {done.returncode} and said: {said}. Expected it "
-            "to install; check the network and the disk and start again, or name a ready environment with --peer-python."
+            "to install; check the network and the disk and start again, or pass a ready environment's interpreter."
         )

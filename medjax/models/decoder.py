@@ -62,7 +62,7 @@ class Decoder(nn.Module):
 
         def layer(block, x, inputs):
             kind, own, shared = inputs
-            angle, window = angles[0], None
+            angle, window = angles[c.rope_index[0]], None
             if c.is_mixed:  # layers differ in reach or frequencies: choose by data, so that one block serves all
                 angle = jax.tree.map(lambda *options: jnp.stack(options)[kind["rope"]], *angles)
                 window = kind["window"]

@@ -96,6 +96,11 @@ def from_hugging_face(config: Mapping[str, Any], where: str = "config.json") -> 
     Raises ValueError naming the key for anything missing or unsupported.
     """
     family = config.get("model_type")
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{where}: got a quantization_config, which is not supported in safetensors; "
+            "take the unquantised checkpoint, or its GGUF form."
+        )
     if family == "gemma3" and "text_config" in config:  # image-and-text checkpoints keep the decoder's part apart
         config, family = config["text_config"], "gemma3_text"
     if family not in FAMILIES:
@@ -109,7 +114,7 @@ def from_hugging_face(config: Mapping[str, Any], where: str = "config.json") -> 
             raise ValueError(f"{where}: key {key!r} is missing; a {family} checkpoint must give it.")
         return config[key]
 
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if config.get(key):
             raise ValueError(f"{where}: got {key}={config[key]}, which is not supported; it must be null.")
     layers, embed, heads = need("num_hidden_layers"), need("hidden_size"), need("num_attention_heads")
@@ -118,10 +123,10 @@ def from_hugging_face(config: Mapping[str, Any], where: str = "config.json") -> 
     act = need("hidden_activation" if gemma else "hidden_act")
     if act not in _ACTIVATIONS:
         raise ValueError(f"{where}: got activation {act!r}, supported are {', '.join(_ACTIVATIONS)}.")
-    windows = _windows(config, family, layers, need)
+    windows = _windows(config, family, layers, need, where)
     ropes, index = _ropes(config, where, neox, gemma, head_dim, windows)
     bias = bool(config.get("attention_bias", neox or family == "qwen2"))
-    return DecoderConfig(
+    fields: dict[str, Any] = dict(
         family=family,
         vocab_size=need("vocab_size"),
         layers=layers,
@@ -149,24 +154,30 @@ def from_hugging_face(config: Mapping[str, Any], where: str = "config.json") -> 
         embed_scale=embed**0.5 if gemma else 1.0,
         tied=bool(config.get("tie_word_embeddings", gemma)),
     )
+    try:
+        return DecoderConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _windows(config, family, layers, need) -> tuple[int, ...]:
+def _windows(config, family, layers, need, where) -> tuple[int, ...]:
     """Per layer, how many positions a token sees (0: all)."""
-    size = config.get("sliding_window")
-    if not size or family in ("llama", "gpt_neox"):
+    if family in ("llama", "gpt_neox") or (family in ("qwen2", "qwen3") and not config.get("use_sliding_window")):
         return (0,) * layers
-    kinds = config.get("layer_types")
+    if family == "mistral":  # null is full attention, but a file without the key would mean the format's 4096
+        if "sliding_window" not in config:
+            raise ValueError(f"{where}: key 'sliding_window' is missing; a mistral checkpoint must give it (or null).")
+        return (config["sliding_window"] or 0,) * layers
+    size, kinds = need("sliding_window"), config.get("layer_types")
     if kinds:
+        unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
+        if unknown:
+            raise ValueError(f"{where}: got layer_types {unknown}, supported are sliding_attention, full_attention.")
         return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
-    if family == "mistral":
-        return (size,) * layers
     if family == "gemma3_text":
         period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern")) or need("layer_types")
         return tuple(0 if (i + 1) % period == 0 else size for i in range(layers))
-    if config.get("use_sliding_window"):
-        return tuple(size if i >= need("max_window_layers") else 0 for i in range(layers))
-    return (0,) * layers
+    return tuple(size if i >= need("max_window_layers") else 0 for i in range(layers))
 
 
 def _ropes(config, where, neox, gemma, head_dim, windows) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
@@ -175,30 +186,36 @@ def _ropes(config, where, neox, gemma, head_dim, windows) -> tuple[tuple[Rope, .
     share = config.get("rotary_pct", config.get("partial_rotary_factor"))
     length = config.get("max_position_embeddings")
 
-    def one(parameters: Mapping[str, Any], theta: Any) -> Rope:
+    def one(parameters: Mapping[str, Any], key: str) -> Rope:
+        theta = config.get(key)
         part = parameters.get("partial_rotary_factor", share)
+        if neox and part is None:
+            raise ValueError(f"{where}: key 'rotary_pct' is missing; a gpt_neox checkpoint must give it.")
         dim = int(head_dim * part) if part else head_dim
-        return _rope({"rope_theta": theta, **parameters}, dim, length, where)
+        return _rope({"rope_theta": theta, **parameters}, dim, length, where, key)
 
     if gemma:
         if "full_attention" in new:
-            full, near = one(new["full_attention"], None), one(new["sliding_attention"], None)
+            full, near = one(new["full_attention"], "rope_theta"), one(new.get("sliding_attention") or {}, "rope_theta")
         else:
-            scaling = config.get("rope_scaling") or {}
-            full = one(scaling, config.get("rope_theta"))
-            near = one({}, config.get("rope_local_base_freq"))
+            full = one(config.get("rope_scaling") or {}, "rope_theta")
+            near = one({}, "rope_local_base_freq")
         return (full, near), tuple(1 if window else 0 for window in windows)
-    theta = config.get("rotary_emb_base") if neox and "rope_theta" not in config else config.get("rope_theta")
-    return (one(new or config.get("rope_scaling") or {}, theta),), (0,) * len(windows)
+    key = "rotary_emb_base" if neox and "rope_theta" not in config else "rope_theta"
+    return (one(new or config.get("rope_scaling") or {}, key),), (0,) * len(windows)
 
 
-def _rope(parameters: Mapping[str, Any], dim: int, length: int | None, where: str) -> Rope:
-    """One Rope from a `rope_parameters` or `rope_scaling` table with its theta."""
+def _rope(parameters: Mapping[str, Any], dim: int, length: int | None, where: str, key: str) -> Rope:
+    """One Rope from a `rope_parameters` or `rope_scaling` table with its theta, which the top level calls `key`."""
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta")
     if theta is None:
-        raise ValueError(f"{where}: no rope_theta, neither at the top level nor in rope_parameters; it must be given.")
-    original = parameters.get("original_max_position_embeddings") or length
+        raise ValueError(
+            f"{where}: no {key} at the top level and no rope_theta in rope_parameters; the checkpoint must give one: "
+            "add the base that it was trained with (10000 for Llama 1 and 2)."
+        )
+    # dynamic stretches from max_position_embeddings, whatever else the table says
+    original = (kind != "dynamic" and parameters.get("original_max_position_embeddings")) or length
     factor, magnitude = parameters.get("factor"), 1.0
     low, high = parameters.get("low_freq_factor"), parameters.get("high_freq_factor")
     if kind == "yarn":

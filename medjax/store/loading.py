@@ -1,7 +1,7 @@
 """Weights into place: one file tensor at a time, straight into stacked, sharded arrays.
 
-Of a stacked parameter only the shard being filled exists on the host, in the target dtype; above the model itself the
-host holds one stacked parameter and one layer's tensor.
+Every file tensor is read once and cut into the shards of this process's devices. Above the model itself the host holds
+one stacked parameter, in the target dtype, and one layer's tensor.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,9 @@ from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Rules, is_box, partition_spec
 from medjax.store.names import Leaf
 from medjax.store.sources import Source, open_source
+
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def load_decoder(
 
     Raises ValueError or FileNotFoundError that name the tensor and the file.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}.")
     source = open_source(path)
     mesh = mesh or make_mesh("", jax.local_devices())
     abstract = jax.tree_util.tree_leaves_with_path(abstract_params(source.config), is_leaf=is_box)
@@ -71,27 +76,22 @@ def _load_leaf(
 ) -> jax.Array:
     shape = box.value.shape
     sharding = NamedSharding(mesh, partition_spec(box.names, shape, mesh, rules))
-    held: dict[str, np.ndarray] = {}  # replicas ask for the same shard again
-
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        key = str(index)
-        if key not in held:
-            held.clear()
-            if leaf.is_stacked:
-                layers = range(*index[0].indices(shape[0]))
-                rest = tuple(len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True))
-                out = np.empty((len(layers), *rest), dtype)
-                for row, layer in enumerate(layers):
-                    out[row] = _read(source, leaf, leaf.name.format(layer))[index[1:]]
-            else:
-                out = np.ascontiguousarray(_read(source, leaf, leaf.name)[index], dtype)
-            held[key] = out
-        return held[key]
-
-    array = jax.make_array_from_callback(shape, sharding, shard)
-    if array.shape != shape:  # pragma: no cover - the callback's shapes are checked tensor by tensor
-        raise ValueError(f"{leaf.name}: got shape {array.shape}, expected {shape}.")
-    return array
+    # replicas share a shard, so it is kept by what it covers
+    indices = {str(index): index for index in sharding.addressable_devices_indices_map(shape).values()}
+    shards = {key: np.empty(sharding.shard_shape(shape), dtype) for key in indices}
+    if leaf.is_stacked:
+        for layer in range(shape[0]):
+            rows = {key: range(*index[0].indices(shape[0])) for key, index in indices.items()}
+            wanted = [key for key in indices if layer in rows[key]]
+            if wanted:
+                tensor = _read(source, leaf, leaf.name.format(layer))
+                for key in wanted:
+                    shards[key][layer - rows[key].start] = tensor[indices[key][1:]]
+    else:
+        tensor = _read(source, leaf, leaf.name)
+        for key, index in indices.items():
+            shards[key][...] = tensor[index]
+    return jax.make_array_from_callback(shape, sharding, lambda index: shards[str(index)])
 
 
 def _read(source: Source, leaf: Leaf, name: str) -> np.ndarray:
@@ -104,5 +104,10 @@ def _read(source: Source, leaf: Leaf, name: str) -> np.ndarray:
     if tensor.shape != leaf.shape:
         raise ValueError(
             f"{source.location(name)}: tensor {name} has shape {tensor.shape}, expected {leaf.shape} by the config."
+        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
+        raise ValueError(
+            f"{source.location(name)}: tensor {name} has type {tensor.dtype}, expected float32, float16 or bfloat16; "
+            "take the unquantised checkpoint, or its GGUF form."
         )
     return leaf.from_file(tensor)

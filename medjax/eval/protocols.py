@@ -1,0 +1,267 @@
+"""Protocols: the exact bytes of a prompt, what the model is asked to do, and how its answer is read.
+
+  strict          generation; the answer is a set of letters (or a number), anything else is unparsed and counted
+  choice-logprob  no generation: the choice whose text (or letter) is most probable; for N answers the N most probable
+  kasai           the IgakuQA authors' format: their demonstrations, the number of answers told, exact set, nothing trimmed
+  gestalt         the japanese-lm-med-harness: answer text against choice texts by similarity; for comparison only
+
+A question is put as a conversation (system, demonstrations, question). With a chat template it is rendered by it,
+otherwise its texts are joined by newlines. Every score carries a protocol id such as "kasai-3shot". The wording of
+`strict` and `choice-logprob` is medjax's own; the bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medjax.data.qa import Item
+from medjax.data.text.chat import ChatTemplate
+from medjax.eval.settings import ProtocolSettings
+from medjax.eval.tasks import LoadedTask
+
+NAMES = ("strict", "choice-logprob", "kasai", "gestalt")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered question: context text, and for choice-logprob the continuations to score (one a choice).
+
+    is_chat  the text was made by a chat template and holds special tokens
+    """
+
+    text: str
+    continuations: tuple[str, ...] = ()
+    is_chat: bool = False
+
+
+@dataclass(frozen=True)
+class _Wording:
+    """Texts of one language; `one` and `many` say how to answer."""
+
+    system: str
+    question: str
+    one: str
+    many: str
+    number: str
+    answer: str
+
+
+_OWN = {
+    "ja": _Wording(
+        system="医学の試験問題に答えます。",
+        question="問題: ",
+        one="正しい選択肢の記号を1つだけ答えてください。",
+        many="正しい選択肢の記号を{n}つ、コンマで区切って答えてください。",
+        number="数値だけを答えてください。",
+        answer="答え:",
+    ),
+    "en": _Wording(
+        system="You answer medical examination questions.",
+        question="Question: ",
+        one="Reply with the letter of the correct choice only.",
+        many="Reply with the letters of the {n} correct choices only, separated by commas.",
+        number="Reply with the number only.",
+        answer="Answer:",
+    ),
+}
+_KASAI_SYSTEM = {"ja": "医師国家試験を解きます。", "en": "Let's try Japan's medical license exam."}
+_GESTALT = {
+    "ja": "### 質問\n{{ instruction }}\n### 選択肢\n{{ input }}\n### 正しい選択肢の文\n",
+    "en": "### Question\n{{ instruction }}\n### Choices\n{{ input }}\n### Text of the correct choice\n",
+}
+
+
+class Protocol:
+    """One protocol with its settings.
+
+    template  source of a prompt template that replaces the protocol's own wording of the question, or None
+    """
+
+    def __init__(self, name: str, settings: ProtocolSettings, template: str | None = None):
+        if name not in NAMES:
+            raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(NAMES)}.")
+        if name == "gestalt" and settings.num_fewshot:
+            raise ValueError("protocol: gestalt is a zero-shot protocol; set num_fewshot to 0.")
+        self.name = name
+        self.settings = settings
+        self._templates: dict[str, PromptTemplate] = {}
+        self._template = template
+
+    @property
+    def id(self) -> str:
+        """Name with everything that makes scores differ, such as "choice-logprob-letter-3shot"."""
+        parts = [self.name]
+        if self.name == "choice-logprob":
+            parts += [self.settings.continuation] if self.settings.continuation != "text" else []
+            parts += [f"per-{self.settings.normalise}"] if self.settings.normalise != "sum" else []
+        if self._template is not None:
+            parts.append("template")
+        return "-".join([*parts, f"{self.settings.num_fewshot}shot"])
+
+    @property
+    def generates(self) -> bool:
+        return self.name != "choice-logprob"
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.settings.max_new_tokens or (256 if self.name == "gestalt" else 32)
+
+    def stop(self, is_chat: bool) -> tuple[str, ...]:
+        """Texts that end an answer once something visible was written; in a chat the model ends its turn itself."""
+        return () if is_chat and self.name != "gestalt" else ("\n",)
+
+    def asks(self, item: Item, language: str) -> bool:
+        """Whether the protocol puts this item at all; gestalt leaves out what its harness leaves out."""
+        from medjax.eval.gestalt import is_asked
+
+        return self.name != "gestalt" or is_asked(item, language)
+
+    def prompt(self, item: Item, demonstrations: Sequence[Item], language: str, chat: ChatTemplate | None) -> Prompt:
+        """The prompt of an item, in bytes that depend on nothing else."""
+        turns = [(self._question(demo, language), self._gold(demo)) for demo in demonstrations]
+        system = None
+        if self._template is None and self.name != "gestalt":
+            system = _KASAI_SYSTEM[language] if self.name == "kasai" else _OWN[language].system
+        question = self._question(item, language)
+        if chat:
+            messages = [{"role": "system", "content": system}] if system else []
+            for user, assistant in turns:
+                messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+            text = chat.render([*messages, {"role": "user", "content": question}])
+        else:
+            lines = [system] if system else []
+            lines += [part for turn in turns for part in turn]
+            text = "\n".join([*lines, question])
+        return Prompt(text, self._continuations(item, text), is_chat=chat is not None)
+
+    def _continuations(self, item: Item, text: str) -> tuple[str, ...]:
+        if self.generates:
+            return ()
+        values = item.letters if self.settings.continuation == "letter" else item.choices
+        # after a newline (chat turns, template headers) an answer starts flush, after "答え:" with a blank
+        blank = "" if text.endswith("\n") else " "
+        # a blank choice text (it occurs) must still be scored: its letter stands in
+        return tuple(blank + (value.strip() or letter) for value, letter in zip(values, item.letters, strict=True))
+
+    def _gold(self, item: Item) -> str:
+        if self.generates or self.settings.continuation == "letter":
+            return ",".join(item.answer)
+        return ",".join(item.choices[item.letters.index(letter)] for letter in item.answer)
+
+    def _question(self, item: Item, language: str) -> str:
+        if self._template is not None or self.name == "gestalt":
+            source = self._template if self._template is not None else _GESTALT[language]
+            if language not in self._templates:
+                self._templates[language] = PromptTemplate(source)
+            return self._templates[language].render(item)
+        if self.name == "kasai":
+            return _kasai_question(item, language)
+        words = _OWN[language]
+        lines = [item.context] if item.context else []
+        lines.append(words.question + item.question)
+        lines += [f"{letter}. {choice}" for letter, choice in zip(item.letters, item.choices, strict=True)]
+        if self.generates:
+            ask = words.number if item.is_numeric else words.one if item.num_answers == 1 else words.many
+            lines.append(ask.format(n=item.num_answers))
+        return "\n".join([*lines, words.answer])
+
+
+class PromptTemplate:
+    """A prompt template with {{instruction}} (the question) and {{input}} (choice texts joined by ",").
+
+    Also given: question, choices, letters, context, num_answers. Rendered in a sandbox; keeps its last newline.
+    """
+
+    def __init__(self, source: str):
+        from jinja2 import TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"template, line {error.lineno}: {error.message}; expected Jinja or Liquid braces.") from None
+
+    def render(self, item: Item) -> str:
+        from jinja2 import TemplateError
+
+        question = f"{item.context}\n{item.question}" if item.context else item.question
+        try:
+            return self._template.render(
+                instruction=question,
+                input=",".join(item.choices),
+                question=item.question,
+                choices=list(item.choices),
+                letters=list(item.letters),
+                context=item.context,
+                num_answers=item.num_answers,
+            )
+        except TemplateError as error:
+            raise ValueError(f"template: {error}; expected only the variables named in docs/protocols.md.") from None
+
+
+def read_template(path: str | Path) -> str:
+    """A template file's text. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        source = Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}).") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such template file.") from None
+    if "{{" not in source:
+        raise ValueError(f"{path}: no {{{{instruction}}}} in it; a template must say where the question goes.")
+    return source
+
+
+def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, fixed: bool) -> list[Item]:
+    """The worked examples for an item, never the item itself.
+
+    fixed    the first `count` of the pool in its order (the IgakuQA authors' three); else a choice by seed that is the
+             same for every item of the task, with one in reserve for the item that is itself among them, so that the
+             examples are a prefix all items share
+    Raises ValueError when the pool is too small.
+    """
+    if count == 0:
+        return []
+    pool = list(task.fewshot)
+    reserve = 1 if task.pool_is_test else 0
+    if len(pool) < count + reserve:
+        raise ValueError(
+            f"task {task.name}: got num_fewshot={count}, its pool holds {len(pool)} demonstrations"
+            f"{' (one is kept in reserve)' if reserve else ''}; ask for fewer."
+        )
+    chosen = pool[: count + reserve] if fixed else random.Random(f"{seed}:{task.name}").sample(pool, count + reserve)
+    return [demo for demo in chosen if demo.id != item.id][:count]
+
+
+def _kasai_question(item: Item, language: str) -> str:
+    if language == "ja":
+        text = f"問題: {item.question}"
+        ask = f"必ずa,b,c,d,eの中からちょうど{item.num_answers}個選んでください。\n答え:"
+    else:
+        text = f"Problem: {item.question}"
+        ask = f"Choose exactly {item.num_answers} correct choice(s) from a, b, c, d, e.\nAnswer:"
+    if item.is_numeric:
+        return text
+    choices = [f"{letter}: {choice}" for letter, choice in zip(item.letters, item.choices, strict=True)]
+    return "\n".join([text, *choices, ask])
+
+
+def normalised(logprobs: Sequence[float], texts: Sequence[str], tokens: Sequence[int]) -> Mapping[str, list[float]]:
+    """Log-probabilities of continuations by every normalisation.
+
+    texts   the continuations without their leading blank; tokens how many tokens each has
+    """
+    return {
+        "sum": list(logprobs),
+        "token": [value / max(count, 1) for value, count in zip(logprobs, tokens, strict=True)],
+        "byte": [value / max(len(text.encode()), 1) for value, text in zip(logprobs, texts, strict=True)],
+        "character": [value / max(len(text), 1) for value, text in zip(logprobs, texts, strict=True)],
+    }
+
+
+def pick(values: Sequence[float], letters: Sequence[str], count: int) -> tuple[str, ...]:
+    """The letters of the `count` largest values, sorted; the first letter wins a tie."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    return tuple(sorted(letters[i] for i in order[:count]))

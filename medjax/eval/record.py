@@ -1,0 +1,98 @@
+"""What a score needs to be published and repeated: versions, devices, the command, and the identity of a run."""
+
+import hashlib
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+import medjax
+from medjax.config import to_dict
+from medjax.eval.settings import EvalSettings
+from medjax.infer.language_model import LanguageModel
+
+
+def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a result to the last bit; a difference starts a new run.
+
+    evaluations  id -> digests of data and prompts
+    """
+    return {
+        "model": model.digest,
+        "tokenizer": model.tokenizer.digest,
+        "dtype": settings.model.dtype,
+        "engine": {**asdict(settings.engine), "compilation_cache": None, "devices": devices(model)},
+        "seed": settings.seed,
+        "resamples": settings.resamples,
+        "protocol": {"normalise": settings.protocol.normalise, "max_new_tokens": settings.protocol.max_new_tokens},
+        "evaluations": dict(evaluations),
+        "versions": versions(),
+    }
+
+
+def protocol_record(settings: EvalSettings, model: LanguageModel) -> dict[str, Any]:
+    """The part of results.json that says what was run, on what, with what."""
+    return {
+        "command": command(settings),
+        "model": {
+            "name": model.name,
+            "digest": model.digest,
+            "parameters": sum(int(x.size) for x in jax.tree.leaves(model.decoder.params)),
+            "dtype": settings.model.dtype,
+            "tokenizer_digest": model.tokenizer.digest,
+            "chat_template_sha256": sha256_text(model.chat.source) if model.chat else None,
+        },
+        "seed": settings.seed,
+        "versions": versions(),
+        "devices": devices(model),
+        "mesh": {axis: size for axis, size in model.decoder.mesh.shape.items() if size > 1},
+    }
+
+
+def command(settings: EvalSettings) -> str:
+    """The command line that repeats a run: every setting that is not the default."""
+    usual = _flat(to_dict(EvalSettings()))
+    own = _flat(to_dict(settings))
+    parts = [f"--{key} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
+    return " ".join(["python -m medjax.eval", *parts])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import flax
+    import numpy
+
+    return {
+        "medjax": medjax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def devices(model: LanguageModel) -> str:
+    """Number and kind of the devices that a model lies on, such as "1 x cpu"."""
+    flat = model.decoder.mesh.devices.ravel()
+    return f"{len(flat)} x {flat[0].device_kind}"
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{at}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -1,0 +1,55 @@
+"""What a finished run prints: one table, what it means, where everything lies, and the next command."""
+
+from typing import Any
+
+from medjax.report.table import text_table
+
+
+def print_summary(results: dict[str, Any]) -> None:
+    """Print the table of a results.json."""
+    record = results["medjax"]
+    rows = [_row(evaluation) for evaluation in record["evaluations"]]
+    header = ["set", "protocol", "items", "accuracy (95 % interval)", "chance", "points", "unparsed", "prohibited"]
+    print()
+    print(text_table(rows, header, align="llrrrrrr"))
+    for evaluation in record["evaluations"]:
+        for exam, score in evaluation["scores"]["by_exam"].items():
+            verdict = score["verdict"]
+            if verdict["result"] in ("pass", "fail"):
+                reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
+                print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
+    print()
+    work = [evaluation["work"] for evaluation in record["evaluations"]]
+    computed, saved = (sum(w[key] for w in work) for key in ("tokens_computed", "tokens_saved"))
+    compiled = record["compiled_seconds"]
+    print(
+        f"{computed:,} tokens computed, {saved:,} saved by sharing; {len(compiled)} programs compiled in "
+        f"{sum(compiled.values()):.0f} s; {record['wall_seconds']:.0f} s in all"
+    )
+    print(f"results  {record['folder']}/results.json  (every item: samples.jsonl, to look at: report.html)")
+    print(f"next     {_next(record)}")
+
+
+def _row(evaluation: dict[str, Any]) -> list[str]:
+    score = evaluation["scores"]
+    low, high = score["accuracy_interval"]
+    return [
+        f"{evaluation['task']} ({evaluation['language']})",
+        evaluation["protocol"],
+        str(score["items"]),
+        f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})",
+        f"{score['chance']['accuracy']:.1%}",
+        f"{score['points']:g} / {score['points_total']:g}",
+        str(score["unparsed"]),
+        str(score["prohibited"]),
+    ]
+
+
+def _next(record: dict[str, Any]) -> str:
+    """A command that goes one step further than this run did."""
+    model = "" if record["model"]["name"] == "smollm2-135m" else f" --model {record['model']['name']}"
+    if all(evaluation["task"] == "mini" for evaluation in record["evaluations"]):
+        return f"python -m medjax.eval{model} --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50"
+    if any(evaluation["limit"] for evaluation in record["evaluations"]):
+        return f"{record['command']} --limit none  (all items)"
+    return "python -m medjax.eval --model <another model> with the same sets and protocol, to compare"
