@@ -5,13 +5,13 @@ together, several tokens a dispatch, until every one has met an end-of-sequence 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from medjax.data.text.tokenizer import Tokenizer
-from medjax.infer.packing import MIN_ROW, Row, bucket, plan
+from medjax.infer.packing import MIN_ROW, Plan, Row, plan
 from medjax.infer.programs import Programs
 from medjax.infer.scorer import Work
 from medjax.nn.attention import Prefix
@@ -72,39 +72,43 @@ class Generator:
                 )
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        todo = [batch for batch in batches if not all(i in results for i in batch)]
-        if todo:
-            shared = plan(prompts, row_tokens=self.row_tokens).prefix
-            prefix = self.programs.prefix(shared, max(MIN_ROW, min(self.row_tokens, 512)))
-            self.work += Work(tokens_computed=len(shared))
-            for batch in todo:
-                found = self._run([prompts[i] for i in batch], len(shared), prefix, max_new_tokens, stop)
-                new = dict(zip(batch, found, strict=True))
-                results.update(new)
-                if on_generations:
-                    on_generations(new)
+        shared = plan(prompts, row_tokens=self.row_tokens).prefix
+        own = [prompt[len(shared) :] for prompt in prompts]
+        # what is left has no prefix to split off
+        packed = [plan([own[i] for i in b], row_tokens=self.row_tokens, min_prefix=limit) for b in batches]
+        room = -(-(max(map(len, own), default=0) + max_new_tokens) // _CACHE_STEP) * _CACHE_STEP
+        prefix = None
+        for batch, rows in zip(batches, packed, strict=True):
+            if all(i in results for i in batch):
+                continue
+            prefix = prefix or self.programs.prefix(shared, max(MIN_ROW, min(self.row_tokens, 512)))
+            found = self._run([own[i] for i in batch], rows, room, len(shared), prefix, max_new_tokens, stop)
+            new = dict(zip(batch, found, strict=True))
+            results.update(new)
+            if on_generations:
+                on_generations(new)
+        made = sum(len(generation.tokens) for generation in results.values())
+        self.work += Work(
+            tokens_requested=sum(map(len, prompts)) + made,
+            tokens_computed=len(shared) + sum(rows.tokens for rows in packed) + made,
+        )
         return [results[i] for i in range(len(prompts))]
 
-    def _run(
-        self, prompts: list[tuple[int, ...]], shared: int, prefix: Prefix | None, max_new: int, stop: Sequence[str]
-    ) -> list[Generation]:
+    def _run(self, own, packed: Plan, room: int, shared: int, prefix: Prefix | None, max_new, stop) -> list[Generation]:
+        """One batch: own are the prompts without the prefix, packed their rows."""
         b, p = self.batch_size, self.programs
-        own = [prompt[shared:] for prompt in prompts]
-        room = max(len(tokens) for tokens in own) + max_new
-        cache = p.empty_cache(b, -(-room // _CACHE_STEP) * _CACHE_STEP)
+        cache = p.empty_cache(b, room)
         first = np.zeros(b, np.int32)
-        packed = plan(own, row_tokens=self.row_tokens, min_saving=2**62)  # the prefix is cut off already
         for length, rows in packed.rows.items():
             for start in range(0, len(rows), p.data_shards):
                 part = [_shifted(row, shared) for row in rows[start : start + p.data_shards]]
-                cache, tokens = p.prefill(part, bucket(length, self.row_tokens), prefix, cache)
+                cache, tokens = p.prefill(part, length, prefix, cache)
                 chosen = np.asarray(tokens)
                 for row in part:
                     first[row.sequences] = chosen[row.sequences]
         lengths = np.ones(b, np.int32)
         lengths[: len(own)] = [len(tokens) for tokens in own]
-        self.work += Work(sum(map(len, prompts)) + len(prompts) * max_new, packed.tokens)
-        return self._decode(len(prompts), first, lengths, cache, prefix, max_new, stop)
+        return self._decode(len(own), first, lengths, cache, prefix, max_new, stop)
 
     def _decode(self, count, first, lengths, cache, prefix, max_new, stop) -> list[Generation]:
         ends = set(self.tokenizer.eos_ids)
@@ -118,7 +122,6 @@ class Generator:
                 if finished[i] is None:
                     outputs[i] += new[i].tolist()
                     finished[i] = self._finish(outputs[i], ends, stop, max_new)
-                    self.work += Work(tokens_computed=DECODE_STEPS)
         return [generation for generation in finished if generation is not None]
 
     def _finish(self, ids: list[int], ends: set[int], stop: Sequence[str], max_new: int) -> Generation | None:
@@ -138,6 +141,5 @@ class Generator:
 
 
 def _shifted(row: Row, shared: int) -> Row:
-    """Positions of a row that was packed without its prefix."""
-    row.positions = [position + shared for position in row.positions]
-    return row
+    """A row that was packed without its prefix, with the positions it has after it."""
+    return replace(row, positions=[position + shared for position in row.positions])

@@ -56,7 +56,7 @@ class Row:
 
 @dataclass
 class Plan:
-    """prefix: tokens common to all sequences; rows: by length bucket, longest bucket first."""
+    """prefix: tokens common to all sequences; rows: by their length in the program, longest first."""
 
     prefix: tuple[int, ...]
     rows: dict[int, list[Row]]
@@ -77,14 +77,14 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def plan(
-    sequences: Sequence[tuple[int, ...]], *, row_tokens: int, keep: Sequence[int] = (), min_saving: int = 2048
+    sequences: Sequence[tuple[int, ...]], *, row_tokens: int, keep: Sequence[int] = (), min_prefix: int = 128
 ) -> Plan:
     """Pack token sequences into rows.
 
     sequences   what must be run, one a request; repeats cost nothing
     row_tokens  usual row length, a multiple of MIN_ROW; a longer sequence gets a row of the next power of two
     keep        per sequence: its last `keep` tokens must stand in the row itself, because something is read there
-    min_saving  a prefix is split off only if that saves at least this many tokens, and at least one program's worth
+    min_prefix  a common beginning shorter than this stays in the rows: its keys would fill a small part of a block
     """
     if row_tokens % MIN_ROW or row_tokens <= 0:
         raise ValueError(f"row_tokens: got {row_tokens}, expected a multiple of {MIN_ROW}.")
@@ -95,28 +95,22 @@ def plan(
     shared = common_length(sequences[order[0]], sequences[order[-1]])
     shared = min(shared, *(len(s) - k for s, k in zip(sequences, kept, strict=True)))
     units = _units([sequences[i] for i in order], shared, row_tokens)
-    if shared * (len(units) - 1) < min_saving:
+    if shared < min_prefix or len(units) == 1:
         shared = 0
         units = _units([sequences[i] for i in order], shared, row_tokens)
-    bins = _best_fit(units, row_tokens)
+    laid_out = []
+    for members in _best_fit(units, row_tokens):
+        indices = (order[m] for unit in members for m in range(*unit.members))
+        laid_out.append(_lay_out(sequences, sorted(indices, key=lambda i: sequences[i]), shared))
     rows: dict[int, list[Row]] = {}
-    for members in bins:
-        indices = sorted(order[m] for unit in members for m in range(*unit.members))
-        row = _lay_out(sequences, sorted(indices, key=lambda i: sequences[i]), shared)
-        rows.setdefault(bucket(len(row.tokens), row_tokens), []).append(row)
-    prefix = tuple(sequences[order[0]][:shared])
-    return Plan(prefix, dict(sorted(rows.items(), reverse=True)))
-
-
-def bucket(tokens: int, row_tokens: int) -> int:
-    """The row length for so many tokens: a quarter, one, or a power-of-two multiple of row_tokens: few shapes."""
-    quarter = max(MIN_ROW, row_tokens // 4 // MIN_ROW * MIN_ROW)
-    if tokens <= quarter:
-        return quarter
-    size = row_tokens
-    while size < tokens:
-        size *= 2
-    return size
+    for row in laid_out:
+        size = row_tokens
+        while size < len(row.tokens):
+            size *= 2
+        rows.setdefault(size, []).append(row)
+    if len(laid_out) == 1 and len(laid_out[0].tokens) <= row_tokens // 2:  # a small job gets a row of its own size
+        rows = {-(-len(laid_out[0].tokens) // MIN_ROW) * MIN_ROW: laid_out}
+    return Plan(tuple(sequences[order[0]][:shared]), dict(sorted(rows.items(), reverse=True)))
 
 
 @dataclass

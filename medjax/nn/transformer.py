@@ -127,12 +127,9 @@ class Mlp(nn.Module):
         d, f = c.embed, c.mlp
         bias = 1 if c.mlp_bias else 0
         act = ops.ACTIVATIONS[c.activation]
-        up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="up")(x)
-        if c.gated:
-            up = act(Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="gate")(x)) * up
-        else:
-            up = act(up)
-        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), bias, name="down")(up)
+        y = Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="up")(x)
+        y = act(Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="gate")(x)) * y if c.gated else act(y)
+        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), bias, name="down")(y)
 
 
 class Block(nn.Module):

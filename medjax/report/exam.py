@@ -52,15 +52,15 @@ def wilson_interval(correct: int, items: int) -> tuple[float, float]:
 def exam_report(results: Mapping[str, Any]) -> str:
     """Return the HTML page of a run.
 
-    results  what results.json of a run holds: the record under "medjax", and under "date" the seconds since 1970, if
-             known. Examples to show (at most 12) stand under "examples" of the record or of the results.
+    results  what results.json of a run holds: "medjax", the record with its evaluations and the examples to show (the
+             first 12 are), and "date", seconds since 1970, if known
 
     Raises ValueError when the record is missing or an evaluation lacks a field the page is made of.
     """
     record = _record(results)
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
     languages = {entry["id"]: entry["language"] for entry in record["evaluations"]}
-    examples = record.get("examples") or results.get("examples") or []
+    examples = record.get("examples", [])
     page = Environment(
         loader=PackageLoader("medjax.report", "."),
         autoescape=True,
@@ -77,7 +77,7 @@ def exam_report(results: Mapping[str, Any]) -> str:
         with_sections=any(evaluation["whole"]["parts"] for evaluation in evaluations),
         fold=len(evaluations) > _FOLD_ABOVE,
         axis=_axis(),
-        key=_plot(0.5, 0.3, 0.7, 0.2),
+        key=_plot(0.6, 0.3, 0.9, 0.05),
         examples=[_example(example, languages) for example in examples[:MOST_EXAMPLES]],
         examples_given=len(examples),
         run_record=list(_flat({key: record[key] for key in record if key not in ("evaluations", "examples")})),
@@ -92,10 +92,10 @@ def summary_figure(results: Mapping[str, Any]) -> str:
     """
     record = _record(results)
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
-    names = [_cut_to(evaluation["name"], 36) for evaluation in evaluations]
-    remarks = [_cut_to(f"{e['protocol']} · {_number(e['whole']['items'])} items", 42) for e in evaluations]
-    # 7.6 and 6.3 pixels a column: a generous mean of the fonts named above at sizes 14 and 12
-    widest = max([7.6 * display_width(name) for name in names] + [6.3 * display_width(text) for text in remarks])
+    names = [_cut_to(evaluation["name"], 32) for evaluation in evaluations]
+    remarks = [_cut_to(f"{_number(e['whole']['items'])} items · {e['protocol']}", 40) for e in evaluations]
+    # pixels a column: the mean of DejaVu Sans, the widest font to fall back on, at sizes 14 bold and 12
+    widest = max([8.8 * display_width(name) for name in names] + [7 * display_width(text) for text in remarks])
     left, right = 24 + math.ceil(max(120, widest)) + 20, _WIDTH - 210
     bottom = _TOP + _ROW * len(evaluations)
     model = record.get("model", {}).get("name", "unnamed model")
@@ -114,7 +114,7 @@ def summary_figure(results: Mapping[str, Any]) -> str:
         parts.append(_text(x, bottom + 17, f"{share:.0%}".replace("%", " %"), 12, _MUTED, anchor="middle"))
     for row, (evaluation, name, remark) in enumerate(zip(evaluations, names, remarks, strict=True)):
         parts += _figure_row(evaluation, name, remark, _TOP + _ROW * (row + 0.5), left, right)
-    legend = "●  accuracy      ━  95 % interval      ┆  by guessing"
+    legend = "●\u00a0accuracy \u2003━\u00a095 % interval \u2003┆\u00a0by guessing"
     parts.append(_text((left + right) / 2, bottom + 42, legend, 12, _MUTED, anchor="middle"))
     return Markup("\n").join([*parts, Markup("</svg>\n")])
 
@@ -159,16 +159,12 @@ def _record(results: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
     scores = entry["scores"]
-    guess = scores["chance"]["accuracy"]
     exams = [
         {"exam": exam, **_whole(score), "verdict": _verdict({exam: score})} for exam, score in scores["by_exam"].items()
     ]
     whole = _whole(scores)
     if len(exams) == 1:  # cut-offs are for one exam
         whole["parts"] = exams[0]["parts"]
-    # most items first: the same order for every model, intervals growing downwards
-    categories = sorted(scores["by_category"].items(), key=lambda pair: (-pair[1]["items"], pair[0]))
-    half = len(categories) if len(categories) <= _COLUMN else math.ceil(len(categories) / 2)
     return {
         "name": f"{entry['task']} · {entry['language']}",
         "language": entry["language"],
@@ -177,16 +173,7 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
         "whole": whole,
         "verdict": _verdict(scores["by_exam"]),
         "exams": exams if len(exams) > 1 else [],
-        "breakdowns": [
-            {"title": title, "label": label, "lang": lang, "rows": _bars(groups, guess)}
-            for title, label, lang, groups in (
-                ("By section", "Section", entry["language"], scores["by_section"]),
-                ("By length normalisation", "Log-probability", "en", _normalised(entry, scores["items"])),
-                ("By category", "Category", entry["language"], dict(categories[:half])),
-                ("By category, continued", "Category", entry["language"], dict(categories[half:])),
-            )
-            if groups
-        ],
+        "breakdowns": _breakdowns(entry),
         "remarks": list(_remarks(entry)),
         "record": list(_flat({key: entry[key] for key in entry if key not in ("scores", "normalised")})),
     }
@@ -226,6 +213,30 @@ def _verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
     return {"tone": tone, "label": label, "reasons": [f"{unfinished} incomplete"] if unfinished else []}
 
 
+def _breakdowns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    scores, language = entry["scores"], entry["language"]
+    guess = scores["chance"]["accuracy"]
+    # most items first: the same order for every model, and intervals widen downwards
+    categories = sorted(scores["by_category"].items(), key=lambda pair: (-pair[1]["items"], pair[0]))
+    split = len(categories) > _COLUMN
+    half = math.ceil(len(categories) / 2) if split else len(categories)
+    blocks = (
+        ("By section", "Section", language, scores["by_section"]),
+        ("By length normalisation", "Log-probability", "en", _normalised(entry, scores["items"])),
+        ("By category", "Category", language, dict(categories[:half])),
+        ("By category", "Category", language, dict(categories[half:])),
+    )
+    return [
+        {
+            **{"title": title, "label": label, "lang": lang, "rows": _bars(groups, guess)},
+            "split": split and number == 2,
+            "continued": number == 3,
+        }
+        for number, (title, label, lang, groups) in enumerate(blocks)
+        if groups
+    ]
+
+
 def _bars(groups: Mapping[str, Mapping[str, Any]], guess: float) -> list[dict[str, Any]]:
     rows = []
     for label, total in groups.items():
@@ -247,6 +258,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"{_percent(scores['chance']['accuracy'])} expected by guessing"
     if entry.get("limit") is not None:
         yield f"limited to {_number(entry['limit'])} questions"
+    if left_out := entry.get("data", {}).get("left_out_by_protocol"):
+        yield f"{_number(left_out)} left out, as the protocol cannot ask them"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"]:
         share = _percent(plain["accuracy"])
@@ -306,10 +319,10 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
         yield path, ", ".join(map(str, value))
     else:
-        yield path, "none" if value is None else str(value)
+        yield path, "none" if value in (None, {}, [], ()) else str(value)
 
 
 def _plot(accuracy: float, low: float, high: float, guess: float, *, bar: bool = False) -> Markup:
@@ -341,8 +354,8 @@ def _plot(accuracy: float, low: float, high: float, guess: float, *, bar: bool =
 
 def _axis() -> Markup:
     labels = [
-        Markup('<text x="{}%" y="100%" dy="-3" text-anchor="middle">{}</text>').format(at, text)
-        for at, text in ((0, "0"), (50, "50"), (100, "100 %"))
+        Markup('<text x="{}%" y="100%" dy="-3" text-anchor="{}">{}</text>').format(at, anchor, text)
+        for at, anchor, text in ((0, "start", "0"), (50, "middle", "50"), (100, "end", "100 %"))
     ]
     return Markup('<svg class="axis" aria-hidden="true">{}</svg>').format(Markup("").join(labels))
 
@@ -351,18 +364,14 @@ def _position(share: float, left: float, right: float) -> float:
     return left + share * (right - left)
 
 
-def _line(
-    x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1, dashed: bool = False
-) -> Markup:
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1, dashed: bool = False) -> Markup:
     dash = Markup(' stroke-dasharray="3 3"') if dashed else ""
-    return Markup(
-        '<line x1="{:.2f}" y1="{:g}" x2="{:.2f}" y2="{:g}" stroke="{}" stroke-width="{:g}"{}/>'
-    ).format(x1, y1, x2, y2, colour, width, dash)
+    return Markup('<line x1="{:.2f}" y1="{:g}" x2="{:.2f}" y2="{:g}" stroke="{}" stroke-width="{:g}"{}/>').format(
+        x1, y1, x2, y2, colour, width, dash
+    )
 
 
-def _text(
-    x: float, y: float, text: str, size: int, colour: str, *, weight: int = 400, anchor: str = "start"
-) -> Markup:
+def _text(x: float, y: float, text: str, size: int, colour: str, *, weight: int = 400, anchor: str = "start") -> Markup:
     return Markup(
         '<text x="{:.2f}" y="{:g}" font-size="{}" fill="{}" font-weight="{}" text-anchor="{}">{}</text>'
     ).format(x, y, size, colour, weight, anchor, text)

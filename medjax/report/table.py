@@ -1,9 +1,9 @@
 """A table for terminals whose columns stay straight with Japanese text.
 
-  task     │ accuracy
-  ─────────┼─────────
-  医師国試 │   38.3 %
-  mini     │    6.7 %
+task     │ accuracy
+─────────┼─────────
+医師国試 │   38.3 %
+mini     │    6.7 %
 """
 
 import unicodedata

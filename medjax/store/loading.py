@@ -4,6 +4,7 @@ Every file tensor is read once and cut into the shards of this process's devices
 one stacked parameter, in the target dtype, and one layer's tensor.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Rules, is_box, partition_spec
 from medjax.store.names import Leaf
 from medjax.store.sources import Source, open_source
-
 
 DTYPES = ("float32", "bfloat16")
 
@@ -77,8 +77,8 @@ def _load_leaf(
     shape = box.value.shape
     sharding = NamedSharding(mesh, partition_spec(box.names, shape, mesh, rules))
     # replicas share a shard, so it is kept by what it covers
-    indices = {str(index): index for index in sharding.addressable_devices_indices_map(shape).values()}
-    shards = {key: np.empty(sharding.shard_shape(shape), dtype) for key in indices}
+    indices = {str(index): index for index in sharding.addressable_devices_indices_map(shape).values() if index}
+    shards = {key: _aligned(sharding.shard_shape(shape), dtype) for key in indices}
     if leaf.is_stacked:
         for layer in range(shape[0]):
             rows = {key: range(*index[0].indices(shape[0])) for key, index in indices.items()}
@@ -94,12 +94,21 @@ def _load_leaf(
     return jax.make_array_from_callback(shape, sharding, lambda index: shards[str(index)])
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at a multiple of 64 bytes, which a CPU device takes over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 def _read(source: Source, leaf: Leaf, name: str) -> np.ndarray:
     try:
         tensor = source.read(name)
     except KeyError:
         raise ValueError(
-            f"{source.location(name)}: tensor {name} is missing; the checkpoint is incomplete or its config is not its own."
+            f"{source.location(name)}: tensor {name} is missing; "
+            "the checkpoint is incomplete, or its config belongs to another model."
         ) from None
     if tensor.shape != leaf.shape:
         raise ValueError(

@@ -87,7 +87,7 @@ class HuggingFaceSource:
             self._file_of = {name: folder / file for name, file in table.items()}
         elif (folder / "model.safetensors").is_file():
             file = folder / "model.safetensors"
-            self._file_of = {name: file for name in self._open(file).keys()}
+            self._file_of = dict.fromkeys(self._open(file).keys(), file)
         else:
             pickles = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
             if pickles:
@@ -119,7 +119,7 @@ class HuggingFaceSource:
         name = self._resolve(name)
         file = self._file_of[name]
         with self._open(file) as reader:
-            if name not in reader.keys():
+            if name not in set(reader.keys()):
                 raise KeyError(name)
             return reader.get_tensor(name)
 

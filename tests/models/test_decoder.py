@@ -1,0 +1,284 @@
+"""Every family against the plain NumPy float64 forward; real checkpoints against their oracles; faults are caught."""
+
+import copy
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy_decoder import forward
+from tiny_decoders import CONFIGS, TOKENS, bfloat16_tensors, load, logits, old_layout, random_tensors, write_folder
+
+from medjax.models.decoder import Decoder, abstract_params, unembedding
+from medjax.nn import ops
+from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
+
+TOLERANCE = 2e-5
+
+
+def length_of(name):
+    return len(TOKENS) if "dynamic" in name else None  # 150 tokens, beyond this checkpoint's 64
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """name -> (config, tensors, model loaded from a float32 folder), made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            tensors = random_tensors(CONFIGS[name])
+            folder = write_folder(tmp_path_factory.mktemp(name), CONFIGS[name], tensors)
+            made[name] = CONFIGS[name], tensors, load(folder)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_family_equals_numpy(models, name):
+    config, tensors, model = models(name)
+    got = logits(model, length=length_of(name))
+    want = forward(config, tensors, TOKENS, length_of(name))
+    assert want.std() > 0.5
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "qwen2-window", "gemma3", "neox-sequential"])
+def test_old_layout_sharded_bfloat16_equals_numpy(models, tmp_path, name):
+    """The other way in which the same checkpoint may lie on disk; float32 arithmetic on the rounded weights."""
+    config, tensors, model = models(name)
+    rounded = bfloat16_tensors(tensors)
+    other = load(write_folder(tmp_path, old_layout(config), rounded, shards=3))
+    assert other.config == model.config
+    np.testing.assert_allclose(logits(other), forward(config, rounded, TOKENS), rtol=0, atol=TOLERANCE)
+    assert np.abs(logits(other) - logits(model)).max() > 1e-2
+
+
+def without_scaling(config, tensors):
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+
+
+def other_theta(config, tensors):
+    config["rope_parameters"]["rope_theta"] *= 2
+
+
+def swapped_halves(config, tensors):
+    for name in tensors:
+        if "q_proj" in name or "k_proj" in name:
+            heads = tensors[name].reshape(-1, 2, config["head_dim"] // 2, *tensors[name].shape[1:])
+            tensors[name] = heads[:, ::-1].reshape(tensors[name].shape)
+
+
+def interleaved_rows(config, tensors):
+    for name in tensors:
+        if "q_proj" in name or "k_proj" in name:
+            heads = tensors[name].reshape(-1, 2, config["head_dim"] // 2, *tensors[name].shape[1:])
+            tensors[name] = heads.swapaxes(1, 2).reshape(tensors[name].shape)
+
+
+def window_off_by_one(config, tensors):
+    config["sliding_window"] += 1
+
+
+def window_from_the_first_layer(config, tensors):
+    config["max_window_layers"] = 0
+
+
+def no_query_norm(config, tensors):
+    for name in tensors:
+        if "q_norm" in name:
+            tensors[name] = np.ones_like(tensors[name])
+
+
+def ropes_exchanged(config, tensors):
+    full, local = config["rope_parameters"]["full_attention"], config["rope_parameters"]["sliding_attention"]
+    config["rope_parameters"] = {"full_attention": local, "sliding_attention": full}
+
+
+def other_scale(config, tensors):
+    config["query_pre_attn_scalar"] = config["head_dim"]
+
+
+def sequential(config, tensors):
+    config["use_parallel_residual"] = False
+
+
+def all_rotated(config, tensors):
+    config["rope_parameters"]["partial_rotary_factor"] = 1.0
+
+
+def no_biases(config, tensors):
+    for name in tensors:
+        if name.endswith("proj.bias"):
+            tensors[name] = np.zeros_like(tensors[name])
+
+
+FAULTS = [
+    ("llama", other_theta),
+    ("llama", swapped_halves),
+    ("llama", interleaved_rows),
+    ("llama-biases", no_biases),
+    ("llama-linear", without_scaling),
+    ("llama-dynamic", without_scaling),
+    ("llama-llama3", without_scaling),
+    ("llama-yarn", without_scaling),
+    ("mistral", window_off_by_one),
+    ("qwen2", no_biases),
+    ("qwen2-window", window_from_the_first_layer),
+    ("qwen3", no_query_norm),
+    ("gemma3", ropes_exchanged),
+    ("gemma3", other_scale),
+    ("gemma3", window_off_by_one),
+    ("neox-parallel", sequential),
+    ("neox-parallel", all_rotated),
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_fault_would_be_seen(models, name, fault):
+    """The comparison above is not vacuous: each of these mistakes moves the logits by far more than the tolerance."""
+    config, tensors, model = models(name)
+    config, tensors = copy.deepcopy(config), dict(tensors)
+    fault(config, tensors)
+    got = logits(model, length=length_of(name))
+    assert np.abs(got - forward(config, tensors, TOKENS, length_of(name))).max() > 1e-2
+
+
+def test_local_layers_alone_use_the_local_rope(tmp_path):
+    """A Gemma whose layers are all local still turns them by rope_local_base_freq."""
+    config = CONFIGS["gemma3"] | {"num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2}
+    tensors = random_tensors(config)
+    model = load(write_folder(tmp_path, config, tensors))
+    np.testing.assert_allclose(logits(model), forward(config, tensors, TOKENS), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_prefix_and_cache_equal_the_whole_row(models, name):
+    """90 tokens as a prefix, 20 as a packed row after it, 40 decoded one by one: the same hidden states as in one go."""
+    _, _, model = models(name)
+    c, params = model.config, model.params
+    decoder = Decoder(c)
+    whole = logits(model)
+    shape = (c.layers, PREFIX_BLOCK, c.kv_heads, c.head_dim)
+    run = jax.jit(
+        lambda tokens, where, positions, prefix: decoder.apply({"params": params}, tokens, positions, where, prefix)
+    )
+
+    def row(tokens, start, prefix):
+        padded = np.zeros((1, 128), np.int32)
+        padded[0, : len(tokens)] = tokens
+        index = jnp.arange(128)[None]
+        ends = jnp.where(index < len(tokens), len(tokens), index + 1)
+        hidden, kv = run(padded, forest(start + index, ends), start + index, prefix)
+        return hidden[0, : len(tokens)], [x[:, :, : len(tokens)] for x in kv]
+
+    empty = Prefix(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0))
+    first, kv = row(TOKENS[:90], 0, empty)
+    held = [jnp.full(shape, jnp.nan).at[:, 90:].set(7.0).at[:, :90].set(x[:, 0]) for x in kv]  # the rest is never read
+    prefix = Prefix(*held, jnp.int32(90))
+    second, kv = row(TOKENS[90:110], 90, prefix)
+    cache = [jnp.zeros((c.layers, 1, 64, c.kv_heads, c.head_dim)).at[:, :, :20].set(x) for x in kv]
+    hidden = [first, second]
+    for place in range(110, 150):
+        used = jnp.asarray([place - 90], jnp.int32)
+        one, new = run(jnp.asarray([[TOKENS[place]]]), Cache(*cache, used), jnp.asarray([[place]]), prefix)
+        cache = [old.at[:, :, place - 90].set(x[:, :, 0]) for old, x in zip(cache, new, strict=True)]
+        hidden.append(one[0])
+    got = jnp.concatenate(hidden) @ unembedding(params).T
+    np.testing.assert_allclose(got, whole, rtol=0, atol=TOLERANCE)
+
+
+def test_backends_agree(models):
+    _, _, model = models("gemma3")
+    index = jnp.arange(256)[None]
+    row = jnp.asarray([TOKENS + TOKENS[:106]])
+    reference, blockwise = (
+        Decoder(model.config, backend=backend).apply(
+            {"params": model.params}, row, index, forest(index, index * 0 + 256)
+        )[0]
+        for backend in ("reference", "blockwise")
+    )
+    np.testing.assert_allclose(blockwise, reference, rtol=0, atol=TOLERANCE)
+
+
+def test_bfloat16_compute_is_near_float32(models):
+    """The compute dtype reaches every layer, and angles and norms stay in float32: errors stay at bfloat16's size."""
+    _, _, model = models("llama")
+    index = jnp.arange(256)[None]
+    row = jnp.asarray([TOKENS + TOKENS[:106]])
+    exact, rounded = (
+        Decoder(model.config, dtype=dtype).apply({"params": model.params}, row, index, forest(index, index * 0 + 256))[
+            0
+        ]
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert rounded.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(rounded, np.float32) - exact)
+    assert 1e-3 < error.max() < 0.15
+    assert error.mean() < 0.02
+
+
+def test_abstract_params_are_those_that_load(models):
+    for name in ("llama", "llama-biases", "gemma3", "neox-parallel"):
+        _, tensors, model = models(name)
+        shapes = jax.tree.map(
+            lambda box: box.value.shape, abstract_params(model.config), is_leaf=lambda x: hasattr(x, "names")
+        )
+        assert shapes == jax.tree.map(lambda array: array.shape, model.params)
+        assert sum(array.size for array in jax.tree.leaves(model.params)) == sum(t.size for t in tensors.values())
+
+
+def test_matmul_params_counts_the_kernels(models):
+    for name in ("llama", "neox-parallel"):
+        _, tensors, model = models(name)
+        kernels = [t for key, t in tensors.items() if t.ndim == 2 and "layers" in key]
+        assert model.config.matmul_params == sum(kernel.size for kernel in kernels)
+
+
+def row_logprobs(model):
+    """A function from token ids to the log-probabilities of tokens 1…, and the arg-max after each."""
+    decoder = Decoder(model.config)
+
+    @jax.jit
+    def run(params, row, count):
+        index = jnp.arange(row.shape[1])[None]
+        ends = jnp.where(index < count, count, index + 1)
+        hidden = decoder.apply({"params": params}, row, index, forest(index, ends))[0][0]
+        found = ops.row_statistics(hidden, unembedding(params), 8192)
+        return ops.target_logits(hidden[:-1], unembedding(params), row[0, 1:]) - found.logsumexp[:-1], found.argmax
+
+    def logprobs(ids):
+        row = np.zeros((1, -(-len(ids) // 128) * 128), np.int32)
+        row[0, : len(ids)] = ids
+        found, best = run(model.params, row, len(ids))
+        return np.asarray(found)[: len(ids) - 1], np.asarray(best)[: len(ids)]
+
+    return logprobs
+
+
+def test_smollm2_oracle(smollm2_gguf, shared_data):
+    oracle = json.loads((shared_data / "oracles" / "smollm2_135m.json").read_text("utf-8"))
+    logprobs = row_logprobs(load(smollm2_gguf))
+    assert len(oracle["prompts"]) == 6
+    for prompt in oracle["prompts"]:
+        got, best = logprobs(prompt["token_ids"])
+        np.testing.assert_allclose(got, prompt["token_logprobs"][1:], rtol=0, atol=1e-4, err_msg=prompt["name"])
+        assert best[-1] == prompt["greedy"]["token_ids"][0]
+    long = oracle["long_prompt"]
+    got, _ = logprobs(long["token_ids"])
+    for entry in long["last8"]:
+        assert abs(got[entry["position"] - 1] - entry["logprob_of_this_token"]) < 1e-4
+
+
+def test_stories260k_oracle(shared_data):
+    oracle = json.loads((shared_data / "oracles" / "stories260k.json").read_text("utf-8"))
+    model = load(shared_data / "stories260K" / "stories260K.bin")
+    assert sum(array.size for array in jax.tree.leaves(model.params)) == 260_032
+    logprobs = row_logprobs(model)
+    for case in oracle["cases"]:
+        got, best = logprobs(case["token_ids"])
+        np.testing.assert_allclose(got, case["token_logprobs"][1:], rtol=0, atol=1e-4, err_msg=case["name"])
+        start = len(case["prompt_token_ids"])
+        assert best[start - 1 : -1].tolist() == case["token_ids"][start:]
