@@ -15,6 +15,7 @@ from medjax.nn import ops
 from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
 
 TOLERANCE = 2e-5
+TAIL = 384  # places of a row whose logits are read
 
 
 def length_of(name):
@@ -154,9 +155,9 @@ def test_local_layers_alone_use_the_local_rope(tmp_path):
     np.testing.assert_allclose(logits(model), forward(config, tensors, TOKENS), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
 def test_prefix_and_cache_equal_the_whole_row(models, name):
-    """90 tokens as a prefix, 20 as a packed row after it, 40 decoded one by one: the same hidden states as in one go."""
+    """90 tokens as a prefix, 20 as a packed row after it, 40 decoded one by one: the same logits as in one go."""
     _, _, model = models(name)
     c, params = model.config, model.params
     decoder = Decoder(c)
@@ -192,31 +193,14 @@ def test_prefix_and_cache_equal_the_whole_row(models, name):
 
 def test_backends_agree(models):
     _, _, model = models("gemma3")
-    index = jnp.arange(256)[None]
-    row = jnp.asarray([TOKENS + TOKENS[:106]])
-    reference, blockwise = (
-        Decoder(model.config, backend=backend).apply(
-            {"params": model.params}, row, index, forest(index, index * 0 + 256)
-        )[0]
-        for backend in ("reference", "blockwise")
-    )
-    np.testing.assert_allclose(blockwise, reference, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits(model, backend="reference"), logits(model), rtol=0, atol=TOLERANCE)
 
 
 def test_bfloat16_compute_is_near_float32(models):
     """The compute dtype reaches every layer, and angles and norms stay in float32: errors stay at bfloat16's size."""
     _, _, model = models("llama")
-    index = jnp.arange(256)[None]
-    row = jnp.asarray([TOKENS + TOKENS[:106]])
-    exact, rounded = (
-        Decoder(model.config, dtype=dtype).apply({"params": model.params}, row, index, forest(index, index * 0 + 256))[
-            0
-        ]
-        for dtype in (jnp.float32, jnp.bfloat16)
-    )
-    assert rounded.dtype == jnp.bfloat16
-    error = np.abs(np.asarray(rounded, np.float32) - exact)
-    assert 1e-3 < error.max() < 0.15
+    error = np.abs(logits(model, dtype=jnp.bfloat16) - logits(model))
+    assert 5e-3 < error.max() < 0.15
     assert error.mean() < 0.02
 
 
@@ -238,22 +222,27 @@ def test_matmul_params_counts_the_kernels(models):
 
 
 def row_logprobs(model):
-    """A function from token ids to the log-probabilities of tokens 1…, and the arg-max after each."""
+    """A function from token ids to the log-probabilities of all but the first, and the arg-max after each.
+
+    Of a row longer than TAIL only its last places are read.
+    """
     decoder = Decoder(model.config)
 
     @jax.jit
     def run(params, row, count):
         index = jnp.arange(row.shape[1])[None]
         ends = jnp.where(index < count, count, index + 1)
-        hidden = decoder.apply({"params": params}, row, index, forest(index, ends))[0][0]
+        hidden = decoder.apply({"params": params}, row, index, forest(index, ends))[0][0, -TAIL:]
         found = ops.row_statistics(hidden, unembedding(params), 8192)
-        return ops.target_logits(hidden[:-1], unembedding(params), row[0, 1:]) - found.logsumexp[:-1], found.argmax
+        logits = ops.target_logits(hidden[:-1], unembedding(params), row[0, 1:][1 - hidden.shape[0] :])
+        return logits - found.logsumexp[:-1], found.argmax
 
     def logprobs(ids):
         row = np.zeros((1, -(-len(ids) // 128) * 128), np.int32)
         row[0, : len(ids)] = ids
         found, best = run(model.params, row, len(ids))
-        return np.asarray(found)[: len(ids) - 1], np.asarray(best)[: len(ids)]
+        real = len(ids) - max(row.shape[1] - TAIL, 0)
+        return np.asarray(found)[: real - 1], np.asarray(best)[:real]
 
     return logprobs
 
@@ -269,7 +258,7 @@ def test_smollm2_oracle(smollm2_gguf, shared_data):
     long = oracle["long_prompt"]
     got, _ = logprobs(long["token_ids"])
     for entry in long["last8"]:
-        assert abs(got[entry["position"] - 1] - entry["logprob_of_this_token"]) < 1e-4
+        assert abs(got[entry["position"] - long["n_tokens"]] - entry["logprob_of_this_token"]) < 1e-4
 
 
 def test_stories260k_oracle(shared_data):

@@ -10,8 +10,8 @@ from medjax.nn.rope import Rope
 
 
 def changed(name, **values):
-    """A config of the table with keys set, or removed where the value is ...; rope_… keys go into rope_parameters."""
-    config = {**CONFIGS[name], "rope_parameters": dict(CONFIGS[name]["rope_parameters"])}
+    """A config of the table with keys set, or removed where the value is `...`."""
+    config = dict(CONFIGS[name])
     for key, value in values.items():
         if value is ...:
             config.pop(key)
@@ -188,7 +188,7 @@ def default_rope(**values):
             changed("gemma3", layer_types=["chunked_attention"] * 4),
             r"layer_types \['chunked_attention'\], supported are",
         ),
-        (changed("qwen2-window", layer_types=["sliding_attention"]), r"windows has 1 entries for 2 layers"),
+        (changed("qwen2-window", layer_types=["sliding_attention"]), r"has 1 entries for 2 layers"),
         (changed("llama", num_key_value_heads=4), r"6 heads and 4 kv heads, expected a multiple"),
         (changed("llama", head_dim=9), r"9 rotated components, expected an even number"),
     ],

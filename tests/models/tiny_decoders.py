@@ -213,19 +213,19 @@ def load(path: Path, **options) -> LoadedDecoder:
     return load_decoder(path, **options)
 
 
-def logits(model: LoadedDecoder, tokens: list[int] = TOKENS, length: int | None = None) -> np.ndarray:
-    """medjax's logits [tokens, vocab] of one sequence, float32; programs are shared by models of one config."""
+def logits(model: LoadedDecoder, tokens: list[int] = TOKENS, **options) -> np.ndarray:
+    """medjax's logits [tokens, vocab] of one sequence, float32; options of Decoder. Models of one config share programs."""
     padded = -(-len(tokens) // BLOCK) * BLOCK
     row = np.zeros((1, padded), np.int32)
     row[0, : len(tokens)] = tokens
-    return np.asarray(_run(Decoder(model.config, length=length), model.params, row, len(tokens)))[: len(tokens)]
+    return np.asarray(_run(Decoder(model.config, **options), model.params, row, len(tokens)))[: len(tokens)]
 
 
 def _logits(decoder, params, row, count):
     index = jnp.arange(row.shape[1])[None]
     ends = jnp.where(index < count, count, index + 1)
     hidden, _ = decoder.apply({"params": params}, row, index, forest(index, ends))
-    return hidden[0] @ unembedding(params).T
+    return hidden[0].astype(jnp.float32) @ unembedding(params).T
 
 
 _run = jax.jit(_logits, static_argnums=0)
