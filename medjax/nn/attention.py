@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 128  # tokens of a query block and of a key block; rows are multiples of it
-PREFIX_BLOCK = 512  # keys of the prefix taken at one time; prefix buffers are multiples of it
+PREFIX_BLOCK = 256  # keys of the prefix taken at one time; prefix buffers are multiples of it
+_MASKED = -1e30  # finite, so that a row of nothing but masked keys gives 0 / 0 nowhere
 
 BACKENDS = ("reference", "blockwise")
 
@@ -165,67 +166,102 @@ def _reference(q, k, v, trees, scale, window, prefix):
     return jnp.einsum("bnts,bsnh->btnh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)
 
 
+class _Running(NamedTuple):
+    """An online softmax over the keys seen so far: top and total [b, kv, rows] float32, out [b, kv, rows, h]."""
+
+    top: jax.Array
+    total: jax.Array
+    out: jax.Array
+
+
+def _fold(state: _Running, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> _Running:
+    """Add one block of keys.
+
+    q     [b, kv, groups * queries, h], scaled; the queries of one kv head stand together, one large matmul a head
+    k, v  [b, kv, s, h]
+    seen  [b or 1, queries or 1, s] bool, the same for all heads; None is all
+    """
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    if seen is not None:
+        b, kv, _, s = shape = scores.shape
+        scores = scores.reshape(b, kv, -1, seen.shape[1], s)
+        scores = jnp.where(seen[:, None, None], scores, _MASKED).reshape(shape)
+    top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - top[..., None])
+    keep = jnp.exp(state.top - top)
+    added = jnp.einsum("bkqs,bksh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return _Running(top, state.total * keep + jnp.sum(weights, axis=-1), state.out * keep[..., None] + added)
+
+
 def _blockwise(q, k, v, trees, scale, window, prefix):
     b, t, n, h = q.shape
     kv = k.shape[2]
-    groups, blocks = n // kv, t // BLOCK
-    # the queries of one kv head stand together, so that each key block meets one large matmul a head
-    q = (q * scale).reshape(b, blocks, BLOCK, kv, groups, h).transpose(1, 0, 3, 4, 2, 5)
-    q = q.reshape(blocks, b, kv, groups * BLOCK, h)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [b, kv, t, h]
+    groups = n // kv
 
-    def fold(state, q_block, k_block, v_block, seen):
-        """Add one key block to the running softmax; seen broadcasts to [b, kv, groups, BLOCK, s], None is all."""
-        top, total, out = state
-        scores = jnp.einsum("bkqh,bksh->bkqs", q_block, k_block, preferred_element_type=jnp.float32)
-        if seen is not None:
-            shape = scores.shape
-            scores = scores.reshape(b, kv, groups, BLOCK, shape[-1])
-            scores = jnp.where(seen, scores, -1e30).reshape(shape)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-        weights = jnp.exp(scores - new_top[..., None])
-        keep = jnp.exp(top - new_top)
-        total = total * keep + jnp.sum(weights, axis=-1)
-        added = jnp.einsum("bkqs,bksh->bkqh", weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
-        return new_top, total, out * keep[..., None] + added
+    def split(x, size):  # [b, t, kv, groups, …] -> [t / size, b, kv, groups * size, …]
+        x = x.reshape(b, t // size, size, kv, groups, *x.shape[4:])
+        x = jnp.moveaxis(x, (1, 0, 3, 4, 2), (0, 1, 2, 3, 4))
+        return x.reshape(t // size, b, kv, groups * size, *x.shape[5:])
 
-    def query_block(i, q_block):
-        query_index = i * BLOCK + jnp.arange(BLOCK)
-        query_positions = jax.lax.dynamic_slice_in_dim(trees.positions, i * BLOCK, BLOCK, axis=1)
+    def join(x, size):  # the inverse
+        x = x.reshape(t // size, b, kv, groups, size, *x.shape[4:])
+        x = jnp.moveaxis(x, (1, 0, 4, 2, 3), (0, 1, 2, 3, 4))
+        return x.reshape(b, t, kv, groups, *x.shape[5:])
 
-        def in_window(key_positions):  # [b, s] -> [b, 1, 1, BLOCK, s]
-            return (query_positions[:, :, None] - key_positions[:, None, :] < window)[:, None, None]
+    def cut(x, start, size, axis):
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-        def own(j, state):
-            take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, j * BLOCK, BLOCK, axis=axis)  # noqa: E731
-            key_index = j * BLOCK + jnp.arange(BLOCK)
-            seen = (key_index <= query_index[:, None]) & (query_index[:, None] < take(trees.ends, 1)[:, None, :])
-            seen = seen[:, None, None]
-            if window is not None:
-                seen &= in_window(take(trees.positions, 1))
-            return fold(state, q_block, take(k, 2), take(v, 2), seen)
+    def in_window(start, size, key_positions):  # queries from start on against keys [b or 1, s] -> [b, size, s]
+        return cut(trees.positions, start, size, 1)[:, :, None] - key_positions[:, None, :] < window
 
-        def shared(j, state):
-            key_index = j * PREFIX_BLOCK + jnp.arange(PREFIX_BLOCK)
-            seen = (key_index < prefix.length)[None, None, None, None, :]
-            if window is not None:
-                seen &= in_window(jnp.broadcast_to(key_index, (b, PREFIX_BLOCK)))
-            k_block, v_block = (
-                jnp.broadcast_to(
-                    jax.lax.dynamic_slice_in_dim(x, j * PREFIX_BLOCK, PREFIX_BLOCK).transpose(1, 0, 2),
-                    (b, kv, PREFIX_BLOCK, h),
-                )
-                for x in (prefix.k, prefix.v)
+    q = (q * scale).reshape(b, t, kv, groups, h)
+    state = _Running(
+        jnp.full((b, t, kv, groups), _MASKED), jnp.zeros((b, t, kv, groups)), jnp.zeros((b, t, kv, groups, h))
+    )
+    if prefix is not None:
+        # no structure here: large blocks of queries, and a mask only where the prefix ends
+        wide = next(size for size in (4 * BLOCK, 2 * BLOCK, BLOCK) if t % size == 0)
+        shared_k, shared_v = (
+            jnp.broadcast_to(x.transpose(1, 0, 2), (b, kv, x.shape[0], h)) for x in (prefix.k, prefix.v)
+        )
+        whole = prefix.length // PREFIX_BLOCK
+
+        def over_prefix(args):
+            i, q_block, running = args
+
+            def add(running, start, size, ends_inside):
+                index = start + jnp.arange(size)
+                seen = (index < prefix.length)[None, None] if ends_inside else None
+                if window is not None:
+                    near = in_window(i * wide, wide, index[None])
+                    seen = near if seen is None else seen & near
+                return _fold(running, q_block, cut(shared_k, start, size, 2), cut(shared_v, start, size, 2), seen)
+
+            running = jax.lax.fori_loop(
+                0, whole, lambda j, r: add(r, j * PREFIX_BLOCK, PREFIX_BLOCK, ends_inside=False), running
             )
-            return fold(state, q_block, k_block, v_block, seen)
+            first, last = whole * (PREFIX_BLOCK // BLOCK), (prefix.length + BLOCK - 1) // BLOCK
+            return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
 
-        rows = (b, kv, groups * BLOCK)
-        state = (jnp.full(rows, -1e30, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros((*rows, h), jnp.float32))
-        if prefix is not None:
-            state = jax.lax.fori_loop(0, (prefix.length + PREFIX_BLOCK - 1) // PREFIX_BLOCK, shared, state)
-        _, total, out = jax.lax.fori_loop(trees.first_block[i], i + 1, own, state)
-        return (out / total[..., None]).astype(q.dtype)
+        blocks = jnp.arange(t // wide), split(q, wide), jax.tree.map(lambda x: split(x, wide), state)
+        state = jax.tree.map(lambda x: join(x, wide), jax.lax.map(over_prefix, blocks))
 
-    out = jax.lax.map(lambda args: query_block(*args), (jnp.arange(blocks), q))
-    out = out.reshape(blocks, b, kv, groups, BLOCK, h).transpose(1, 0, 4, 2, 3, 5)
-    return out.reshape(b, t, n, h)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+    def over_row(args):
+        i, q_block, running = args
+        query = i * BLOCK + jnp.arange(BLOCK)
+
+        def add(j, running):
+            start = j * BLOCK
+            key = start + jnp.arange(BLOCK)
+            seen = (key <= query[:, None]) & (query[:, None] < cut(trees.ends, start, BLOCK, 1)[:, None, :])
+            if window is not None:
+                seen &= in_window(i * BLOCK, BLOCK, cut(trees.positions, start, BLOCK, 1))
+            return _fold(running, q_block, cut(k, start, BLOCK, 2), cut(v, start, BLOCK, 2), seen)
+
+        running = jax.lax.fori_loop(trees.first_block[i], i + 1, add, running)
+        return running.out / running.total[..., None]
+
+    blocks = jnp.arange(t // BLOCK), split(q, BLOCK), jax.tree.map(lambda x: split(x, BLOCK), state)
+    return join(jax.lax.map(over_row, blocks), BLOCK).reshape(b, t, n, h).astype(q.dtype)
