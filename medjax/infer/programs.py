@@ -91,10 +91,10 @@ class Programs:
         return self.timed(name, self._run_score, self.model.params, prefix, arrays, put)
 
     def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values to decode into: two arrays [layers, sequences, length, kv_heads, head_dim]."""
+        """Keys and values to decode into: two arrays [layers, sequences, kv_heads, length, head_dim]."""
         c = self.config
         sharding = NamedSharding(self.mesh, PartitionSpec(None, *self._by_row.spec))
-        shape = (c.layers, sequences, length, c.kv_heads, c.head_dim)
+        shape = (c.layers, sequences, c.kv_heads, length, c.head_dim)
         return jnp.zeros(shape, self.dtype, device=sharding), jnp.zeros(shape, self.dtype, device=sharding)
 
     def prefill(self, rows: list[Row], length: int, prefix: Prefix | None, cache):
@@ -103,7 +103,7 @@ class Programs:
         rows     at most `data_shards`; `sequences` are cache slots, `places` the row indices of each one's own tokens
         returns  the cache, and the first new token of every slot [sequences] int32 (of slots in these rows)
         """
-        slots, room = cache[0].shape[1], cache[0].shape[2]
+        slots, room = cache[0].shape[1], cache[0].shape[3]
         source = {"row": np.zeros(slots, np.int32), "place": np.zeros((slots, room), np.int32)}
         source["count"] = np.zeros(slots, np.int32)
         for r, row in enumerate(rows):
@@ -123,7 +123,7 @@ class Programs:
         lengths  [sequences] int32, entries of the cache that count
         returns  cache, tokens, lengths, and the new tokens [sequences, steps]
         """
-        slots, room = cache[0].shape[1:3]
+        slots, room = cache[0].shape[1], cache[0].shape[3]
         name = f"decode {steps} steps of {slots}x{room}" + (f" after {prefix.k.shape[1]}" if prefix else "")
         return self.timed(name, self._run_decode, self.model.params, tokens, lengths, cache, prefix, steps)
 
@@ -148,9 +148,9 @@ class Programs:
     def _prefill(self, params, prefix, cache, arrays, source):
         hidden, kv = self.apply(params, arrays, prefix)
         row, place, count = source["row"], source["place"], source["count"]
-        held = (jnp.arange(place.shape[1]) < count[:, None])[None, :, :, None, None]
+        held = (jnp.arange(place.shape[1]) < count[:, None])[None, :, None, :, None]
         cache = tuple(
-            jnp.where(held, new[:, row[:, None], place].astype(old.dtype), old)
+            jnp.where(held, new[:, row[:, None], place].swapaxes(2, 3).astype(old.dtype), old)
             for old, new in zip(cache, kv, strict=True)
         )
         last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
@@ -168,7 +168,7 @@ class Programs:
             )
             # a finished sequence may run past its room; its writes are dropped
             k, v = (
-                old.at[:, rows, lengths].set(x[:, :, 0].astype(old.dtype), mode="drop")
+                old.at[:, rows, :, lengths].set(x[:, :, 0].swapaxes(0, 1).astype(old.dtype), mode="drop")
                 for old, x in zip((k, v), new, strict=True)
             )
             tokens = row_statistics(hidden[:, 0], unembedding(params), VOCAB_CHUNK).argmax

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import Cache, Forest, Prefix
 from medjax.nn.rope import inverse_frequencies, rotation
-from medjax.nn.transformer import Block, Norm
+from medjax.nn.transformer import Block, Norm, parameter
 
 KeyValues = tuple[jax.Array, jax.Array]
 _NO_WINDOW = 2**30
@@ -45,16 +45,16 @@ class Decoder(nn.Module):
 
         tokens     [b, t] int32
         positions  [b, t] int32, prefix included
-        where      Forest: packed rows; Cache: one new token a row (t = 1), k and v [layers, b, s, kv_heads, head_dim]
+        where      Forest: packed rows; Cache: one new token a row (t = 1), k and v [layers, b, kv_heads, s, head_dim]
         prefix     k, v [layers, p, kv_heads, head_dim] and its length, shared by all rows
         returns    hidden [b, t, embed]; k, v [layers, b, t, kv_heads, head_dim]
         """
         c = self.config
-        table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        x = self.param("embedding", table, (c.vocab_size, c.embed))[tokens].astype(self.dtype)
+        table = nn.initializers.normal(0.02), (c.vocab_size, c.embed), ("vocab", "embed")
+        x = parameter(self, "embedding", *table)[tokens].astype(self.dtype)
         x = x * jnp.asarray(c.embed_scale, self.dtype)
         if not c.tied:
-            self.param("unembedding", table, (c.vocab_size, c.embed))
+            parameter(self, "unembedding", *table)
         angles = [
             rotation(positions, jnp.asarray(inverse_frequencies(rope, self.length), jnp.float32), rope.magnitude)
             for rope in c.ropes
@@ -68,8 +68,9 @@ class Decoder(nn.Module):
                 window = kind["window"]
             elif c.windows[0]:
                 window = c.windows[0]
-            place = Cache(*own, where.lengths) if isinstance(where, Cache) else where
-            return block(x, angle, window, place, Prefix(*shared, prefix.length) if prefix else None)
+            place = Cache(own[0], own[1], where.lengths) if isinstance(where, Cache) else where
+            before = Prefix(shared[0], shared[1], prefix.length) if prefix else None
+            return block(x, angle, window, place, before)
 
         kinds = {
             "window": jnp.asarray([w or _NO_WINDOW for w in c.windows], jnp.int32),
@@ -84,7 +85,9 @@ class Decoder(nn.Module):
             length=c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, kv = scan(Block(c, self.backend, name="layers"), x, (kinds, own, shared))
+        # a frozen dataclass has all that BlockConfig asks for; only mypy also wants it settable
+        block = Block(c, self.backend, name="layers")  # type: ignore[arg-type]
+        x, kv = scan(block, x, (kinds, own, shared))
         return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name="norm")(x), kv
 
 
@@ -96,6 +99,6 @@ def unembedding(params) -> jax.Array:
 def abstract_params(config: DecoderConfig):
     """Shapes, logical axes and dtypes of all parameters, boxed as Linen metadata; nothing is allocated."""
     row = jnp.zeros((1, 1), jnp.int32)
-    kv = jnp.zeros((config.layers, 1, 1, config.kv_heads, config.head_dim))
+    kv = jnp.zeros((config.layers, 1, config.kv_heads, 1, config.head_dim))
     where = Cache(kv, kv, jnp.zeros(1, jnp.int32))
     return jax.eval_shape(lambda key: Decoder(config).init(key, row, row, where), jax.random.key(0))["params"]

@@ -56,7 +56,7 @@ class Prefix(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of each sequence's own past, for decoding; a prefix is not part of it.
 
-    k, v     [b, s, kv_heads, head_dim]
+    k, v     [b, kv_heads, s, head_dim]: heads first, so that a step reads each head's past in one piece
     lengths  [b] int32: entries that count, so also the slot of the next token
     """
 
@@ -131,8 +131,8 @@ def cached_attention(
             seen = seen & (distance < window)
         sources.append((jnp.where(seen[:, None, None], scores, -jnp.inf), sum_equation, values))
 
-    index, lengths = jnp.arange(cache.k.shape[1]), cache.lengths[:, None]
-    add("bkgh,bskh->bkgs", cache.k, cache.v, "bkgs,bskh->bkgh", index < lengths, lengths - index)
+    index, lengths = jnp.arange(cache.k.shape[2]), cache.lengths[:, None]
+    add("bkgh,bksh->bkgs", cache.k, cache.v, "bkgs,bksh->bkgh", index < lengths, lengths - index)
     if prefix is not None:
         index = jnp.arange(prefix.k.shape[0])
         seen = jnp.broadcast_to(index < prefix.length, (b, index.size))

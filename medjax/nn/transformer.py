@@ -5,7 +5,8 @@ residual, norms after the sub-layers). Einsum letters: b batch, t tokens, d embe
 f mlp.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,12 @@ class BlockConfig(Protocol):
     query_scale: float
 
 
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+    """Declare a parameter of a module with the logical names of its axes, which parallel.sharding reads."""
+    boxed: Any = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape)
+
+
 class Projection(nn.Module):
     """y = einsum(equation, x, kernel) (+ bias), parameters named kernel and bias.
 
@@ -53,12 +60,14 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=-1)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
+        axes, result = self.equation.split(",")[1].split("->")
+        summed = [axis for axis, letter in enumerate(axes) if letter not in result]
+        kept = [axis for axis, letter in enumerate(axes) if letter in result]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=summed, out_axis=kept)
+        kernel = parameter(self, "kernel", init, self.shape, self.axes)
         y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
         if self.bias:
-            axes, shape = self.axes[-self.bias :], self.shape[-self.bias :]
-            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape[-self.bias :], self.axes[-self.bias :])
             y = y + bias.astype(x.dtype)
         return y
 
@@ -73,11 +82,11 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        first = nn.initializers.constant(1.0 - self.offset)
-        scale = self.param("scale", nn.with_logical_partitioning(first, (self.axis,)), (x.shape[-1],))
+        shape, axes = (x.shape[-1],), (self.axis,)
+        scale = parameter(self, "scale", nn.initializers.constant(1.0 - self.offset), shape, axes)
         if self.kind == "rms":
             return ops.rms_norm(x, scale, self.eps, self.offset)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, shape, axes)
         return ops.layer_norm(x, scale, bias, self.eps)
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from numpy_decoder import forward
 from tiny_decoders import CONFIGS, TOKENS, bfloat16_tensors, load, logits, old_layout, random_tensors, write_folder
 
 from medjax.models.decoder import Decoder, abstract_params, unembedding
+from medjax.models.decoder_config import from_hugging_face
 from medjax.nn import ops
 from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
 
@@ -180,12 +182,12 @@ def test_prefix_and_cache_equal_the_whole_row(models, name):
     held = [jnp.full(shape, jnp.nan).at[:, 90:].set(7.0).at[:, :90].set(x[:, 0]) for x in kv]  # the rest is never read
     prefix = Prefix(*held, jnp.int32(90))
     second, kv = row(TOKENS[90:110], 90, prefix)
-    cache = [jnp.zeros((c.layers, 1, 64, c.kv_heads, c.head_dim)).at[:, :, :20].set(x) for x in kv]
+    cache = [jnp.zeros((c.layers, 1, c.kv_heads, 64, c.head_dim)).at[:, :, :, :20].set(x.swapaxes(2, 3)) for x in kv]
     hidden = [first, second]
     for place in range(110, 150):
         used = jnp.asarray([place - 90], jnp.int32)
         one, new = run(jnp.asarray([[TOKENS[place]]]), Cache(*cache, used), jnp.asarray([[place]]), prefix)
-        cache = [old.at[:, :, place - 90].set(x[:, :, 0]) for old, x in zip(cache, new, strict=True)]
+        cache = [old.at[:, :, :, place - 90].set(x[:, :, 0]) for old, x in zip(cache, new, strict=True)]
         hidden.append(one[0])
     got = jnp.concatenate(hidden) @ unembedding(params).T
     np.testing.assert_allclose(got, whole, rtol=0, atol=TOLERANCE)
@@ -212,6 +214,25 @@ def test_abstract_params_are_those_that_load(models):
         )
         assert shapes == jax.tree.map(lambda array: array.shape, model.params)
         assert sum(array.size for array in jax.tree.leaves(model.params)) == sum(t.size for t in tensors.values())
+
+
+def test_initial_kernels_keep_the_variance():
+    """A new kernel's standard deviation is (summed inputs) ** -0.5, whatever axes it has; norms start as identity."""
+    config = from_hugging_face(CONFIGS["gemma3"])
+    kv = jnp.zeros((4, 1, 2, 1, 16))
+    row = jnp.zeros((1, 1), jnp.int32)
+    start = jax.jit(Decoder(config).init)(jax.random.key(0), row, row, Cache(kv, kv, jnp.zeros(1, jnp.int32)))
+    layers = nn.unbox(start)["params"]["layers"]
+    for path, inputs in (
+        (("attention", "query"), 48),
+        (("attention", "out"), 96),
+        (("mlp", "up"), 48),
+        (("mlp", "down"), 80),
+    ):
+        kernel = layers[path[0]][path[1]]["kernel"]
+        assert float(kernel.std()) == pytest.approx(inputs**-0.5, rel=0.05), path
+        assert not np.array_equal(kernel[0], kernel[1])
+    assert not layers["attention_norm"]["scale"].any()  # Gemma's scale is 1 + parameter
 
 
 def test_matmul_params_counts_the_kernels(models):

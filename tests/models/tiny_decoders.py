@@ -214,7 +214,7 @@ def load(path: Path, **options) -> LoadedDecoder:
 
 
 def logits(model: LoadedDecoder, tokens: list[int] = TOKENS, **options) -> np.ndarray:
-    """medjax's logits [tokens, vocab] of one sequence, float32; options of Decoder. Models of one config share programs."""
+    """medjax's logits [tokens, vocab] of one sequence; options of Decoder. Models of one config share programs."""
     padded = -(-len(tokens) // BLOCK) * BLOCK
     row = np.zeros((1, padded), np.int32)
     row[0, : len(tokens)] = tokens

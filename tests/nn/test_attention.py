@@ -1,0 +1,253 @@
+"""Mask semantics by hand, every back end against the reference on packed and branching rows, cache against row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.nn.attention import BACKENDS, BLOCK, PREFIX_BLOCK, Cache, Prefix, attention, cached_attention, forest
+
+HEADS, KV_HEADS, SIZE = 6, 2, 10
+SCALE = 0.4
+T = 5 * BLOCK
+
+
+def visible(ends):
+    """[b, t, s] bool, straight from the definition: t sees s iff s <= t < ends[s]."""
+    b, t = ends.shape
+    seen = np.zeros((b, t, t), bool)
+    for row in range(b):
+        for query in range(t):
+            for key in range(query + 1):
+                seen[row, query, key] = query < ends[row, key]
+    return seen
+
+
+def by_hand(q, k, v, positions, ends, window=None, prefix=None):
+    """The slow version, float64: each token gathers what it sees and takes the softmax of that alone."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    seen = visible(ends)
+    for row, t, head in np.ndindex(*q.shape[:3]):
+        kv = head // (q.shape[2] // k.shape[2])
+        keys = [(k[row, s, kv], v[row, s, kv], positions[row, s]) for s in np.flatnonzero(seen[row, t])]
+        if prefix is not None:
+            keys += [(np.asarray(prefix.k)[p, kv], np.asarray(prefix.v)[p, kv], p) for p in range(int(prefix.length))]
+        if window is not None:
+            keys = [entry for entry in keys if positions[row, t] - entry[2] < window]
+        scores = np.array([q[row, t, head] @ key for key, _, _ in keys]) * SCALE
+        weights = np.exp(scores - scores.max())
+        out[row, t, head] = weights @ np.array([value for _, value, _ in keys]) / weights.sum()
+    return out
+
+
+def random_tree(rng, t, branching, start=0):
+    """positions and ends [t] of one random tree in depth-first order, its root's position `start`."""
+    parents = [-1]
+    for token in range(1, t):
+        # the new token hangs under the last one or under one of its ancestors: that keeps depth-first order
+        parent = token - 1
+        while parent > 0 and rng.random() < branching:
+            parent = parents[parent]
+        parents.append(max(parent, 0))
+    positions, ends = np.full(t, start), np.arange(1, t + 1)
+    for token in range(1, t):
+        positions[token] = positions[parents[token]] + 1
+    for token in reversed(range(1, t)):
+        ends[parents[token]] = max(ends[parents[token]], ends[token])
+    return positions, ends
+
+
+def packed(rng, t, sizes, branching=0.1, start=0):
+    """Trees of these sizes one after the other, then padding that sees itself."""
+    positions, ends = np.full(t, start), np.arange(1, t + 1)
+    place = 0
+    for size in sizes:
+        tree = random_tree(rng, size, branching, start)
+        positions[place : place + size], ends[place : place + size] = tree[0], tree[1] + place
+        place += size
+    assert place <= t
+    return positions, ends
+
+
+def rows(seed, start=0):
+    """Two rows of 5 blocks: many trees across block bounds with padding at the end; one large tree and a long chain."""
+    rng = np.random.default_rng(seed)
+    made = [packed(rng, T, (90, 150, 7, 200, 61, 1, 100), start=start), packed(rng, T, (400, 240), 0.02, start=start)]
+    positions, ends = (np.stack(part).astype(np.int32) for part in zip(*made, strict=True))
+    shapes = [(2, T, HEADS, SIZE), (2, T, KV_HEADS, SIZE), (2, T, KV_HEADS, SIZE)]
+    q, k, v = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return q, k, v, positions, ends
+
+
+def random_prefix(rng, length, capacity):
+    """Beyond its length the buffer holds large numbers that no score may meet."""
+    k, v = (rng.normal(size=(capacity, KV_HEADS, SIZE)) for _ in "kv")
+    k[length:], v[length:] = 50.0, 1e6
+    return Prefix(jnp.asarray(k, jnp.float32), jnp.asarray(v, jnp.float32), jnp.int32(length))
+
+
+def test_mask_of_the_module_docstring():
+    """q q q a a b b b | q q: a sees q and its own past and never b; nothing sees across the bar."""
+    ends = np.array([[8, 8, 8, 5, 5, 8, 8, 8, 10, 10]])
+    want = [
+        "1.........",
+        "11........",
+        "111.......",
+        "1111......",
+        "11111.....",
+        "111..1....",
+        "111..11...",
+        "111..111..",
+        "........1.",
+        "........11",
+    ]
+    np.testing.assert_array_equal(visible(ends)[0], [[c == "1" for c in line] for line in want])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hand_computed(backend):
+    """Scores are all 0, so a token's output is the mean of the values it sees: v[s] = s."""
+    ends, positions = np.arange(1, BLOCK + 1)[None], np.zeros((1, BLOCK), np.int32)
+    ends[0, :10] = [8, 8, 8, 5, 5, 8, 8, 8, 10, 10]
+    positions[0, :10] = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1]
+    q = k = jnp.zeros((1, BLOCK, 1, 2))
+    v = jnp.broadcast_to(jnp.arange(BLOCK, dtype=jnp.float32)[None, :, None, None], (1, BLOCK, 1, 2))
+    trees = forest(jnp.asarray(positions), jnp.asarray(ends))
+
+    def means(**options):
+        return attention(q, k, v, trees=trees, scale=1.0, backend=backend, **options)[0, :12, 0, 0]
+
+    whole = [0, 1 / 2, 1, 6 / 4, 10 / 5, 8 / 4, 14 / 5, 21 / 6, 8, 17 / 2, 10, 11]
+    np.testing.assert_allclose(means(), whole, rtol=1e-6)
+    # the last 3 positions: b's third token (position 5) sees positions 3, 4, 5 of its own branch: 5, 6, 7
+    near = [0, 1 / 2, 1, (1 + 2 + 3) / 3, (2 + 3 + 4) / 3, (1 + 2 + 5) / 3, (2 + 5 + 6) / 3, 6, 8, 17 / 2, 10, 11]
+    np.testing.assert_allclose(means(window=3), near, rtol=1e-6)
+    values = jnp.full((PREFIX_BLOCK, 1, 2), 1e9).at[0].set(100.0).at[1].set(200.0)
+    prefix = Prefix(jnp.zeros((PREFIX_BLOCK, 1, 2)), values, jnp.int32(2))
+    np.testing.assert_allclose(means(prefix=prefix)[:4], [300 / 3, 301 / 4, 303 / 5, 306 / 6], rtol=1e-6)
+
+
+def test_reference_equals_the_slow_version():
+    """A block of two rows with branches, a prefix and a window, one token at a time in float64."""
+    rng = np.random.default_rng(8)
+    positions, ends = (
+        np.stack(part)
+        for part in zip(
+            packed(rng, BLOCK, (50, 60), 0.2, start=9), packed(rng, BLOCK, (128,), 0.1, start=9), strict=True
+        )
+    )
+    q, k, v = (jnp.asarray(rng.normal(size=(2, BLOCK, n, SIZE)), jnp.float32) for n in (HEADS, KV_HEADS, KV_HEADS))
+    prefix = random_prefix(rng, 9, PREFIX_BLOCK)
+    trees = forest(jnp.asarray(positions), jnp.asarray(ends))
+    for options in ({}, {"prefix": prefix}, {"window": 6}, {"window": 12, "prefix": prefix}):
+        got = attention(q, k, v, trees=trees, scale=SCALE, backend="reference", **options)
+        np.testing.assert_allclose(got, by_hand(q, k, v, positions, ends, **options), atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def run():
+    def both(q, k, v, positions, ends, window, prefix):
+        trees = forest(positions, ends)
+        return [
+            attention(q, k, v, trees=trees, scale=SCALE, window=window, prefix=prefix, backend=backend)
+            for backend in BACKENDS
+        ]
+
+    # a window known while compiling, and one that is data
+    return {"static": jax.jit(both, static_argnums=5), "traced": jax.jit(both)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blockwise_on_packed_forests(run, seed):
+    reference, blockwise = run["static"](*rows(seed), None, None)
+    np.testing.assert_allclose(blockwise, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"), [("static", 50), ("static", 300), *(("traced", window) for window in (1, 50, BLOCK, 300))]
+)
+def test_blockwise_windows(run, kind, window):
+    reference, blockwise = run[kind](*rows(4), window if kind == "static" else jnp.int32(window), None)
+    np.testing.assert_allclose(blockwise, reference, atol=1e-5)
+    whole, _ = run["static"](*rows(4), None, None)
+    assert np.abs(np.asarray(reference) - np.asarray(whole)).max() > 0.1
+
+
+@pytest.mark.parametrize("length", [0, 1, 200, PREFIX_BLOCK, PREFIX_BLOCK + 1, 2 * PREFIX_BLOCK])
+@pytest.mark.parametrize("window", [None, 130, 800])
+def test_blockwise_prefix(run, length, window):
+    """Lengths that are no multiples of a block, in a buffer whose rest must not matter."""
+    prefix = random_prefix(np.random.default_rng(length), length, 2 * PREFIX_BLOCK)
+    arguments = rows(5, start=length)
+    reference, blockwise = run["traced"](*arguments, None if window is None else jnp.int32(window), prefix)
+    assert np.abs(np.asarray(reference)).max() < 10
+    np.testing.assert_allclose(blockwise, reference, atol=1e-5)
+
+
+def test_windows_by_layer_under_scan():
+    """The window of each layer is data of a scan, as in models whose layers differ."""
+    q, k, v, positions, ends = rows(6)
+    trees = forest(jnp.asarray(positions), jnp.asarray(ends))
+    windows = jnp.asarray([40, 2**30, 129], jnp.int32)
+
+    def layer(carry, window):
+        return carry, attention(q, k, v, trees=trees, scale=SCALE, window=window)
+
+    _, got = jax.jit(lambda: jax.lax.scan(layer, 0, windows))()
+    for window, out in zip((40, None, 129), got, strict=True):
+        want = attention(q, k, v, trees=trees, scale=SCALE, window=window, backend="reference")
+        np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+def test_bfloat16_is_near_float32():
+    q, k, v, positions, ends = rows(7)
+    trees = forest(jnp.asarray(positions), jnp.asarray(ends))
+    exact = attention(q, k, v, trees=trees, scale=SCALE, backend="reference")
+    for backend in BACKENDS:
+        got = attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), trees=trees, scale=SCALE, backend=backend)
+        assert got.dtype == jnp.bfloat16
+        assert np.abs(np.asarray(got, np.float32) - exact).max() < 0.06
+
+
+@pytest.mark.parametrize("length", [None, 3, 700])
+@pytest.mark.parametrize("window", [None, 4])
+def test_cache_equals_row(length, window):
+    """Two sequences of different ages, decoded token by token, and the same tokens in one row."""
+    rng = np.random.default_rng(9)
+    t, room = 12, 16
+    start = length or 0
+    prefix = None if length is None else random_prefix(rng, length, 2 * PREFIX_BLOCK)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, BLOCK, n, SIZE)), jnp.float32) for n in (HEADS, KV_HEADS, KV_HEADS))
+    positions, ends = start + np.arange(BLOCK), np.where(np.arange(BLOCK) < t, t, np.arange(BLOCK) + 1)
+    trees = forest(*(jnp.asarray(np.stack([x, x])) for x in (positions, ends)))
+    want = attention(q, k, v, trees=trees, scale=SCALE, window=window, prefix=prefix, backend="reference")
+    step = jax.jit(lambda q, k, v, cache: cached_attention(q, k, v, cache, scale=SCALE, window=window, prefix=prefix))
+    ages = np.array([0, 4])  # the second sequence starts with four tokens in its cache
+    held = [jnp.full((2, KV_HEADS, room, SIZE), 1e6).at[1, :, :4].set(x[1, :4].swapaxes(0, 1)) for x in (k, v)]
+    for _ in range(8):
+        index = jnp.arange(2), jnp.asarray(ages)
+        new = [x[index][:, None] for x in (q, k, v)]
+        got = step(*new, Cache(*held, jnp.asarray(ages, jnp.int32)))
+        np.testing.assert_allclose(got[:, 0], want[index], atol=1e-5)
+        held = [old.at[index[0], :, index[1]].set(x[:, 0]) for old, x in zip(held, new[1:], strict=True)]
+        ages = ages + 1
+
+
+def test_first_block_against_brute_force():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        sizes = ((300, 100, 200), (20, 500), (640,), (128, 128, 128, 128))[seed]
+        made = [packed(rng, T, sizes, 0.05), packed(rng, T, sizes[::-1], 0.05)]
+        positions, ends = (np.stack(part) for part in zip(*made, strict=True))
+        seen = visible(ends).any(axis=0)  # in any row
+        want = [np.flatnonzero(seen[i * BLOCK : (i + 1) * BLOCK].any(axis=0))[0] // BLOCK for i in range(T // BLOCK)]
+        assert forest(jnp.asarray(positions), jnp.asarray(ends)).first_block.tolist() == want
+
+
+def test_refusals():
+    q, k, v, positions, ends = rows(0)
+    with pytest.raises(ValueError, match=r"backend='flash', expected one of reference, blockwise"):
+        attention(q, k, v, trees=forest(jnp.asarray(positions), jnp.asarray(ends)), scale=1.0, backend="flash")
+    with pytest.raises(ValueError, match=r"rows of 100 tokens, expected a multiple of 128"):
+        forest(jnp.zeros((1, 100), jnp.int32), jnp.zeros((1, 100), jnp.int32))
