@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def _options() -> argparse.Namespace:
     if options.peer_python and not options.peer_python.is_file():
         parser.error(f"--peer-python: got {options.peer_python}, expected the interpreter of a virtual environment")
     options.batch_size = options.batch_size or _BATCH_SIZES[options.device]
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.batch_size):
+        parser.error(f"--batch-size: got {options.batch_size!r}, expected a number or several, as in 1,4,8")
     return options
 
 

@@ -135,7 +135,8 @@ def help_text(cls: type, *, prog: str, description: str = "", epilog: str = "", 
         lines = [fill(f"{section}: {meaning}" if meaning else section, subsequent_indent="  ")] if section else []
         for key in [key for key in tree.keys.values() if key.path.rpartition(".")[0] == section]:
             default = "required" if key.default is MISSING else f"default {_option_text(key.default)}"
-            head = f"{', '.join((f'--{key.path}', *key.aliases))}  ({key.kind()}; {default})"
+            names = dict.fromkeys((f"--{key.path}", *key.aliases))
+            head = f"{', '.join(names)}  ({key.kind()}; {default})"
             lines.append(fill(head, initial_indent="  ", subsequent_indent="      "))
             lines.append(fill(key.help, initial_indent="      ", subsequent_indent="      "))
         parts.append("\n".join(line for line in lines if line))

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import medjax
+
+ROOT = Path(__file__).resolve().parents[1]
 
 NOUNS = {"nn", "models", "parallel", "data", "store", "report"}
 SHARED = {"config", "assets"}

@@ -4,11 +4,13 @@ import importlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import medjax
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = ("jax", "numpy", "flax", "torch", "tensorflow")
 

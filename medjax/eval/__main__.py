@@ -1,5 +1,6 @@
 """python -m medjax.eval: grade a language model on medical exams."""
 
+import signal
 import sys
 
 from medjax.config import parse_command
@@ -15,7 +16,8 @@ _EPILOG = """examples:
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
 
-Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong."""
+Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
+75 stopped by Ctrl-C or SIGTERM: the same command goes on."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"medjax.eval: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"medjax.eval: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("medjax.eval: stopped; the same command goes on from here.", file=sys.stderr)
         return 75
@@ -47,4 +52,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # a scheduler that wants the machine back is told the same as a user who stops
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

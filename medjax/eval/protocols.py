@@ -2,25 +2,33 @@
 
   strict          generation; the answer is a set of letters (or a number), anything else is unparsed and counted
   choice-logprob  no generation: the choice whose text (or letter) is most probable; for N answers the N most probable
-  kasai           the IgakuQA authors' format: their demonstrations, the number of answers told, exact set, nothing trimmed
+  kasai           the IgakuQA authors' format: their demonstrations, number of answers told, exact set, nothing trimmed
   gestalt         the japanese-lm-med-harness: answer text against choice texts by similarity; for comparison only
 
 A question is put as a conversation (system, demonstrations, question). With a chat template it is rendered by it,
 otherwise its texts are joined by newlines. Every score carries a protocol id such as "kasai-3shot". The wording of
 `strict` and `choice-logprob` is medjax's own; the bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d.
+docs/protocols.md shows every prompt to the byte.
 """
 
+import difflib
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
-from medjax.eval.settings import ProtocolSettings
+from medjax.eval.gestalt import is_asked
+from medjax.eval.settings import PROTOCOLS, ProtocolSettings
 from medjax.eval.tasks import LoadedTask
 
-NAMES = ("strict", "choice-logprob", "kasai", "gestalt")
+# new tokens that an answer may take
+_ROOM = {"strict": 32, "kasai": 32, "gestalt": 256}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ _OWN = {
     ),
 }
 _KASAI_SYSTEM = {"ja": "医師国家試験を解きます。", "en": "Let's try Japan's medical license exam."}
+_VARIABLES = ("instruction", "input", "question", "choices", "letters", "context", "num_answers")
 _GESTALT = {
     "ja": "### 質問\n{{ instruction }}\n### 選択肢\n{{ input }}\n### 正しい選択肢の文\n",
     "en": "### Question\n{{ instruction }}\n### Choices\n{{ input }}\n### Text of the correct choice\n",
@@ -75,28 +84,31 @@ _GESTALT = {
 class Protocol:
     """One protocol with its settings.
 
-    template  source of a prompt template that replaces the protocol's own wording of the question, or None
+    template  replaces the protocol's own wording of the question and its system text
     """
 
-    def __init__(self, name: str, settings: ProtocolSettings, template: str | None = None):
-        if name not in NAMES:
-            raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(NAMES)}.")
+    def __init__(self, name: str, settings: ProtocolSettings, template: "PromptTemplate | None" = None):
+        if name not in PROTOCOLS:
+            raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}.")
         if name == "gestalt" and settings.num_fewshot:
             raise ValueError("protocol: gestalt is a zero-shot protocol; set num_fewshot to 0.")
         self.name = name
         self.settings = settings
-        self._templates: dict[str, PromptTemplate] = {}
-        self._template = template
+        self._own_template = template
+        usual = {language: PromptTemplate(source) for language, source in _GESTALT.items()} if name == "gestalt" else {}
+        self._templates = usual if template is None else dict.fromkeys(_OWN, template)
 
     @property
     def id(self) -> str:
-        """Name with everything that makes scores differ, such as "choice-logprob-letter-3shot"."""
+        """Name with every setting that makes scores differ, such as "choice-logprob-letter-3shot"."""
         parts = [self.name]
         if self.name == "choice-logprob":
             parts += [self.settings.continuation] if self.settings.continuation != "text" else []
             parts += [f"per-{self.settings.normalise}"] if self.settings.normalise != "sum" else []
-        if self._template is not None:
-            parts.append("template")
+        elif self.max_new_tokens != _ROOM[self.name]:
+            parts.append(f"{self.max_new_tokens}tokens")
+        if self._own_template:
+            parts.append(f"template-{self._own_template.digest[:8]}")
         return "-".join([*parts, f"{self.settings.num_fewshot}shot"])
 
     @property
@@ -105,7 +117,7 @@ class Protocol:
 
     @property
     def max_new_tokens(self) -> int:
-        return self.settings.max_new_tokens or (256 if self.name == "gestalt" else 32)
+        return self.settings.max_new_tokens or _ROOM[self.name]
 
     def stop(self, is_chat: bool) -> tuple[str, ...]:
         """Texts that end an answer once something visible was written; in a chat the model ends its turn itself."""
@@ -113,15 +125,13 @@ class Protocol:
 
     def asks(self, item: Item, language: str) -> bool:
         """Whether the protocol puts this item at all; gestalt leaves out what its harness leaves out."""
-        from medjax.eval.gestalt import is_asked
-
         return self.name != "gestalt" or is_asked(item, language)
 
     def prompt(self, item: Item, demonstrations: Sequence[Item], language: str, chat: ChatTemplate | None) -> Prompt:
         """The prompt of an item, in bytes that depend on nothing else."""
         turns = [(self._question(demo, language), self._gold(demo)) for demo in demonstrations]
         system = None
-        if self._template is None and self.name != "gestalt":
+        if not self._templates:
             system = _KASAI_SYSTEM[language] if self.name == "kasai" else _OWN[language].system
         question = self._question(item, language)
         if chat:
@@ -131,7 +141,9 @@ class Protocol:
             text = chat.render([*messages, {"role": "user", "content": question}])
         else:
             lines = [system] if system else []
-            lines += [part for turn in turns for part in turn]
+            for asked, answer in turns:
+                # the IgakuQA authors give an answer its own line; elsewhere it stands where the model puts its own
+                lines += [asked, answer] if self.name == "kasai" else [asked + _gap(asked) + answer]
             text = "\n".join([*lines, question])
         return Prompt(text, self._continuations(item, text), is_chat=chat is not None)
 
@@ -139,10 +151,8 @@ class Protocol:
         if self.generates:
             return ()
         values = item.letters if self.settings.continuation == "letter" else item.choices
-        # after a newline (chat turns, template headers) an answer starts flush, after "答え:" with a blank
-        blank = "" if text.endswith("\n") else " "
         # a blank choice text (it occurs) must still be scored: its letter stands in
-        return tuple(blank + (value.strip() or letter) for value, letter in zip(values, item.letters, strict=True))
+        return tuple(_gap(text) + (value.strip() or letter) for value, letter in zip(values, item.letters, strict=True))
 
     def _gold(self, item: Item) -> str:
         if self.generates or self.settings.continuation == "letter":
@@ -150,10 +160,7 @@ class Protocol:
         return ",".join(item.choices[item.letters.index(letter)] for letter in item.answer)
 
     def _question(self, item: Item, language: str) -> str:
-        if self._template is not None or self.name == "gestalt":
-            source = self._template if self._template is not None else _GESTALT[language]
-            if language not in self._templates:
-                self._templates[language] = PromptTemplate(source)
+        if self._templates:
             return self._templates[language].render(item)
         if self.name == "kasai":
             return _kasai_question(item, language)
@@ -171,47 +178,50 @@ class PromptTemplate:
     """A prompt template with {{instruction}} (the question) and {{input}} (choice texts joined by ",").
 
     Also given: question, choices, letters, context, num_answers. Rendered in a sandbox; keeps its last newline.
+
+    source  Jinja source; Liquid's {{name}} means the same
+    name    how errors call the template, for instance its file
+    digest  sha256 of the source
+
+    Raises ValueError for a source that is no template, names an unknown variable or has no place for the question.
     """
 
-    def __init__(self, source: str):
-        from jinja2 import TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
+    def __init__(self, source: str, name: str = "template"):
+        self.name = name
+        self.digest = hashlib.sha256(source.encode()).hexdigest()
+        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
         try:
+            used = meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise ValueError(f"template, line {error.lineno}: {error.message}; expected Jinja or Liquid braces.") from None
+            raise ValueError(
+                f"{name}, line {error.lineno}: {error.message}; expected Jinja or Liquid braces."
+            ) from None
+        for variable in sorted(used - set(_VARIABLES)):
+            near = difflib.get_close_matches(variable, _VARIABLES, n=1)
+            hint = f"did you mean {{{{{near[0]}}}}}? " if near else ""
+            raise ValueError(f"{name}: got {{{{{variable}}}}}; {hint}The variables are {', '.join(_VARIABLES)}.")
+        if not used & {"instruction", "question"}:
+            raise ValueError(f"{name}: got no {{{{instruction}}}}; a template must say where the question goes.")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "PromptTemplate":
+        """The template in a file. Raises FileNotFoundError or ValueError naming the file."""
+        try:
+            return cls(Path(path).read_bytes().decode("utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+        except OSError as error:
+            raise FileNotFoundError(f"{path}: {error.strerror}; expected a file with a prompt template.") from None
 
     def render(self, item: Item) -> str:
-        from jinja2 import TemplateError
-
-        question = f"{item.context}\n{item.question}" if item.context else item.question
+        values = (_stem(item), ",".join(item.choices), item.question, list(item.choices), list(item.letters))
         try:
-            return self._template.render(
-                instruction=question,
-                input=",".join(item.choices),
-                question=item.question,
-                choices=list(item.choices),
-                letters=list(item.letters),
-                context=item.context,
-                num_answers=item.num_answers,
-            )
-        except TemplateError as error:
-            raise ValueError(f"template: {error}; expected only the variables named in docs/protocols.md.") from None
-
-
-def read_template(path: str | Path) -> str:
-    """A template file's text. Raises FileNotFoundError or ValueError naming the file."""
-    try:
-        source = Path(path).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason}).") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such template file.") from None
-    if "{{" not in source:
-        raise ValueError(f"{path}: no {{{{instruction}}}} in it; a template must say where the question goes.")
-    return source
+            return self._template.render(dict(zip(_VARIABLES, (*values, item.context, item.num_answers), strict=True)))
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"{self.name}: item {item.id}: {type(error).__name__}: {error}; correct the template."
+            ) from None
 
 
 def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, fixed: bool) -> list[Item]:
@@ -232,15 +242,25 @@ def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, f
             f"{' (one is kept in reserve)' if reserve else ''}; ask for fewer."
         )
     chosen = pool[: count + reserve] if fixed else random.Random(f"{seed}:{task.name}").sample(pool, count + reserve)
-    return [demo for demo in chosen if demo.id != item.id][:count]
+    # ids tell items apart within a set only: a pool of its own may use them again
+    return [demo for demo in chosen if not (task.pool_is_test and demo.id == item.id)][:count]
+
+
+def _gap(text: str) -> str:
+    """What stands between a prompt and its answer: nothing after a newline or blank, else a blank."""
+    return "" if text[-1:].isspace() else " "
+
+
+def _stem(item: Item) -> str:
+    return f"{item.context}\n{item.question}" if item.context else item.question
 
 
 def _kasai_question(item: Item, language: str) -> str:
     if language == "ja":
-        text = f"問題: {item.question}"
+        text = f"問題: {_stem(item)}"
         ask = f"必ずa,b,c,d,eの中からちょうど{item.num_answers}個選んでください。\n答え:"
     else:
-        text = f"Problem: {item.question}"
+        text = f"Problem: {_stem(item)}"
         ask = f"Choose exactly {item.num_answers} correct choice(s) from a, b, c, d, e.\nAnswer:"
     if item.is_numeric:
         return text

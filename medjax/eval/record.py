@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import flax
 import jax
+import numpy as np
 
 import medjax
 from medjax.config import to_dict
@@ -62,14 +64,11 @@ def command(settings: EvalSettings) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    import flax
-    import numpy
-
     return {
         "medjax": medjax.__version__,
         "jax": jax.__version__,
         "flax": flax.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "python": platform.python_version(),
     }
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from medjax.data.qa import Item
+from medjax.data.text.tokenizer import Tokenizer
 from medjax.eval.answers import parse_kasai, parse_strict
 from medjax.eval.gestalt import extract, judge_gestalt
 from medjax.eval.protocols import Prompt, Protocol, normalised, pick
@@ -71,11 +72,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Finished:
-    """An evaluation with its answers (one an item), what it took, and how long."""
+    """An evaluation with its answers (one an item) and what it took.
+
+    reused   items whose output an earlier, interrupted run had left in the journal
+    seconds  of this run
+    """
 
     evaluation: Evaluation
     answers: list[Answer]
     work: Work
+    reused: int
     seconds: float
 
 
@@ -87,7 +93,9 @@ def read_answers(evaluation: Evaluation, outputs: Sequence[Any]) -> list[Answer]
 
 
 def _read_scores(evaluation: Evaluation, item: Item, prompt: Prompt, scores: list[Score]) -> Answer:
-    metrics, verdict, picked = {}, None, None
+    verdict = judge(item, Prediction(item.id, None))  # of an item without choices, where nothing can be scored
+    metrics = dict.fromkeys(_LM_EVAL.values(), float(verdict.correct))
+    picked: tuple[str, ...] | None = None
     if scores:
         texts = [text.removeprefix(" ") for text in prompt.continuations]
         values = normalised([s.logprob for s in scores], texts, [len(s.token_logprobs) for s in scores])
@@ -97,16 +105,13 @@ def _read_scores(evaluation: Evaluation, item: Item, prompt: Prompt, scores: lis
             metrics[_LM_EVAL[kind]] = float(found.correct)
             if kind == evaluation.protocol.settings.normalise:
                 verdict, picked = found, letters
-    if verdict is None:  # an item without choices has nothing to score
-        verdict = judge(item, Prediction(item.id, None))
-        metrics = dict.fromkeys(_LM_EVAL.values(), 0.0)
     pairs = [[repr(score.logprob), str(score.greedy)] for score in scores]
     return Answer(picked, "", verdict, metrics, [[pair] for pair in pairs], pairs)
 
 
 def _read_generation(evaluation: Evaluation, item: Item, prompt: Prompt, output: Generation) -> Answer:
     name, text = evaluation.protocol.name, output.text
-    metrics: dict[str, float] = {}
+    picked: tuple[str, ...] | None
     if name == "gestalt":
         found = judge_gestalt(item, extract(text, ""))
         picked = tuple(sorted(item.letters[item.choices.index(choice)] for choice in found.choices))
@@ -118,7 +123,8 @@ def _read_generation(evaluation: Evaluation, item: Item, prompt: Prompt, output:
         # completion models' answers are stripped by the authors' script, chat models' are not
         filtered = parse_kasai(text if prompt.is_chat else text.strip())
         verdict = judge_kasai(item, filtered)
-        picked = None if verdict.unparsed else tuple(sorted(p.strip() for p in filtered.split(",")))
+        pieces = [piece.strip() for piece in filtered.split(",")]
+        picked = None if verdict.unparsed else tuple(pieces if item.ordered else sorted(pieces))
         metrics = {"exact_match": float(verdict.correct)}
     else:
         picked = parse_strict(text, item)
@@ -197,9 +203,9 @@ def results_json(
         },
         "date": time.time(),
         "lm_eval_version": None,
-        "tokenizer_pad_token": [None if tokenizer.pad_id is None else tokenizer.token_text(tokenizer.pad_id)],
-        "tokenizer_eos_token": [tokenizer.eos_token, next(iter(tokenizer.eos_ids), None)],
-        "tokenizer_bos_token": [tokenizer.bos_token, tokenizer.bos_id],
+        "tokenizer_pad_token": _token(tokenizer, tokenizer.pad_id),
+        "tokenizer_eos_token": _token(tokenizer, next(iter(tokenizer.eos_ids), None)),
+        "tokenizer_bos_token": _token(tokenizer, tokenizer.bos_id),
         "max_length": model.decoder.config.max_length,
         "task_hashes": {name: _task_hash(run) for name, run in by_id.items()},
         "model_source": "medjax",
@@ -237,8 +243,9 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
             "tokens_requested": run.work.tokens_requested,
             "tokens_computed": run.work.tokens_computed,
             "tokens_saved": run.work.tokens_saved,
+            "items_reused": run.reused,
             "wall_seconds": round(run.seconds, 2),
-            "items_per_second": round(len(e.items) / max(run.seconds, 1e-9), 2),
+            "items_per_second": round((len(e.items) - run.reused) / max(run.seconds, 1e-9), 2),
         },
     }
     if not e.protocol.generates:
@@ -257,6 +264,11 @@ def _lm_eval_metrics(run: Finished) -> dict[str, Any]:
         variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
         metrics[f"{name}_stderr,none"] = math.sqrt(variance / len(values)) if len(values) > 1 else "N/A"
     return metrics
+
+
+def _token(tokenizer: Tokenizer, token_id: int | None) -> list[str | None]:
+    """A special token as text and number."""
+    return [None if token_id is None else tokenizer.token_text(token_id), str(token_id)]
 
 
 def _task_config(run: Finished, settings: EvalSettings) -> dict[str, Any]:

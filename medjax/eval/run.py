@@ -1,16 +1,18 @@
 """One evaluation run, from settings to a run folder: the story that `python -m medjax.eval` tells.
 
-    load tasks -> load model -> prompts -> open run folder -> score or generate, journalled -> judge -> results
+load tasks -> load model -> prompts -> tokens, which must fit -> open run folder -> score or generate, journalled
+-> judge -> results
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medjax.config import load
-from medjax.eval.protocols import Prompt, Protocol, choose_demonstrations, read_template
+from medjax.eval.protocols import PromptTemplate, Protocol, choose_demonstrations
 from medjax.eval.record import identity, protocol_record
 from medjax.eval.results import Evaluation, Finished, read_answers, results_json, sample_lines
 from medjax.eval.settings import EvalSettings
@@ -19,8 +21,12 @@ from medjax.infer.generator import Generation, Generator
 from medjax.infer.language_model import LanguageModel, load_model
 from medjax.infer.packing import Request
 from medjax.infer.scorer import Score, Scorer, Work
+from medjax.report.exam import exam_report
 from medjax.report.progress import ProgressBar
 from medjax.store.runs import Journal, RunFolder
+
+# one evaluation, ready to run: outputs in item order, what they took, how many items the journal already had
+_Run = Callable[[Journal, ProgressBar], tuple[list[Any], Work, int]]
 
 
 def evaluate(
@@ -32,32 +38,35 @@ def evaluate(
 ) -> dict[str, Any]:
     """Grade a model and write a run folder; returns what results.json holds.
 
-    settings  or give options by alias, such as evaluate(model="stories260k", tasks="igakuqa", limit=20)
+    settings  or options by alias instead, such as evaluate(model="stories260k", tasks="igakuqa", limit=20)
     say       called with one line for the user at a time
     progress  show progress bars on stderr
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
+    if settings is not None and options:
+        raise ValueError(f"evaluate: got settings and {', '.join(options)}, expected one or the other; put all in one.")
     if settings is None:
-        settings = load(EvalSettings, overrides={"--" + key.replace("_", "-"): v for key, v in options.items()})
+        given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
+        settings = load(EvalSettings, overrides=given)
     start = time.time()
     tasks, protocols = _tasks(settings), _protocols(settings)
     model = _model(settings, say, progress)
     evaluations = [_evaluation(task, protocol, model, settings) for task in tasks for protocol in protocols]
+    _check_distinct(evaluations)
+    runs = [(_generation if e.protocol.generates else _scoring)(e, model, settings) for e in evaluations]
     digests = {e.id: {"data": e.task.digest, "prompts": e.prompt_digest} for e in evaluations}
     folder = RunFolder.open(_folder(settings, evaluations), identity(settings, model, digests))
     if folder.note:
         say(folder.note)
     say(f"writing to {folder.path}")
     finished = []
-    for evaluation in evaluations:
+    for evaluation, run in zip(evaluations, runs, strict=True):
         began = time.time()
-        journal = folder.journal(evaluation.id)
         with ProgressBar(progress, evaluation.id) as bar:
-            run = _generate if evaluation.protocol.generates else _score
-            outputs, work = run(evaluation, model, settings, journal, bar)
+            outputs, work, reused = run(folder.journal(evaluation.id), bar)
         answers = read_answers(evaluation, outputs)
-        finished.append(Finished(evaluation, answers, work, time.time() - began))
+        finished.append(Finished(evaluation, answers, work, reused, time.time() - began))
     record = protocol_record(settings, model) | {
         "folder": str(folder.path),
         "resumed": folder.resumed,
@@ -66,6 +75,7 @@ def evaluate(
     }
     results = results_json(finished, settings, model, record)
     folder.write_text("samples.jsonl", "".join(sample_lines(finished)))
+    folder.write_text("report.html", exam_report(results))
     folder.write_json("results.json", results)
     return results
 
@@ -95,7 +105,7 @@ def _protocols(settings: EvalSettings) -> list[Protocol]:
     if not names:
         is_mini = all(name.partition(":")[0] == "mini" for name in settings.task.names)
         names = ("choice-logprob", "strict") if is_mini else ("strict",)
-    template = read_template(settings.protocol.template) if settings.protocol.template else None
+    template = PromptTemplate.read(settings.protocol.template) if settings.protocol.template else None
     return [Protocol(name, settings.protocol, template) for name in names]
 
 
@@ -117,8 +127,13 @@ def _model(settings: EvalSettings, say: Callable[[str], None], progress: bool) -
 def _evaluation(task: LoadedTask, protocol: Protocol, model: LanguageModel, settings: EvalSettings) -> Evaluation:
     asked = [item for item in task.items if protocol.asks(item, task.language)]
     items = tuple(asked[: settings.task.limit])
+    if not items:
+        raise ValueError(
+            f"task {task.name}: got {len(task.items)} items, of which protocol {protocol.name} asks none "
+            "(docs/protocols.md says which it leaves out); choose another protocol for this set."
+        )
     chat = None if protocol.name == "gestalt" else model.chat  # its harness never uses one
-    shots, fixed = settings.protocol.num_fewshot, task.name == "igakuqa"
+    shots, fixed = settings.protocol.num_fewshot, task.name == "igakuqa" and not task.pool_is_test
     prompts = tuple(
         protocol.prompt(item, choose_demonstrations(task, item, shots, settings.seed, fixed), task.language, chat)
         for item in items
@@ -135,67 +150,95 @@ def _folder(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> Path:
     return Path("runs") / "eval" / name
 
 
-def _generate(
-    evaluation: Evaluation, model: LanguageModel, settings: EvalSettings, journal: Journal, bar: ProgressBar
-) -> tuple[list[Generation], Work]:
-    """One generation an item, from the journal where it has them."""
-    engine, protocol = settings.engine, evaluation.protocol
-    generator = Generator(
-        model.programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
-    )
-    prompts = [tuple(_encode(model, prompt)) for prompt in evaluation.prompts]
-    known = {e["i"]: Generation(tuple(e["tokens"]), e["text"], e["finish"]) for e in journal.read()}
-    bar.reach(len(known), len(prompts))
-
-    def keep(new: dict[int, Generation]) -> None:
-        journal.append([{"i": i, **asdict(generation)} for i, generation in new.items()])
-        bar.advance(len(new), len(prompts))
-
-    found = generator.generate(
-        prompts,
-        max_new_tokens=protocol.max_new_tokens,
-        stop=protocol.stop(is_chat=any(prompt.is_chat for prompt in evaluation.prompts)),
-        done=known,
-        on_generations=keep,
-    )
-    return found, generator.work
+def _check_distinct(evaluations: Sequence[Evaluation]) -> None:
+    for name, times in Counter(e.id for e in evaluations).items():
+        if times > 1:
+            raise ValueError(
+                f"task and protocol: got {name} {times} times, expected it once, since results are kept by this name; "
+                "drop the repeat, or rename one of two exams whose files have the same name."
+            )
 
 
-def _score(
-    evaluation: Evaluation, model: LanguageModel, settings: EvalSettings, journal: Journal, bar: ProgressBar
-) -> tuple[list[list[Score]], Work]:
-    """The scores of each item's continuations, from the journal where it has them."""
+def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> _Run:
+    """A run that gives a Generation an item. Raises ValueError for a prompt that leaves no room for an answer."""
+    room = evaluation.protocol.max_new_tokens
+    prompts = []
+    for item, prompt in zip(evaluation.items, evaluation.prompts, strict=True):
+        ids = model.tokenizer.encode(prompt.text, bos=False if prompt.is_chat else None, special=prompt.is_chat)
+        _check_fits(evaluation, item.id, len(ids), room, model)
+        prompts.append(tuple(ids))
+
+    def run(journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+        engine = settings.engine
+        generator = Generator(
+            model.programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
+        )
+        known = {e["i"]: Generation(tuple(e["tokens"]), e["text"], e["finish"]) for e in journal.read()}
+        done = set(known)
+        bar.reach(len(done), len(prompts))
+
+        def keep(new: dict[int, Generation]) -> None:
+            journal.append([{"i": i, **asdict(generation)} for i, generation in new.items()])
+            done.update(new)
+            bar.reach(len(done), len(prompts))
+
+        found = generator.generate(
+            prompts,
+            max_new_tokens=room,
+            stop=evaluation.protocol.stop(is_chat=any(prompt.is_chat for prompt in evaluation.prompts)),
+            done=known,
+            on_generations=keep,
+        )
+        return found, generator.work, len(known)
+
+    return run
+
+
+def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> _Run:
+    """A run that gives a list of Score an item, one for each continuation.
+
+    Raises ValueError for a prompt that is longer than the model's context.
+    """
     requests: list[Request] = []
     owners: list[int] = []  # which item a request belongs to
-    for i, prompt in enumerate(evaluation.prompts):
-        if prompt.continuations:
+    for number, (item, prompt) in enumerate(zip(evaluation.items, evaluation.prompts, strict=True)):
+        if prompt.continuations:  # an item that asks for a number has none
             context, continuations = model.tokenizer.encode_pairs(
                 prompt.text, prompt.continuations, bos=False if prompt.is_chat else None, special=prompt.is_chat
             )
+            _check_fits(evaluation, item.id, len(context), max(map(len, continuations)), model)
             requests += [Request(tuple(context), tuple(continuation)) for continuation in continuations]
-            owners += [i] * len(continuations)
-    scorer = Scorer(model.programs, row_tokens=settings.engine.row_tokens)
-    known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in journal.read()}
-    waiting = [len(prompt.continuations) for prompt in evaluation.prompts]
+            owners += [number] * len(continuations)
+    items = len(evaluation.items)
 
-    def show(indices) -> None:
-        for i in indices:
-            waiting[owners[i]] -= 1
-        bar.reach(waiting.count(0), len(waiting))
+    def run(journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+        scorer = Scorer(model.programs, row_tokens=settings.engine.row_tokens)
+        known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in journal.read()}
+        waiting = set(range(len(requests))) - set(known)
 
-    def keep(new: dict[int, Score]) -> None:
-        journal.append([{"i": i, **asdict(score)} for i, score in new.items()])
-        show(new)
+        def show() -> int:
+            done = items - len({owners[i] for i in waiting})
+            bar.reach(done, items)
+            return done
 
-    show(known)
-    scores = scorer.score(requests, done=known, on_scores=keep)
-    by_item: list[list[Score]] = [[] for _ in evaluation.items]
-    for owner, score in zip(owners, scores, strict=True):
-        by_item[owner].append(score)
-    return by_item, scorer.work
+        def keep(new: dict[int, Score]) -> None:
+            journal.append([{"i": i, **asdict(score)} for i, score in new.items()])
+            waiting.difference_update(new)
+            show()
+
+        reused = show() if known else 0
+        by_item: list[list[Score]] = [[] for _ in range(items)]
+        for owner, score in zip(owners, scorer.score(requests, done=known, on_scores=keep), strict=True):
+            by_item[owner].append(score)
+        return by_item, scorer.work, reused
+
+    return run
 
 
-def _encode(model: LanguageModel, prompt: Prompt) -> list[int]:
-    if prompt.is_chat:
-        return model.tokenizer.encode(prompt.text, bos=False, special=True)
-    return model.tokenizer.encode(prompt.text)
+def _check_fits(evaluation: Evaluation, item: str, prompt: int, answer: int, model: LanguageModel) -> None:
+    limit = model.decoder.config.max_length
+    if prompt + answer > limit:
+        raise ValueError(
+            f"{evaluation.id}: item {item}: got {prompt} tokens and {answer} of an answer, expected at most the "
+            f"model's context of {limit}; ask with fewer examples (--num-fewshot) or new tokens (--max-new-tokens)."
+        )

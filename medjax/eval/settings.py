@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from medjax.config import field
 
+PROTOCOLS = ("strict", "choice-logprob", "kasai", "gestalt")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -56,8 +58,9 @@ class ProtocolSettings:
 
     names: tuple[str, ...] = field(
         (),
-        help="strict, choice-logprob, kasai, gestalt; default: strict, and choice-logprob too for the mini exam",
+        help="how to ask and to score; default: strict, and choice-logprob too for the mini exam",
         alias="--protocol",
+        choices=PROTOCOLS,
     )
     num_fewshot: int = field(0, help="worked examples before each question", alias="--num-fewshot")
     template: str | None = field(
@@ -107,7 +110,11 @@ class EvalSettings:
     task: TaskSettings = TaskSettings()
     protocol: ProtocolSettings = ProtocolSettings()
     engine: EngineSettings = EngineSettings()
-    out: str | None = field(None, help="run folder; default: runs/eval/<name>", alias="--out")
-    name: str | None = field(None, help="of the run; default: made from model, sets and protocol", alias="--name")
-    seed: int = field(0, help="of the choice of examples and of the bootstrap", alias="--seed")
+    out: str | None = field(None, help="run folder; default: runs/eval/<name>")
+    name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
+    seed: int = field(0, help="of the choice of examples and of the bootstrap")
     resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+
+    def __post_init__(self):
+        if self.resamples < 1:
+            raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")

@@ -1,5 +1,6 @@
 """What a finished run prints: one table, what it means, where everything lies, and the next command."""
 
+import shlex
 from typing import Any
 
 from medjax.report.table import text_table
@@ -47,7 +48,8 @@ def _row(evaluation: dict[str, Any]) -> list[str]:
 
 def _next(record: dict[str, Any]) -> str:
     """A command that goes one step further than this run did."""
-    model = "" if record["model"]["name"] == "smollm2-135m" else f" --model {record['model']['name']}"
+    name = record["model"]["name"]
+    model = "" if name == "smollm2-135m" else f" --model {shlex.quote(name)}"
     if all(evaluation["task"] == "mini" for evaluation in record["evaluations"]):
         return f"python -m medjax.eval{model} --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50"
     if any(evaluation["limit"] for evaluation in record["evaluations"]):

@@ -49,7 +49,7 @@ def load_model(
 
     name           local folder or file, registered name, or hub id (assets.resolve_model)
     dtype          of parameters and computation: float32 or bfloat16
-    mesh           devices, for instance "data=4,tensor=2"; empty: the first device
+    mesh           devices, for instance "data=4,tensor=2"; empty: every local accelerator along data, or one CPU
     chat_template  auto (the checkpoint's own, if it has one) | none
     progress       called with (parameters done, parameters in all)
 
@@ -58,13 +58,15 @@ def load_model(
     import jax
 
     path = resolve_model(str(name), revision)
-    devices = make_mesh(mesh) if mesh else make_mesh("data=1", jax.devices()[:1])
+    local = jax.local_devices()
+    # the CPU is one device with all its cores; more of them exist only where a test asks for fake ones
+    devices = make_mesh(mesh) if mesh else make_mesh("", local if local[0].platform != "cpu" else local[:1])
     decoder = load_decoder(path, dtype=dtype, mesh=devices, progress=progress)
     tokenizer = _tokenizer(decoder.source, path)
     if tokenizer.vocab_size > decoder.config.vocab_size:
         raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {decoder.config.vocab_size} "
-            "rows; expected a tokenizer that fits: take the one that came with the weights."
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {decoder.config.vocab_size} rows; "
+            "expected a tokenizer that fits: take the one that came with the weights."
         )
     chat = None
     if chat_template == "auto" and tokenizer.chat_template:
@@ -100,5 +102,5 @@ def _tokenizer(source: Source, path: Path) -> Tokenizer:
     folder = source.files[0].parent
     beside = sorted(file for file in folder.glob("tok*.bin") if file != source.files[0])
     if len(beside) != 1:
-        raise FileNotFoundError(f"{folder}: got {len(beside)} files tok*.bin beside the weights, expected one tokenizer.")
+        raise FileNotFoundError(f"{folder}: got {len(beside)} files tok*.bin beside the weights, expected one.")
     return tokenizer_from_llama2c(beside[0])

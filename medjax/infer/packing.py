@@ -33,8 +33,8 @@ class Request:
     def __post_init__(self):
         if not self.context or not self.continuation:
             raise ValueError(
-                f"request: got {len(self.context)} context and {len(self.continuation)} continuation tokens, expected at "
-                "least one of each; begin an empty context with the model's BOS token."
+                f"request: got {len(self.context)} context and {len(self.continuation)} continuation tokens, expected "
+                "at least one of each; begin an empty context with the model's BOS token."
             )
 
 
@@ -128,7 +128,7 @@ def _units(ordered: list[tuple[int, ...]], shared: int, row_tokens: int) -> list
             unit = units[-1]
             overlap = _worth_sharing(ordered[i - 1], sequence, shared)
             together = unit.size + own - overlap
-            if overlap and together <= row_tokens or overlap == own:
+            if (overlap and together <= row_tokens) or overlap == own:
                 unit.members = (unit.members[0], i + 1)
                 unit.size = together
                 continue

@@ -4,6 +4,7 @@ Every program is a jitted pure function of (params, arrays); shapes are few (pac
 lists those that were compiled, with the seconds each first call took.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,11 +43,12 @@ class Programs:
         self._run_prefill = jax.jit(self._prefill, donate_argnums=(2,))
         self._run_decode = jax.jit(self._decode, static_argnums=(5,), donate_argnums=(3,))
         batch = model.rules.batch
-        self.data_shards = int(np.prod([self.mesh.shape[a] for a in ((batch,) if isinstance(batch, str) else batch or ())]))
+        axes = (batch,) if isinstance(batch, str) else batch or ()
+        self.data_shards = math.prod(self.mesh.shape[axis] for axis in axes)
         self._by_row = NamedSharding(self.mesh, PartitionSpec(batch))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
 
-    def put(self, array: np.ndarray, by_row: bool = True) -> jax.Array:
+    def put(self, array: np.ndarray | np.int32, by_row: bool = True) -> jax.Array:
         """Host array -> device, split along its first axis over the data axes, or whole on every device."""
         return jax.device_put(array, self._by_row if by_row else self._whole)
 
@@ -60,7 +62,7 @@ class Programs:
         return result
 
     def prefix(self, tokens: tuple[int, ...], row_tokens: int) -> Prefix | None:
-        """Run a prefix and keep its keys and values: k, v [layers, p, kv_heads, head_dim], p a power-of-two capacity."""
+        """Run a prefix and keep its keys and values: k, v [layers, p, kv_heads, head_dim], p a power of two."""
         if not tokens:
             return None
         capacity = PREFIX_BLOCK
@@ -74,7 +76,8 @@ class Programs:
             row = Row(list(part), list(range(start, start + n)), [n] * n)
             arrays = {name: self.put(a, by_row=False) for name, a in stack([row], row_tokens, 1).items()}
             length = self.put(np.int32(start), by_row=False)
-            k, v = self.timed(f"prefix {row_tokens} into {capacity}", self._run_prefix, self.model.params, k, v, length, arrays)
+            name = f"prefix {row_tokens} into {capacity}"
+            k, v = self.timed(name, self._run_prefix, self.model.params, k, v, length, arrays)
         return Prefix(k, v, self.put(np.int32(len(tokens)), by_row=False))
 
     def score(self, rows: list[Row], length: int, prefix: Prefix | None, reads: dict[str, np.ndarray]) -> Any:
@@ -87,7 +90,7 @@ class Programs:
         """
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a, by_row=a.ndim > 0) for name, a in reads.items()}
-        name = f"score {self.data_shards}x{length}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        name = f"score {self.data_shards}x{length}{_after(prefix)}"
         return self.timed(name, self._run_score, self.model.params, prefix, arrays, put)
 
     def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +116,7 @@ class Programs:
                 source["count"][slot] = len(places)
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a) for name, a in source.items()}
-        name = f"prefill {self.data_shards}x{length} into {slots}x{room}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        name = f"prefill {self.data_shards}x{length} into {slots}x{room}{_after(prefix)}"
         return self.timed(name, self._run_prefill, self.model.params, prefix, cache, arrays, put)
 
     def decode(self, tokens: jax.Array, lengths: jax.Array, cache, prefix: Prefix | None, steps: int):
@@ -124,7 +127,7 @@ class Programs:
         returns  cache, tokens, lengths, and the new tokens [sequences, steps]
         """
         slots, room = cache[0].shape[1], cache[0].shape[3]
-        name = f"decode {steps} steps of {slots}x{room}" + (f" after {prefix.k.shape[1]}" if prefix else "")
+        name = f"decode {steps} steps of {slots}x{room}{_after(prefix)}"
         return self.timed(name, self._run_decode, self.model.params, tokens, lengths, cache, prefix, steps)
 
     def apply(self, params, arrays, prefix):
@@ -134,16 +137,15 @@ class Programs:
 
     def _prefix(self, params, k, v, length, arrays):
         _, (new_k, new_v) = self.apply(params, arrays, Prefix(k, v, length))
-        start = (0, length, 0, 0)
         return tuple(
-            jax.lax.dynamic_update_slice(old, new[:, 0].astype(old.dtype), start) for old, new in ((k, new_k), (v, new_v))
+            jax.lax.dynamic_update_slice(old, new[:, 0].astype(old.dtype), (0, length, 0, 0))
+            for old, new in ((k, new_k), (v, new_v))
         )
 
     def _score(self, params, prefix, arrays, reads):
         hidden, _ = self.apply(params, arrays, prefix)
         with jax.named_scope("vocabulary"):
             return read_scores(hidden, unembedding(params), reads)
-
 
     def _prefill(self, params, prefix, cache, arrays, source):
         hidden, kv = self.apply(params, arrays, prefix)
@@ -176,6 +178,10 @@ class Programs:
 
         (tokens, lengths, cache), made = jax.lax.scan(step, (tokens, lengths, cache), None, length=steps)
         return cache, tokens, lengths, made.T
+
+
+def _after(prefix: Prefix | None) -> str:
+    return f" after {prefix.k.shape[1]}" if prefix else ""
 
 
 def read_scores(hidden: jax.Array, table: jax.Array, reads: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -77,21 +77,19 @@ class Scorer:
         Raises ValueError when a request is longer than the model's context.
         """
         results: dict[int, Score] = dict(done or {})
-        if all(i in results for i in range(len(requests))):
-            return [results[i] for i in range(len(requests))]
         self._check(requests)
         packed = plan(
             [r.context + r.continuation[:-1] for r in requests],
             row_tokens=self.row_tokens,
             keep=[len(r.continuation) for r in requests],
         )
-        prefix = self.programs.prefix(packed.prefix, max(MIN_ROW, min(self.row_tokens, 512)))
         self.work += self._planned_work(requests, packed)
-        pending = None
+        pending, prefix = None, None
         for batch, length in self._batches(packed, results):
+            prefix = prefix or self.programs.prefix(packed.prefix, max(MIN_ROW, min(self.row_tokens, 512)))
             reads = [_reads(row, requests, len(packed.prefix)) for row in batch]
             arrays = _stack_reads(reads, length, self.programs.data_shards)
-            running = (batch, reads, self.programs.score(batch, length, prefix, arrays))
+            running = (batch, self.programs.score(batch, length, prefix, arrays))
             if pending:  # collect the batch before, while this one runs
                 self._collect(pending, requests, results, on_scores)
             pending = running
@@ -118,10 +116,10 @@ class Scorer:
                     yield batch, length
 
     def _collect(self, running, requests, results, on_scores) -> None:
-        batch, reads, outputs = running
+        batch, outputs = running
         logprobs, greedy = (np.asarray(x) for x in outputs)
         new: dict[int, Score] = {}
-        for b, (row, read) in enumerate(zip(batch, reads, strict=True)):
+        for b, row in enumerate(batch):
             start = 0
             for i in row.sequences:
                 stop = start + len(requests[i].continuation)
@@ -188,10 +186,10 @@ def _stack_reads(reads: Sequence[_Read], length: int, count: int) -> dict[str, n
         "places": np.zeros((count, length), np.int32),
         "entry": np.zeros((count, entries), np.int32),
         "target": np.zeros((count, entries), np.int32),
-        "chunks": np.int32(-(-max(len(read.places) for read in reads) // READ_CHUNK)),
     }
     for b, read in enumerate(reads):
-        for name in ("places", "entry", "target"):
+        for name, array in arrays.items():
             values = getattr(read, name)
-            arrays[name][b, : len(values)] = values
-    return arrays
+            array[b, : len(values)] = values
+    chunks = -(-max(len(read.places) for read in reads) // READ_CHUNK)
+    return {**arrays, "chunks": np.asarray(chunks, np.int32)}

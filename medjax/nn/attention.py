@@ -46,7 +46,7 @@ class Forest(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values that precede every row: k and v [p, kv_heads, head_dim], length scalar int32 (the rest unused)."""
+    """Keys and values that precede every row: k and v [p, kv_heads, head_dim], of which `length` (int32) count."""
 
     k: jax.Array
     v: jax.Array
@@ -147,7 +147,7 @@ def cached_attention(
 
 
 def _reference(q, k, v, trees, scale, window, prefix):
-    b, t, n, h = q.shape
+    b, t, n, _ = q.shape
     groups = n // k.shape[2]
     index = jnp.arange(t)
     seen = (index <= index[:, None]) & (index[:, None] < trees.ends[:, None, :])  # [b, t, s]

@@ -47,6 +47,8 @@ def make_mesh(text: str = "", devices: list | None = None) -> Mesh:
     if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh: got {text!r}; sizes are 1 or more, and one axis at most may be -1.")
     known = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values() and len(devices) % known:
+        raise ValueError(f"mesh: {text!r} needs a multiple of {known} devices, there are {len(devices)}.")
     for name, size in sizes.items():
         if size == -1:
             sizes[name] = len(devices) // known

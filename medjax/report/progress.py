@@ -1,4 +1,6 @@
-"""A progress bar on stderr with rate and time left; silent where nobody looks."""
+"""A progress bar on stderr with rate and time left: live on a terminal, a line every half minute in a log file."""
+
+import sys
 
 from tqdm import tqdm
 
@@ -11,7 +13,16 @@ class ProgressBar:
     """
 
     def __init__(self, shown: bool, label: str, unit: str = "item"):
-        self._tqdm = tqdm(desc=label, disable=not shown, unit=unit, dynamic_ncols=True, smoothing=0.1)
+        live = sys.stderr.isatty()
+        self._tqdm = tqdm(
+            desc=label,
+            disable=not shown,
+            unit=unit,
+            dynamic_ncols=live,
+            smoothing=0.1,
+            mininterval=0.2 if live else 30,
+            leave=live,
+        )
         self._done = 0
 
     def __enter__(self) -> "ProgressBar":

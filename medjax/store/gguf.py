@@ -77,7 +77,8 @@ class GgufSource:
         values = self._dequantised(name)
         if self._interleaved and (".attn_q." in name or ".attn_k." in name):
             heads = self.config.heads if ".attn_q." in name else self.config.kv_heads
-            values = unpermute(values, heads)
+            if values.shape[0] == heads * self.config.head_dim:  # else the loader reports the shape
+                values = unpermute(values, heads)
         return values
 
     def location(self, name: str) -> str:

@@ -125,7 +125,7 @@ def _leaves(c: DecoderConfig, names: Mapping[str, str]) -> Mapping[Path, Leaf]:
     for name in ("gate", "up") if c.gated else ("up",):
         projection(("mlp", name), (f,), (d,), c.mlp_bias)
     projection(("mlp", "down"), (d,), (f,), c.mlp_bias)
-    norms = [(("attention_norm",), d), (("mlp_norm",), d)]
+    norms: list[tuple[Path, int]] = [(("attention_norm",), d), (("mlp_norm",), d)]
     if c.post_norms:
         norms += [(("attention_post_norm",), d), (("mlp_post_norm",), d)]
     if c.qk_norm:
@@ -148,11 +148,11 @@ def _gpt_neox(c: DecoderConfig) -> Mapping[Path, Leaf]:
         leaves["unembedding",] = Leaf("embed_out.weight", (c.vocab_size, d))
     for index, name in enumerate(("query", "key", "value")):
         fused = layer + "attention.query_key_value"
-        path = ("layers", "attention", name)
-        leaves[*path, "kernel"] = Leaf(fused + ".weight", (3 * n * h, d), (n, 3, h, d), (1, index), (2, 0, 1))
+        place = ("layers", "attention", name)
+        leaves[*place, "kernel"] = Leaf(fused + ".weight", (3 * n * h, d), (n, 3, h, d), (1, index), (2, 0, 1))
         if c.qkv_bias:
-            leaves[*path, "bias"] = Leaf(fused + ".bias", (3 * n * h,), (n, 3, h), (1, index))
-    plain = {
+            leaves[*place, "bias"] = Leaf(fused + ".bias", (3 * n * h,), (n, 3, h), (1, index))
+    plain: dict[Path, tuple] = {
         ("attention", "out"): ("attention.dense", (d, n * h), (d, n, h), (1, 2, 0), c.out_bias),
         ("mlp", "up"): ("mlp.dense_h_to_4h", (f, d), (f, d), (1, 0), c.mlp_bias),
         ("mlp", "down"): ("mlp.dense_4h_to_h", (d, f), (d, f), (1, 0), c.mlp_bias),

@@ -50,14 +50,17 @@ class RunFolder:
                 )
             else:
                 resumed, note = True, f"{path} holds this run already; going on from there"
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: got a file, expected a run folder or none; choose another --out.")
+        elif path.is_dir() and {file.name for file in path.iterdir()} - {"run.json.partial"}:
             raise ValueError(
                 f"{path}: got a folder with other files, expected a run folder or none; choose another --out."
             )
-        (path / "journal").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, resumed, note)
-        if not resumed:
+        if not resumed:  # before the journal, so that finished work never lies in a folder without an identity
             run.write_json("run.json", identity)
+        (path / "journal").mkdir(exist_ok=True)
         return run
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -90,7 +93,8 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self.path.write_bytes(whole)
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        # not splitlines(): generated text may hold U+2028 and other line ends, which JSON lets stand
+        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:

@@ -77,8 +77,8 @@ class HuggingFaceSource:
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             table = read_json(index).get("weight_map")
-            if not isinstance(table, dict):
-                raise ValueError(f"{index}: no weight_map; expected a table from tensor name to file.")
+            if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+                raise ValueError(f"{index}: no usable weight_map; expected a table from tensor name to file name.")
             for file in set(table.values()):
                 if Path(file).name != file:
                     raise ValueError(

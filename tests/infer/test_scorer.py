@@ -136,7 +136,8 @@ def test_real_japanese_items_equal_the_plain_computation(smollm2_gguf, shared_da
     shots = "\n".join(text(row) + " " + row["choices"][0] for row in rows[:3])
     requests = []
     for row in rows[3:5]:
-        context, continuations = model.tokenizer.encode_pairs(shots + "\n" + text(row), [" " + c for c in row["choices"]])
+        choices = [" " + choice for choice in row["choices"]]
+        context, continuations = model.tokenizer.encode_pairs(shots + "\n" + text(row), choices)
         requests += [Request(tuple(context), tuple(ids)) for ids in continuations]
     shared = Scorer(model.programs, row_tokens=1024).score(requests)
     plain = Programs(model.decoder, dtype="float32", backend="reference")

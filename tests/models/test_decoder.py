@@ -161,36 +161,46 @@ def test_local_layers_alone_use_the_local_rope(tmp_path):
 def test_prefix_and_cache_equal_the_whole_row(models, name):
     """90 tokens as a prefix, 20 as a packed row after it, 40 decoded one by one: the same logits as in one go."""
     _, _, model = models(name)
-    c, params = model.config, model.params
-    decoder = Decoder(c)
-    whole = logits(model)
+    c, decoder = model.config, Decoder(model.config)
     shape = (c.layers, PREFIX_BLOCK, c.kv_heads, c.head_dim)
-    run = jax.jit(
-        lambda tokens, where, positions, prefix: decoder.apply({"params": params}, tokens, positions, where, prefix)
-    )
+
+    @jax.jit
+    def run(params, tokens, positions, where, prefix):
+        if not isinstance(where, Cache):
+            where = forest(positions, where)
+        hidden, kv = decoder.apply({"params": params}, tokens, positions, where, prefix)
+        return hidden[0] @ unembedding(params).T, kv
 
     def row(tokens, start, prefix):
-        padded = np.zeros((1, 128), np.int32)
+        padded, index = np.zeros((1, 128), np.int32), np.arange(128, dtype=np.int32)[None]
         padded[0, : len(tokens)] = tokens
-        index = jnp.arange(128)[None]
-        ends = jnp.where(index < len(tokens), len(tokens), index + 1)
-        hidden, kv = run(padded, forest(start + index, ends), start + index, prefix)
-        return hidden[0, : len(tokens)], [x[:, :, : len(tokens)] for x in kv]
+        ends = np.where(index < len(tokens), len(tokens), index + 1).astype(np.int32)
+        found, kv = run(model.params, padded, start + index, ends, prefix)
+        return found[: len(tokens)], [np.asarray(x)[:, 0, : len(tokens)] for x in kv]
 
-    empty = Prefix(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0))
-    first, kv = row(TOKENS[:90], 0, empty)
-    held = [jnp.full(shape, jnp.nan).at[:, 90:].set(7.0).at[:, :90].set(x[:, 0]) for x in kv]  # the rest is never read
-    prefix = Prefix(*held, jnp.int32(90))
+    def held(parts):
+        """A prefix buffer of these keys and values; what follows them is never read."""
+        whole = [np.full(shape, 1e6, np.float32) for _ in parts]
+        for buffer, part in zip(whole, parts, strict=True):
+            buffer[:, : part.shape[1]] = part
+        return Prefix(*whole, np.int32(parts[0].shape[1]))
+
+    empty = np.zeros((c.layers, 0, c.kv_heads, c.head_dim))
+    first, kv = row(TOKENS[:90], 0, held([empty, empty]))
+    prefix = held(kv)
     second, kv = row(TOKENS[90:110], 90, prefix)
-    cache = [jnp.zeros((c.layers, 1, c.kv_heads, 64, c.head_dim)).at[:, :, :, :20].set(x.swapaxes(2, 3)) for x in kv]
-    hidden = [first, second]
+    cache = [np.zeros((c.layers, 1, c.kv_heads, 64, c.head_dim), np.float32) for _ in kv]
+    for buffer, part in zip(cache, kv, strict=True):
+        buffer[:, 0, :, :20] = part.swapaxes(1, 2)
+    found = [first, second]
     for place in range(110, 150):
-        used = jnp.asarray([place - 90], jnp.int32)
-        one, new = run(jnp.asarray([[TOKENS[place]]]), Cache(*cache, used), jnp.asarray([[place]]), prefix)
-        cache = [old.at[:, :, :, place - 90].set(x[:, :, 0]) for old, x in zip(cache, new, strict=True)]
-        hidden.append(one[0])
-    got = jnp.concatenate(hidden) @ unembedding(params).T
-    np.testing.assert_allclose(got, whole, rtol=0, atol=TOLERANCE)
+        token, position, used = (np.array(value, np.int32) for value in ([[TOKENS[place]]], [[place]], [place - 90]))
+        # copies: a CPU device may read NumPy's memory in place, and the next step writes to it
+        one, new = run(model.params, token, position, Cache(*(x.copy() for x in cache), used), prefix)
+        for buffer, part in zip(cache, new, strict=True):
+            buffer[:, :, :, place - 90] = np.asarray(part)[:, :, 0]
+        found.append(one)
+    np.testing.assert_allclose(np.concatenate(found), logits(model), rtol=0, atol=TOLERANCE)
 
 
 def test_backends_agree(models):
