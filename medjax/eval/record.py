@@ -11,7 +11,7 @@ import flax
 import jax
 import numpy as np
 
-import medjax
+from medjax import __version__
 from medjax.config import to_dict
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
@@ -65,7 +65,7 @@ def command(settings: EvalSettings) -> str:
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     return {
-        "medjax": medjax.__version__,
+        "medjax": __version__,
         "jax": jax.__version__,
         "flax": flax.__version__,
         "numpy": np.__version__,
