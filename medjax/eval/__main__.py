@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from medjax.eval.summary import print_summary
 
     try:
-        results = evaluate(settings, say=lambda line: print(line, flush=True), progress=sys.stderr.isatty())
+        results = evaluate(settings, say=lambda line: print(line, flush=True), progress=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"medjax.eval: {error}", file=sys.stderr)
         return 2

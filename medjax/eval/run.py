@@ -21,7 +21,7 @@ from medjax.infer.generator import Generation, Generator
 from medjax.infer.language_model import LanguageModel, load_model
 from medjax.infer.packing import Request
 from medjax.infer.scorer import Score, Scorer, Work
-from medjax.report.exam import exam_report
+from medjax.report.exam import exam_report, summary_figure
 from medjax.report.progress import ProgressBar
 from medjax.store.runs import Journal, RunFolder
 
@@ -76,6 +76,7 @@ def evaluate(
     results = results_json(finished, settings, model, record)
     folder.write_text("samples.jsonl", "".join(sample_lines(finished)))
     folder.write_text("report.html", exam_report(results))
+    folder.write_text("figure.svg", summary_figure(results))
     folder.write_json("results.json", results)
     return results
 

@@ -1,8 +1,12 @@
 """A progress bar on stderr with rate and time left: live on a terminal, a line every half minute in a log file."""
 
+import io
 import sys
+import time
 
 from tqdm import tqdm
+
+_LOG_SECONDS = 30
 
 
 class ProgressBar:
@@ -13,17 +17,18 @@ class ProgressBar:
     """
 
     def __init__(self, shown: bool, label: str, unit: str = "item"):
-        live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty()
         self._tqdm = tqdm(
             desc=label,
             disable=not shown,
             unit=unit,
-            dynamic_ncols=live,
+            dynamic_ncols=self._live,
+            ncols=None if self._live else 80,
             smoothing=0.1,
-            mininterval=0.2 if live else 30,
-            leave=live,
+            file=sys.stderr if self._live else io.StringIO(),
         )
         self._done = 0
+        self._logged = time.monotonic()
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -36,6 +41,9 @@ class ProgressBar:
         self._tqdm.total = total
         self._tqdm.update(done - self._done)
         self._done = done
+        if not self._live and not self._tqdm.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            print(str(self._tqdm), file=sys.stderr, flush=True)
 
     def advance(self, more: int, total: int) -> None:
         """Say that `more` items than before are finished."""
