@@ -75,7 +75,10 @@ class Generator:
         shared = plan(prompts, row_tokens=self.row_tokens).prefix
         own = [prompt[len(shared) :] for prompt in prompts]
         # what is left has no prefix to split off
-        packed = [plan([own[i] for i in b], row_tokens=self.row_tokens, min_prefix=limit) for b in batches]
+        packed = [
+            plan([own[i] for i in b], row_tokens=self.row_tokens, min_prefix=limit, shorten=len(batches) == 1)
+            for b in batches
+        ]
         room = -(-(max(map(len, own), default=0) + max_new_tokens) // _CACHE_STEP) * _CACHE_STEP
         prefix = None
         for batch, rows in zip(batches, packed, strict=True):

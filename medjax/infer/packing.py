@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 MIN_ROW = 128  # tokens; every row length is a multiple of it (nn.attention.BLOCK)
+_MANY_ROWS = 16  # from here on a half-filled last row does not matter
 _UNIT_SHARE = 32  # tokens beyond the prefix from which on sequences are run as one tree
 
 
@@ -77,7 +78,12 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def plan(
-    sequences: Sequence[tuple[int, ...]], *, row_tokens: int, keep: Sequence[int] = (), min_prefix: int = 128
+    sequences: Sequence[tuple[int, ...]],
+    *,
+    row_tokens: int,
+    keep: Sequence[int] = (),
+    min_prefix: int = 128,
+    shorten: bool = True,
 ) -> Plan:
     """Pack token sequences into rows.
 
@@ -85,6 +91,7 @@ def plan(
     row_tokens  usual row length, a multiple of MIN_ROW; a longer sequence gets a row of the next power of two
     keep        per sequence: its last `keep` tokens must stand in the row itself, because something is read there
     min_prefix  a common beginning shorter than this stays in the rows: its keys would fill a small part of a block
+    shorten     a job of few rows may get shorter ones, so that the last is not mostly padding
     """
     if row_tokens % MIN_ROW or row_tokens <= 0:
         raise ValueError(f"row_tokens: got {row_tokens}, expected a multiple of {MIN_ROW}.")
@@ -98,18 +105,17 @@ def plan(
     if shared < min_prefix or len(units) == 1:
         shared = 0
         units = _units([sequences[i] for i in order], shared, row_tokens)
+    usual = _shorter_row(units, row_tokens) if shorten else row_tokens
     laid_out = []
-    for members in _best_fit(units, row_tokens):
+    for members in _best_fit(units, usual):
         indices = (order[m] for unit in members for m in range(*unit.members))
         laid_out.append(_lay_out(sequences, sorted(indices, key=lambda i: sequences[i]), shared))
     rows: dict[int, list[Row]] = {}
     for row in laid_out:
-        size = row_tokens
+        size = usual
         while size < len(row.tokens):
             size *= 2
         rows.setdefault(size, []).append(row)
-    if len(laid_out) == 1 and len(laid_out[0].tokens) <= row_tokens // 2:  # a small job gets a row of its own size
-        rows = {-(-len(laid_out[0].tokens) // MIN_ROW) * MIN_ROW: laid_out}
     return Plan(tuple(sequences[order[0]][:shared]), dict(sorted(rows.items(), reverse=True)))
 
 
@@ -144,6 +150,21 @@ def _worth_sharing(first: tuple[int, ...], second: tuple[int, ...], shared: int)
     """
     overlap = common_length(first, second) - shared
     return overlap if overlap >= min(_UNIT_SHARE, len(second) - shared) else 0
+
+
+def _shorter_row(units: list[_Unit], row_tokens: int) -> int:
+    """The shortest row length that needs no more rows; the usual one for a job of many rows."""
+    sizes = [unit.size for unit in units if unit.size <= row_tokens]
+    count = -(-sum(sizes) // row_tokens)
+    if not 0 < count < _MANY_ROWS or len(sizes) < len(units):
+        return row_tokens
+    blocks = -(-max(max(sizes), sum(sizes) // count) // MIN_ROW)
+    for number in range(blocks, row_tokens // MIN_ROW):
+        # nn.attention takes the queries of 3 to 5 blocks at a time where that divides the row
+        even = number < 3 or any(number % wide == 0 for wide in (3, 4, 5))
+        if even and len(_best_fit(units, number * MIN_ROW)) <= count:
+            return number * MIN_ROW
+    return row_tokens
 
 
 def _best_fit(units: list[_Unit], row_tokens: int) -> list[list[_Unit]]:

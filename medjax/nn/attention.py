@@ -220,7 +220,7 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
     )
     if prefix is not None:
         # no structure here: large blocks of queries, and a mask only where the prefix ends
-        wide = next(size for size in (4 * BLOCK, 2 * BLOCK, BLOCK) if t % size == 0)
+        wide = BLOCK * next(count for count in (5, 4, 3, 2, 1) if t // BLOCK % count == 0)
         shared_k, shared_v = (
             jnp.broadcast_to(x.transpose(1, 0, 2), (b, kv, x.shape[0], h)) for x in (prefix.k, prefix.v)
         )
