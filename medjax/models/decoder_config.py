@@ -6,6 +6,7 @@ default here; a field that the format itself leaves out when it has the format's
 is filled by that rule. What is not supported is refused by name.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -188,6 +189,8 @@ def _ropes(config, where, neox, gemma, head_dim, windows) -> tuple[tuple[Rope, .
 
     def one(parameters: Mapping[str, Any], key: str) -> Rope:
         theta = config.get(key)
+        if theta is None and _predates_rope_theta(config):
+            theta = 10000.0
         part = parameters.get("partial_rotary_factor", share)
         if neox and part is None:
             raise ValueError(f"{where}: key 'rotary_pct' is missing; a gpt_neox checkpoint must give it.")
@@ -203,6 +206,19 @@ def _ropes(config, where, neox, gemma, head_dim, windows) -> tuple[tuple[Rope, .
         return (full, near), tuple(1 if window else 0 for window in windows)
     key = "rotary_emb_base" if neox and "rope_theta" not in config else "rope_theta"
     return (one(new or config.get("rope_scaling") or {}, key),), (0,) * len(windows)
+
+
+def _predates_rope_theta(config: Mapping[str, Any]) -> bool:
+    """Whether a Llama config.json was written when the format had no rope_theta: the base was part of the architecture.
+
+    The published Llama 2 files are of this kind. transformers has had the key since 4.33.
+    """
+    written_by = re.match(r"(\d+)\.(\d+)", str(config.get("transformers_version", "")))
+    return (
+        config.get("model_type") == "llama"
+        and written_by is not None
+        and tuple(map(int, written_by.groups())) < (4, 33)
+    )
 
 
 def _rope(parameters: Mapping[str, Any], dim: int, length: int | None, where: str, key: str) -> Rope:

@@ -142,6 +142,19 @@ def test_dynamic_starts_from_max_position_embeddings():
     assert from_hugging_face(changed("llama", rope_parameters=rope)).ropes[0].original_length == 256
 
 
+@pytest.mark.parametrize(
+    ("version", "is_old"), [("4.31.0.dev0", True), ("4.32.1", True), ("4.33.0", False), (None, False)]
+)
+def test_llama_2_files_have_no_rope_theta(version, is_old):
+    """Before transformers 4.33 the format had no key for the base, which was 10000; a later file must give it."""
+    config = changed("llama", rope_parameters=..., transformers_version=version)
+    if is_old:
+        assert from_hugging_face(config).ropes[0].theta == 10000.0
+    else:
+        with pytest.raises(ValueError, match="no rope_theta"):
+            from_hugging_face(config)
+
+
 def default_rope(**values):
     return {"rope_type": "default", "rope_theta": 10000.0, **values}
 
