@@ -109,6 +109,11 @@ class Generator:
                 chosen = np.asarray(tokens)
                 for row in part:
                     first[row.sequences] = chosen[row.sequences]
+        if (first < 0).any():
+            raise ValueError(
+                "the model gives logits that are not finite, expected numbers: the checkpoint is broken, or needs "
+                "float32."
+            )
         lengths = np.ones(b, np.int32)
         lengths[: len(own)] = [len(tokens) for tokens in own]
         return self._decode(len(own), first, lengths, cache, prefix, max_new, stop)

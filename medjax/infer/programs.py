@@ -1,12 +1,13 @@
 """The compiled programs of the engine, shared by scoring and generation: run packed rows, read scores, hold a prefix.
 
-Every program is a jitted pure function of (params, arrays); shapes are few (packing.bucket), and `Programs.shapes`
-lists those that were compiled, with the seconds each first call took.
+Every program is a pure function of (params, arrays), compiled ahead for each set of shapes. Shapes are few, because
+rows have one length a job; `Programs.shapes` lists them with the seconds each took to compile.
 """
 
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,8 +28,9 @@ READ_CHUNK = 128  # rows of hidden states that meet the vocabulary at one time
 class Programs:
     """A model's programs on its mesh.
 
-    dtype    compute dtype
-    backend  of nn.attention
+    dtype      compute dtype
+    backend    of nn.attention
+    precision  of matrix products: float32 means float32, also on devices that would use TF32 or bfloat16 for it
     """
 
     def __init__(self, model: LoadedDecoder, *, dtype: str, backend: str):
@@ -37,11 +39,9 @@ class Programs:
         self.mesh = model.mesh
         self.dtype = jnp.dtype(dtype)
         self.decoder = Decoder(model.config, dtype=self.dtype, backend=backend)
+        self.precision = "highest" if self.dtype == jnp.float32 else "default"
         self.shapes: dict[str, float] = {}
-        self._run_prefix = jax.jit(self._prefix, donate_argnums=(1, 2))
-        self._run_score = jax.jit(self._score)
-        self._run_prefill = jax.jit(self._prefill, donate_argnums=(2,))
-        self._run_decode = jax.jit(self._decode, static_argnums=(5,), donate_argnums=(3,))
+        self._compiled: dict[str, Callable] = {}
         batch = model.rules.batch
         axes = (batch,) if isinstance(batch, str) else batch or ()
         self.data_shards = math.prod(self.mesh.shape[axis] for axis in axes)
@@ -52,14 +52,14 @@ class Programs:
         """Host array -> device, split along its first axis over the data axes, or whole on every device."""
         return jax.device_put(array, self._by_row if by_row else self._whole)
 
-    def timed(self, name: str, function: Callable, *args: Any) -> Any:
-        """Call a program; its first call with these shapes is waited for and its seconds kept as compile time."""
-        if name in self.shapes:
-            return function(*args)
-        start = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
-        self.shapes[name] = time.perf_counter() - start
-        return result
+    def run(self, name: str, function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Any:
+        """Call a program; it is compiled when no program of this name, which must tell all shapes, was run before."""
+        if name not in self._compiled:
+            start = time.perf_counter()
+            with jax.default_matmul_precision(self.precision):
+                self._compiled[name] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+            self.shapes[name] = time.perf_counter() - start
+        return self._compiled[name](*args)
 
     def prefix(self, tokens: tuple[int, ...], row_tokens: int) -> Prefix | None:
         """Run a prefix and keep its keys and values: k, v [layers, p, kv_heads, head_dim], p a power of two."""
@@ -77,7 +77,7 @@ class Programs:
             arrays = {name: self.put(a, by_row=False) for name, a in stack([row], row_tokens, 1).items()}
             length = self.put(np.int32(start), by_row=False)
             name = f"prefix {row_tokens} into {capacity}"
-            k, v = self.timed(name, self._run_prefix, self.model.params, k, v, length, arrays)
+            k, v = self.run(name, self._prefix, self.model.params, k, v, length, arrays, donate=(1, 2))
         return Prefix(k, v, self.put(np.int32(len(tokens)), by_row=False))
 
     def score(self, rows: list[Row], length: int, prefix: Prefix | None, reads: dict[str, np.ndarray]) -> Any:
@@ -90,8 +90,8 @@ class Programs:
         """
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a, by_row=a.ndim > 0) for name, a in reads.items()}
-        name = f"score {self.data_shards}x{length}{_after(prefix)}"
-        return self.timed(name, self._run_score, self.model.params, prefix, arrays, put)
+        name = f"score {self.data_shards}x{length}{_after(prefix)}, up to {put['entry'].shape[1]} targets"
+        return self.run(name, self._score, self.model.params, prefix, arrays, put)
 
     def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values to decode into: two arrays [layers, sequences, kv_heads, length, head_dim]."""
@@ -104,7 +104,8 @@ class Programs:
         """Run packed prompts into the cache (donated).
 
         rows     at most `data_shards`; `sequences` are cache slots, `places` the row indices of each one's own tokens
-        returns  the cache, and the first new token of every slot [sequences] int32 (of slots in these rows)
+        returns  the cache, and the first new token of every slot [sequences] int32 (of slots in these rows), -1 where
+                 the logits are not finite
         """
         slots, room = cache[0].shape[1], cache[0].shape[3]
         source = {"row": np.zeros(slots, np.int32), "place": np.zeros((slots, room), np.int32)}
@@ -117,7 +118,7 @@ class Programs:
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a) for name, a in source.items()}
         name = f"prefill {self.data_shards}x{length} into {slots}x{room}{_after(prefix)}"
-        return self.timed(name, self._run_prefill, self.model.params, prefix, cache, arrays, put)
+        return self.run(name, self._prefill, self.model.params, prefix, cache, arrays, put, donate=(2,))
 
     def decode(self, tokens: jax.Array, lengths: jax.Array, cache, prefix: Prefix | None, steps: int):
         """Greedy steps for every slot; the cache is donated.
@@ -128,7 +129,8 @@ class Programs:
         """
         slots, room = cache[0].shape[1], cache[0].shape[3]
         name = f"decode {steps} steps of {slots}x{room}{_after(prefix)}"
-        return self.timed(name, self._run_decode, self.model.params, tokens, lengths, cache, prefix, steps)
+        function = partial(self._decode, steps=steps)
+        return self.run(name, function, self.model.params, tokens, lengths, cache, prefix, donate=(3,))
 
     def apply(self, params, arrays, prefix):
         """Hidden states and keys and values of packed rows (inside jit)."""
@@ -156,7 +158,8 @@ class Programs:
             for old, new in zip(cache, kv, strict=True)
         )
         last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        return cache, row_statistics(hidden[row, last], unembedding(params), VOCAB_CHUNK).argmax
+        found = row_statistics(hidden[row, last], unembedding(params), VOCAB_CHUNK)
+        return cache, jnp.where(jnp.isfinite(found.logsumexp), found.argmax, -1)
 
     def _decode(self, params, tokens, lengths, cache, prefix, steps):
         rows = jnp.arange(tokens.shape[0])

@@ -123,6 +123,11 @@ class Scorer:
             start = 0
             for i in row.sequences:
                 stop = start + len(requests[i].continuation)
+                if not np.isfinite(logprobs[b, start:stop]).all():
+                    raise ValueError(
+                        f"request {i}: got log-probabilities that are not finite, expected numbers: the checkpoint is "
+                        "broken, or needs float32."
+                    )
                 new[i] = Score(tuple(map(float, logprobs[b, start:stop])), bool(greedy[b, start:stop].all()))
                 start = stop
         results.update(new)

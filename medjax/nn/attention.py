@@ -197,16 +197,8 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
     b, t, n, h = q.shape
     kv = k.shape[2]
     groups = n // kv
-
-    def split(x, size):  # [b, t, kv, groups, …] -> [t / size, b, kv, groups * size, …]
-        x = x.reshape(b, t // size, size, kv, groups, *x.shape[4:])
-        x = jnp.moveaxis(x, (1, 0, 3, 4, 2), (0, 1, 2, 3, 4))
-        return x.reshape(t // size, b, kv, groups * size, *x.shape[5:])
-
-    def join(x, size):  # the inverse
-        x = x.reshape(t // size, b, kv, groups, size, *x.shape[4:])
-        x = jnp.moveaxis(x, (1, 0, 4, 2, 3), (0, 1, 2, 3, 4))
-        return x.reshape(b, t, kv, groups, *x.shape[5:])
+    # wide blocks of queries meet the prefix, which has no structure; their narrow blocks meet the row, which has
+    wide = BLOCK * next(count for count in (5, 4, 3, 2, 1) if t // BLOCK % count == 0)
 
     def cut(x, start, size, axis):
         return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
@@ -214,39 +206,27 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
     def in_window(start, size, key_positions):  # queries from start on against keys [b or 1, s] -> [b, size, s]
         return cut(trees.positions, start, size, 1)[:, :, None] - key_positions[:, None, :] < window
 
-    q = (q * scale).reshape(b, t, kv, groups, h)
-    state = _Running(
-        jnp.full((b, t, kv, groups), _MASKED), jnp.zeros((b, t, kv, groups)), jnp.zeros((b, t, kv, groups, h))
-    )
     if prefix is not None:
-        # no structure here: large blocks of queries, and a mask only where the prefix ends
-        wide = BLOCK * next(count for count in (5, 4, 3, 2, 1) if t // BLOCK % count == 0)
-        shared_k, shared_v = (
+        prefix_k, prefix_v = (
             jnp.broadcast_to(x.transpose(1, 0, 2), (b, kv, x.shape[0], h)) for x in (prefix.k, prefix.v)
         )
-        whole = prefix.length // PREFIX_BLOCK
-
-        def over_prefix(args):
-            i, q_block, running = args
-
-            def add(running, start, size, ends_inside):
-                index = start + jnp.arange(size)
-                seen = (index < prefix.length)[None, None] if ends_inside else None
-                if window is not None:
-                    near = in_window(i * wide, wide, index[None])
-                    seen = near if seen is None else seen & near
-                return _fold(running, q_block, cut(shared_k, start, size, 2), cut(shared_v, start, size, 2), seen)
-
-            running = jax.lax.fori_loop(
-                0, whole, lambda j, r: add(r, j * PREFIX_BLOCK, PREFIX_BLOCK, ends_inside=False), running
-            )
-            first, last = whole * (PREFIX_BLOCK // BLOCK), (prefix.length + BLOCK - 1) // BLOCK
-            return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
-
-        blocks = jnp.arange(t // wide), split(q, wide), jax.tree.map(lambda x: split(x, wide), state)
-        state = jax.tree.map(lambda x: join(x, wide), jax.lax.map(over_prefix, blocks))
-
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+    def over_prefix(i, q_block, running):
+        def add(running, start, size, ends_inside):
+            index = start + jnp.arange(size)
+            seen = (index < prefix.length)[None, None] if ends_inside else None
+            if window is not None:
+                near = in_window(i * wide, wide, index[None])
+                seen = near if seen is None else seen & near
+            return _fold(running, q_block, cut(prefix_k, start, size, 2), cut(prefix_v, start, size, 2), seen)
+
+        whole = prefix.length // PREFIX_BLOCK
+        first, last = whole * (PREFIX_BLOCK // BLOCK), (prefix.length + BLOCK - 1) // BLOCK
+        running = jax.lax.fori_loop(
+            0, whole, lambda j, r: add(r, j * PREFIX_BLOCK, PREFIX_BLOCK, ends_inside=False), running
+        )
+        return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
 
     def over_row(args):
         i, q_block, running = args
@@ -263,5 +243,21 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
         running = jax.lax.fori_loop(trees.first_block[i], i + 1, add, running)
         return running.out / running.total[..., None]
 
-    blocks = jnp.arange(t // BLOCK), split(q, BLOCK), jax.tree.map(lambda x: split(x, BLOCK), state)
-    return join(jax.lax.map(over_row, blocks), BLOCK).reshape(b, t, n, h).astype(q.dtype)
+    def narrow(x):  # [b, kv, groups * wide, …] -> [wide / BLOCK, b, kv, groups * BLOCK, …]
+        x = x.reshape(b, kv, groups, wide // BLOCK, BLOCK, *x.shape[3:])
+        return jnp.moveaxis(x, 3, 0).reshape(wide // BLOCK, b, kv, groups * BLOCK, *x.shape[5:])
+
+    def block(args):
+        i, q_block = args
+        rows = (b, kv, groups * wide)
+        running = _Running(jnp.full(rows, _MASKED), jnp.zeros(rows), jnp.zeros((*rows, h)))
+        if prefix is not None:
+            running = over_prefix(i, q_block, running)
+        numbers = i * (wide // BLOCK) + jnp.arange(wide // BLOCK)
+        return jax.lax.map(over_row, (numbers, narrow(q_block), jax.tree.map(narrow, running)))
+
+    # the queries of one kv head stand together: one large matmul a head
+    q = (q * scale).reshape(b, t // wide, wide, kv, groups, h).transpose(1, 0, 3, 4, 2, 5)
+    out = jax.lax.map(block, (jnp.arange(t // wide), q.reshape(t // wide, b, kv, groups * wide, h)))
+    out = out.reshape(t // BLOCK, b, kv, groups, BLOCK, h).transpose(1, 0, 4, 2, 3, 5)
+    return out.reshape(b, t, n, h).astype(q.dtype)
