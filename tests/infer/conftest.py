@@ -30,7 +30,7 @@ def tiny_folder(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(7)
     draw = lambda *shape: (rng.standard_normal(shape) * 0.3).astype(np.float32)  # noqa: E731
-    tensors = {"model.embed_tokens.weight": draw(VOCAB, EMBED) * 2, "model.norm.weight": 1 + draw(EMBED)}
+    tensors = {"model.embed_tokens.weight": draw(VOCAB, EMBED), "model.norm.weight": 1 + draw(EMBED)}
     for i in range(LAYERS):
         layer = f"model.layers.{i}."
         tensors |= {
