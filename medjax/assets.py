@@ -46,6 +46,8 @@ _GGUF_BYTES = 98_362_432
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja"]  # never .bin or .pt: those are pickles
+# the same weights a second time, in another layout (Meta's original/, Mistral's consolidated) or for other programs
+_HUB_IGNORED = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,19 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     """The local file or folder of a model.
 
     name      an existing path (wins), a registered name, or a hub id "organisation/name"
-    revision  branch, tag or commit of a hub id; the environment variable HF_HUB_OFFLINE is honoured
+    revision  branch, tag or commit, of a hub id only; the environment variable HF_HUB_OFFLINE is honoured
 
-    Only json, safetensors, tokenizer model and chat template files are taken from the hub.
-    Raises FileNotFoundError with one sentence that says what to do.
+    Only json, safetensors, tokenizer model and chat template files at the top of a hub repository are taken.
+    Raises FileNotFoundError, or ValueError for a revision of what has none, with one sentence that says what to do.
     """
-    if name and Path(name).expanduser().exists():
+    is_local = bool(name) and Path(name).expanduser().exists()
+    if revision and (is_local or name in _MODELS):
+        kind = "a local path" if is_local else "a registered name, pinned already"
+        raise ValueError(
+            f"revision: got {revision!r} for the model {name!r}, which is {kind}; expected a hub id such as "
+            "organisation/name: leave the revision out, or name the model by its hub id."
+        )
+    if is_local:
         return Path(name).expanduser()
     if name in _MODELS:
         return _MODELS[name]()
@@ -324,7 +333,9 @@ def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_HUB_PATTERNS))
+        return Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED)
+        )
     except Exception as error:  # the hub raises its own, the network library's and the system's errors alike
         cause = " ".join(str(error).split())[:300]
         raise FileNotFoundError(

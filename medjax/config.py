@@ -26,8 +26,8 @@ path when it begins with the field's name ("steps: got 0, expected ...").
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -112,7 +112,11 @@ def parse_command(
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
-        print(help_text(cls, prog=prog, description=description, epilog=epilog))
+        try:
+            print(help_text(cls, prog=prog, description=description, epilog=epilog), flush=True)
+        except BrokenPipeError:
+            # the reader, such as head, has seen enough; what is left goes nowhere, or Python complains as it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
     try:
         return load(cls, None, argv, prog=prog)
@@ -171,11 +175,6 @@ def to_toml(config: Any) -> str:
             yield from tables(value, _join(path, name))
 
     return "\n".join(tables(to_dict(config), ""))
-
-
-def digest(config: Any) -> str:
-    """Return the sha256 (64 hex digits) of the configuration's keys and values; TOML layout does not enter."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 # 8 fake devices so that sharding is really tested; must be set before jax starts its backend
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,8 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def shared_data_folder() -> Path | None:
     """The folder of real data: MEDJAX_DATA, else ../shared/data beside the project, else None."""
-    folder = Path(os.environ.get("MEDJAX_DATA") or ROOT.parent / "shared" / "data")
+    named = os.environ.get("MEDJAX_DATA")
+    folder = Path(named or ROOT.parent / "shared" / "data")
+    if named and not folder.is_dir():
+        raise pytest.UsageError(
+            f"MEDJAX_DATA: got {named}, which is no folder, expected the data folder; correct it, or unset it to skip "
+            "the tests of real data."
+        )
     return folder if folder.is_dir() else None
+
+
+def pytest_configure():
+    shared_data_folder()
 
 
 @pytest.fixture(scope="session")

@@ -287,9 +287,38 @@ def test_models_by_path_name_and_hub_id(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert resolve_model("org/other", revision="abc") == tmp_path / "snapshot"
     assert calls[0][0] == "org/other"
-    assert calls[0][1] == {"revision": "abc", "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.jinja"]}
+    assert calls[0][1].pop("revision") == "abc"
+    published = {  # file -> wanted
+        "config.json": True,
+        "model.safetensors.index.json": True,
+        "model-00001-of-00002.safetensors": True,
+        "tokenizer.model": True,
+        "chat_template.jinja": True,
+        "README.md": False,
+        "pytorch_model.bin": False,
+        "consolidated.safetensors": False,
+        "consolidated-00001-of-00002.safetensors": False,
+        "consolidated.safetensors.index.json": False,
+        "original/params.json": False,
+        "original/tokenizer.model": False,
+        "original/mp16/model.safetensors": False,
+        "onnx/config.json": False,
+    }
+    kept = set(huggingface_hub.utils.filter_repo_objects(published, **calls[0][1]))
+    assert kept == {file for file, wanted in published.items() if wanted}
     with pytest.raises(FileNotFoundError, match=r"org/gone could not be fetched \(OSError: no such repository"):
         resolve_model("org/gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("here", "a local path"), ("stories260k", "a registered name"), ("smollm2-135m", "a registered name")],
+)
+def test_only_hub_ids_have_revisions(tmp_path, monkeypatch, name, kind):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"revision: got 'main' for the model '{name}', which is {kind}.*; expected"):
+        resolve_model(name, "main")
 
 
 def test_offline_is_honoured(monkeypatch, tmp_path):

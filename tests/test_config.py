@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from medjax.config import ConfigError, digest, field, help_text, load, parse_command, to_dict, to_toml
+from medjax.config import ConfigError, field, help_text, load, parse_command, to_dict, to_toml
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,6 @@ def test_toml_round_trip_of_200_random_configurations(tmp_path):
         assert again == config
         # == holds between 3 and 3.0, and between 0.0 and -0.0; repr tells them apart
         assert repr(again) == repr(config)
-        assert digest(again) == digest(config)
         assert to_toml(again) == text
 
 
@@ -142,17 +145,13 @@ def test_toml_text_is_exactly_this():
     assert tomllib.loads(to_toml(config))["model"]["name"] == 'a "b"\n日本'
 
 
-def test_to_dict_is_plain_json_and_digest_follows_the_values():
+def test_to_dict_is_plain_json():
     config = Config()
     plain = to_dict(config)
     assert plain["train"]["betas"] == [0.9, 0.999]
     assert plain["plan"] is None
     assert plain["out"] is None
     assert plain == json.loads(json.dumps(plain))
-    assert digest(config) == digest(load(Config, None, {"train.steps": "1000"}))
-    assert digest(config) != digest(load(Config, None, {"train.steps": "1001"}))
-    # an int given from Python for a float is the same configuration as the float that a file holds
-    assert digest(Config(train=TrainConfig(learning_rate=1))) == digest(Config(train=TrainConfig(learning_rate=1.0)))
 
 
 def test_file_wins_over_defaults_and_the_command_line_over_the_file(write):
@@ -369,6 +368,16 @@ def test_help_lists_every_key_once_by_section(capsys):
         "  --train.stop  (list of str or none; default none)\n      stop strings"
     )
     assert "  --name  (str; required)\n      which one" in help_text(NeedsName, prog="medjax.plan")
+
+
+def test_a_reader_that_stops_reading_the_help_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = "import test_config as t; t.parse_command(t.Config, ['--help'], prog='medjax.train')"
+    ended = subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parent, stdout=writer, stderr=-1,
+                           env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_help_keeps_to_the_width():

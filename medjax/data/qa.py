@@ -10,8 +10,8 @@
 
   id          text, unique in the file
   question    text
-  choices     list of 2 to 26 texts; [] for an item that asks for a number
-  answer      list of letters, upper or lower case, in any order; for a number: one text such as ["7.20"]
+  choices     list of 2 to 26 different texts; [] for an item that asks for a number
+  answer      list of letters, upper or lower case, in any order; for a number: one text such as ["7.20"], half-width
   points      optional number >= 0 (default 1); 0 means withdrawn: asked, but worth nothing
   section     optional text; "required" marks the part that has to be passed by itself
   category    optional text
@@ -27,12 +27,14 @@ import json
 import math
 import re
 import string
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+# the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _REQUIRED = ("id", "question", "choices", "answer")
 _OPTIONAL = ("points", "section", "category", "prohibited", "context", "image")
 
@@ -111,6 +113,11 @@ class Item:
         """How many letters (or numbers) the gold answer has."""
         return len(self.answer)
 
+    @property
+    def asked(self) -> tuple[str, str, tuple[str, ...]]:
+        """Context, question and choices: items that agree in them are one question, whatever their ids."""
+        return self.context, self.question, self.choices
+
     def _error(self, field: str, got: object, expected: str) -> ValueError:
         return ValueError(f"item {self.id}: {field}: got {got!r}, expected {expected}")
 
@@ -121,8 +128,10 @@ class Item:
 
     def _check_answer(self, field: str, answer: tuple[str, ...]) -> None:
         if self.is_numeric:
-            if not _texts(answer) or len(answer) != 1 or not _NUMBER.fullmatch(answer[0]):
-                raise self._error(field, answer, "one number written as text, because the item has no choices")
+            if not _texts(answer) or len(answer) != 1 or not NUMBER.fullmatch(answer[0]):
+                plain = unicodedata.normalize("NFKC", answer[0]) if _texts(answer) and len(answer) == 1 else ""
+                hint = f"; write it half-width: {plain}" if NUMBER.fullmatch(plain) else ""
+                raise self._error(field, answer, f"one number written as text, because the item has no choices{hint}")
             return
         self._check_letters(field, answer)
         if not answer:
@@ -187,6 +196,11 @@ def _item(row: dict[str, Any], path: Path) -> Item:
     choices = _list(row, "choices")
     if blank := [i for i, choice in enumerate(choices) if not choice.strip()]:
         raise ValueError(f"choices: choice {string.ascii_lowercase[blank[0] % 26]} is blank, expected text in each")
+    first: dict[str, str] = {}
+    for letter, choice in zip(string.ascii_lowercase, choices, strict=False):
+        if first.setdefault(choice.strip(), letter) != letter:
+            same = first[choice.strip()]
+            raise ValueError(f"choices: choice {letter} repeats choice {same} ({choice!r}), expected different texts")
     letters = bool(choices)
     answer = _list(row, "answer")
     image = row.get("image")

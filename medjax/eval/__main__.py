@@ -22,6 +22,33 @@ Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG)
+    try:
+        _run(settings)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"medjax.eval: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"medjax.eval: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("medjax.eval: stopped; the same command goes on from here.", file=sys.stderr)
+        return 75
+    except (MemoryError, RuntimeError) as error:
+        # JAX tells a full device by a RuntimeError with this status in its text
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).partition("\n")[0] or "out of memory"
+        print(
+            f"medjax.eval: {first}: got a run that does not fit into memory; lower --engine.row_tokens (now "
+            f"{settings.engine.row_tokens}) or --batch-size (now {settings.engine.batch_size}), take --dtype bfloat16, "
+            "or spread the weights with --mesh.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _run(settings: EvalSettings) -> None:
     # only now: --help must not wait for JAX
     import os
 
@@ -36,19 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     from medjax.eval.run import evaluate
     from medjax.eval.summary import print_summary
 
-    try:
-        results = evaluate(settings, say=lambda line: print(line, flush=True), progress=True)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"medjax.eval: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"medjax.eval: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("medjax.eval: stopped; the same command goes on from here.", file=sys.stderr)
-        return 75
-    print_summary(results)
-    return 0
+    print_summary(evaluate(settings, say=lambda line: print(line, flush=True), progress=True))
 
 
 if __name__ == "__main__":

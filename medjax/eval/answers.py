@@ -7,10 +7,11 @@
   a line that is a letter and its text   c. <the text of choice c>
   an announcement                        答え: c    正解は c です。    The answer is (c).    \\boxed{c}
 
-All readings of a text must agree. Prose in which a letter occurs ("a patient ..."), "a or d", letters the item does
-not have, letters run together ("ac", which may be a word) and two different answers are unparsed. A <think> block is
-removed first; one that never ends leaves nothing after it. For an item that asks for a number the first number counts,
-after an announcement if there is one, as text and without thousands separators: "1,234.50 mL" is "1234.50".
+All readings of a text must agree. Prose in which a letter occurs ("a patient ..."), "a or d", "the answer is a/d",
+letters the item does not have, letters run together ("ac", which may be a word) and two different answers are unparsed.
+What is announced as wrong ("不正解は a", "The incorrect answer is a") is not read. A <think> block is removed first;
+one that never ends leaves nothing after it. For an item that asks for a number the first number counts, after an
+announcement if there is one, as text and without thousands separators: "1,234.50 mL" is "1234.50".
 """
 
 import re
@@ -23,14 +24,25 @@ _ZEN_TO_HAN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}
 
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _MARKS = re.compile(r"[*`_]+")
+_DASH = re.compile(r"^-+(?:\s+|(?![\s0-9.]))")  # "c - text", but the sign of "-40" stays
 _BULLET = re.compile(r"^[\s>#・•-]+")
 _LETTER = r"(?:[(\[「『\"'{<]+\s*)?(?<![A-Za-z])[A-Za-z](?![A-Za-z0-9])(?:\s*[)\]」』\"'}>]+)?"
-_SEPARATOR = r"(?:\s*(?:,\s*and\b|and\b|[,、・/;&]|と|および|及び|→|->)\s*|\s+)"
-_LIST = re.compile(rf"(?:(?:選択肢|options?|choices?)\s*)?({_LETTER}(?:{_SEPARATOR}{_LETTER})*)", re.IGNORECASE)
+_JOIN = r"(?:\s*(?:,\s*and\b|and\b|[,、・;&]|と|および|及び|→|->{})\s*|\s+)"
+_LETTERS = r"(?:(?:選択肢|options?|choices?)\s*)?({}(?:{}{})*)"
+_FIRST = re.compile(_LETTERS.format(_LETTER, "(?!)", ""), re.IGNORECASE)
+# a line "a/c" lists letters, but "the answer is a/c" leaves open which
+_LIST = re.compile(_LETTERS.format(_LETTER, _JOIN.format("|/"), _LETTER), re.IGNORECASE)
+_ANNOUNCED = re.compile(_LETTERS.format(_LETTER, _JOIN.format(""), _LETTER), re.IGNORECASE)
 _CUE = re.compile(
     r"(?:答え|答|解答|回答|正解|正答|正しい選択肢|正しいもの|正しいの|適切なもの|適切なの)\s*(?:は\s*[:、]?|[:=])\s*"
     r"|\b(?:(?:(?:correct|best|right|final)\s+)+(?:options?|choices?)|answers?)(?:\s+(?:is|are)\b\s*:?|\s*[:=])\s*"
     r"|\\boxed\s*(?=\{)",
+    re.IGNORECASE,
+)
+# right before a cue: it announces what is not the answer
+_DENIAL = re.compile(
+    r"(?:[不非誤]|(?:誤った|誤りの|誤っている|誤りである|間違った|間違いの|間違っている|不適切な|不正確な|(?<!間違い)ない)"
+    r"|(?:\b(?:incorrect|wrong|false|inaccurate|invalid|worst|least|not|non)|n['’]t)[\s-]+(?:(?:the|an?|correct|right|best|final)\s+)*)$",
     re.IGNORECASE,
 )
 _BARE_END = re.compile(r"\s*(?:です|である|だ|が正解(?:です)?|が正しい(?:です)?)?\s*[.。:!]?\s*")
@@ -40,7 +52,7 @@ _SENTENCE_END = re.compile(
     re.IGNORECASE,
 )
 # a minus sign only where no word or number stands before it: "3-5" holds a 3
-_NUMBER = re.compile(r"(?<![A-Za-z0-9.])(?:(?<![^\s:=(は])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9.])(?:(?<![^\s:=(は])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
 
 def parse_kasai(text: str) -> str:
@@ -53,7 +65,7 @@ def parse_strict(text: str, item: Item) -> tuple[str, ...] | None:
 
     None when it says nothing that can be read without guessing; see the docstring of this module.
     """
-    text = _MARKS.sub("", unicodedata.normalize("NFKC", _without_thoughts(text)).replace("−", "-")).strip()
+    text = _MARKS.sub("", _normal(_without_thoughts(text))).strip()
     readings = _numbers(text) if item.is_numeric else _letter_lists(text, item)
     if len(readings) != 1:
         return None
@@ -67,39 +79,67 @@ def _without_thoughts(text: str) -> str:
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
+def _normal(text: str) -> str:
+    # NFKC leaves the minus sign alone, which is not the one of a keyboard
+    return unicodedata.normalize("NFKC", text).replace("−", "-")
+
+
+def _cues(text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
+    """Announcements of the answer, and of what is not the answer."""
+    found: tuple[list[re.Match[str]], list[re.Match[str]]] = ([], [])
+    for cue in _CUE.finditer(text):
+        found[bool(_DENIAL.search(text, 0, cue.start()))].append(cue)
+    return found
+
+
 def _numbers(text: str) -> set[tuple[str, ...]]:
-    spots = [cue.end() for cue in _CUE.finditer(text)] or [0]
+    cues, denied = _cues(text)
+    spots = [cue.end() for cue in cues] or ([] if denied else [0])
     found = (_NUMBER.search(text, spot) for spot in spots)
     return {(number[0].replace(",", ""),) for number in found if number}
 
 
 def _letter_lists(text: str, item: Item) -> set[tuple[str, ...]]:
     readings = set()
+    lists_wrong_ones = False  # after a line "不正解:", up to the next announcement
     for line in text.splitlines():
-        readings.add(_read(_BULLET.sub("", line), item, _BARE_END, whole=True))
-        readings.update(_read(line[cue.end() :], item, _SENTENCE_END, whole=False) for cue in _CUE.finditer(line))
+        cues, denied = _cues(line)
+        if cues:
+            lists_wrong_ones = False
+        elif denied and not line[denied[-1].end() :].strip():
+            lists_wrong_ones = True
+        if not lists_wrong_ones:
+            readings.add(_read(_BULLET.sub("", line), item, whole=True))
+        readings.update(_read(line[cue.end() :], item, whole=False) for cue in cues)
     return {reading for reading in readings if reading}
 
 
-def _read(text: str, item: Item, end: re.Pattern[str], *, whole: bool) -> tuple[str, ...] | None:
-    match = _LIST.match(text)
-    if not match:
+def _read(text: str, item: Item, *, whole: bool) -> tuple[str, ...] | None:
+    # before lists of letters, since a choice may begin with one: "b B型肝炎"
+    if (first := _FIRST.match(text)) and _is_choice_text(text[first.end() :], _letters(first)[0], item):
+        return tuple(_letters(first))
+    match = (_LIST if whole else _ANNOUNCED).match(text)
+    if not match or not (_BARE_END.fullmatch if whole else _SENTENCE_END.match)(text[match.end() :]):
         return None
-    letters = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", match[1].lower())
-    rest = text[match.end() :]
-    ends = end.fullmatch(rest) if whole else end.match(rest)
-    if not ends and not (len(letters) == 1 and _is_choice_text(rest, letters[0], item)):
-        return None
+    letters = _letters(match)
     return tuple(dict.fromkeys(letters)) if item.ordered else tuple(sorted(set(letters)))
+
+
+def _letters(match: re.Match[str]) -> list[str]:
+    return re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", match[1].lower())
 
 
 def _is_choice_text(text: str, letter: str, item: Item) -> bool:
     if letter not in item.letters:
         return False
-    return _plain(text) == _plain(item.choices[item.letters.index(letter)])
+    choice = _plain(item.choices[item.letters.index(letter)])
+    # "a, b" names two letters even where choice a is "B"
+    is_next_letter = len(choice) == 1 and text.lstrip().startswith((",", "、"))
+    return bool(choice) and not is_next_letter and _plain(text) == choice
 
 
 def _plain(text: str) -> str:
-    """Letters, digits and signs only, so that brackets, blanks and a closing です do not matter."""
-    text = unicodedata.normalize("NFKC", text).casefold().strip(" .。:、,()「」-")
+    """Letters, digits and signs only, so that brackets, quotes, blanks and a closing です do not matter."""
+    # quotes and newlines too: 52 choices of MedQA end in a stray newline and quote
+    text = _DASH.sub("", _normal(text).casefold().strip(" \n.。:、,()「」\"'"))
     return re.sub(r"[\s*`_]+", "", text.removesuffix("です").rstrip(" .。)"))

@@ -22,11 +22,11 @@ MAX_QUESTION_CHARACTERS = {"ja": 1024, "en": 2048}
 
 @dataclass(frozen=True)
 class GestaltVerdict:
-    """Whether the answer is the gold text, whether the most similar choices are the gold ones, and which they are."""
+    """Whether the answer is the gold text, whether the texts of the most similar choices are, and their letters."""
 
     exact: bool
     gestalt: bool
-    choices: tuple[str, ...]
+    letters: tuple[str, ...]
 
 
 def is_asked(item: Item, language: str) -> bool:
@@ -53,21 +53,20 @@ def judge_gestalt(item: Item, response: str) -> GestaltVerdict:
     cleaned = _clean(response)
     wanted = gold.split(",")
     taken = _most_similar(item.choices, cleaned, len(wanted))
-    return GestaltVerdict(cleaned == _clean(gold), sorted(taken) == sorted(wanted), taken)
+    texts = [item.choices[i] for i in taken]
+    return GestaltVerdict(
+        cleaned == _clean(gold), sorted(texts) == sorted(wanted), tuple(item.letters[i] for i in taken)
+    )
 
 
 def _clean(text: str) -> str:
     return text.replace(".", "").strip()
 
 
-def _most_similar(choices: Sequence[str], response: str, count: int) -> tuple[str, ...]:
-    left = list(choices)
-    taken: list[str] = []
-    while left and len(taken) < count:
-        best = max(left, key=lambda choice: _similarity(choice, response))  # the first one wins a tie
-        left.remove(best)
-        taken.append(best)
-    return tuple(taken)
+def _most_similar(choices: Sequence[str], response: str, count: int) -> list[int]:
+    """Positions, since two choices may have the same text."""
+    similarity = [_similarity(choice, response) for choice in choices]
+    return sorted(range(len(choices)), key=lambda i: (-similarity[i], i))[:count]  # the first one wins a tie
 
 
 def _similarity(choice: str, response: str) -> float:

@@ -225,7 +225,7 @@ class PromptTemplate:
 
 
 def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, fixed: bool) -> list[Item]:
-    """The worked examples for an item, never the item itself.
+    """The worked examples for an item, never the same question, be it under another id.
 
     fixed    the first `count` of the pool in its order (the IgakuQA authors' three); else a choice by seed that is the
              same for every item of the task, with one in reserve for the item that is itself among them, so that the
@@ -242,8 +242,8 @@ def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, f
             f"{' (one is kept in reserve)' if reserve else ''}; ask for fewer."
         )
     chosen = pool[: count + reserve] if fixed else random.Random(f"{seed}:{task.name}").sample(pool, count + reserve)
-    # ids tell items apart within a set only: a pool of its own may use them again
-    return [demo for demo in chosen if not (task.pool_is_test and demo.id == item.id)][:count]
+    # not by id: a set may repeat a question under another one, and a pool of its own may use ids again
+    return [demo for demo in chosen if demo.asked != item.asked][:count]
 
 
 def _gap(text: str) -> str:

@@ -5,22 +5,23 @@ import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
-import flax
 import jax
-import numpy as np
 
 from medjax import __version__
 from medjax.config import to_dict
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
 
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
+
 
 def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides a result to the last bit; a difference starts a new run.
 
-    evaluations  id -> digests of data and prompts
+    evaluations  id -> digests of data, prompts and token ids
     """
     return {
         "model": model.digest,
@@ -63,12 +64,10 @@ def command(settings: EvalSettings) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of what computes, and of what reads weights, tokens and templates."""
     return {
         "medjax": __version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "numpy": np.__version__,
+        **{package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),
     }
 

@@ -58,6 +58,7 @@ class Answer:
 
     picked    letters or number, None when nothing could be read
     text      what the model wrote ("" when choices were scored)
+    truncated  cut off at the limit of new tokens
     metrics   name -> 0 or 1, by lm-evaluation-harness's names
     resps, filtered  the output in lm-evaluation-harness's form
     """
@@ -68,6 +69,7 @@ class Answer:
     metrics: dict[str, float]
     resps: list[Any] = field(repr=False)
     filtered: list[Any] = field(repr=False)
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _read_generation(evaluation: Evaluation, item: Item, prompt: Prompt, output:
     picked: tuple[str, ...] | None
     if name == "gestalt":
         found = judge_gestalt(item, extract(text, ""))
-        picked = tuple(sorted(item.letters[item.choices.index(choice)] for choice in found.choices))
+        picked = tuple(sorted(found.letters))
         clean = judge(item, Prediction(item.id, picked))
         verdict = Verdict(found.gestalt, item.points if found.gestalt else 0, clean.prohibited, unparsed=False)
         metrics = {"exact_match": float(found.exact), "gestalt": float(found.gestalt)}
@@ -131,14 +133,14 @@ def _read_generation(evaluation: Evaluation, item: Item, prompt: Prompt, output:
         verdict = judge(item, Prediction(item.id, picked, text))
         filtered = ",".join(picked) if picked else "[unparsed]"
         metrics = {"exact_match": float(verdict.correct)}
-    return Answer(picked, text, verdict, metrics, [[text]], [filtered])
+    return Answer(picked, text, verdict, metrics, [[text]], [filtered], truncated=output.finish == "length")
 
 
 def sample_lines(finished: Sequence[Finished]) -> Iterator[str]:
     """Lines of samples.jsonl: one object an item, evaluations one after the other, items in task order."""
     for run in finished:
         for number in range(len(run.answers)):
-            yield json.dumps(_sample(run, number), ensure_ascii=False) + "\n"
+            yield json.dumps(_sample(run, number), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _sample(run: Finished, number: int) -> dict[str, Any]:
@@ -164,6 +166,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
         "points": answer.verdict.points,
         "prohibited": answer.verdict.prohibited,
         "unparsed": answer.verdict.unparsed,
+        "truncated": answer.truncated,
     }
 
 
@@ -171,7 +174,8 @@ def results_json(
     finished: Sequence[Finished], settings: EvalSettings, model: LanguageModel, record: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of results.json; record is the protocol record that stands under "medjax"."""
-    chat = model.chat.source if model.chat else None
+    asked_as_chat = any(prompt.is_chat for run in finished for prompt in run.evaluation.prompts)
+    chat = model.chat.source if model.chat and asked_as_chat else None  # gestalt leaves it out
     tokenizer = model.tokenizer
     summaries = {run.evaluation.id: _summary(run, settings) for run in finished}
     by_id = {run.evaluation.id: run for run in finished}
@@ -211,7 +215,7 @@ def results_json(
         "model_source": "medjax",
         "model_name": model.name,
         "model_name_sanitized": model.name.replace("/", "__"),
-        "fewshot_as_multiturn": chat is not None,
+        "fewshot_as_multiturn": asked_as_chat,
         "chat_template": chat,
         "chat_template_sha": sha256_text(chat) if chat else None,
         "total_evaluation_time_seconds": str(record["wall_seconds"]),
@@ -230,10 +234,13 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "protocol": e.protocol.id,
         "n_items": len(e.items),
         "limit": settings.task.limit,
+        "truncated": sum(answer.truncated for answer in run.answers),
+        "truncated_unparsed": sum(answer.truncated and answer.verdict.unparsed for answer in run.answers),
         "scores": aggregate(e.task, e.items, verdicts, resamples=settings.resamples, seed=settings.seed),
         "data": {
             "digest": e.task.digest,
             "files": e.task.files,
+            "unpinned": list(e.task.unpinned),
             "note": e.task.note,
             "dropped": e.task.dropped,
             "left_out_by_protocol": e.unasked,

@@ -1,18 +1,25 @@
 """One evaluation run, from settings to a run folder: the story that `python -m medjax.eval` tells.
 
-load tasks -> load model -> prompts -> tokens, which must fit -> open run folder -> score or generate, journalled
--> judge -> results
+load tasks -> choose items -> load model -> prompts -> tokens, which must fit -> open run folder -> score or generate,
+journalled -> judge -> results
+
+Whatever can be refused without the model is refused before it is loaded.
 """
 
+import hashlib
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medjax.config import load
-from medjax.eval.protocols import PromptTemplate, Protocol, choose_demonstrations
+import numpy as np
+
+from medjax.config import load, to_toml
+from medjax.data.qa import Item
+from medjax.eval.protocols import Prompt, PromptTemplate, Protocol, choose_demonstrations
 from medjax.eval.record import identity, protocol_record
 from medjax.eval.results import Evaluation, Finished, read_answers, results_json, sample_lines
 from medjax.eval.settings import EvalSettings
@@ -23,10 +30,19 @@ from medjax.infer.packing import Request
 from medjax.infer.scorer import Score, Scorer, Work
 from medjax.report.exam import exam_report, summary_figure
 from medjax.report.progress import ProgressBar
-from medjax.store.runs import Journal, RunFolder
+from medjax.store.runs import Journal, RunFolder, named, shortened
 
-# one evaluation, ready to run: outputs in item order, what they took, how many items the journal already had
-_Run = Callable[[Journal, ProgressBar], tuple[list[Any], Work, int]]
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, ready to run.
+
+    tokens  sha256 of all token ids
+    call    gives outputs in item order, what they took, how many items the journal already had
+    """
+
+    tokens: str
+    call: Callable[[Journal, ProgressBar], tuple[list[Any], Work, int]]
 
 
 def evaluate(
@@ -51,33 +67,40 @@ def evaluate(
         settings = load(EvalSettings, overrides=given)
     start = time.time()
     tasks, protocols = _tasks(settings), _protocols(settings)
-    model = _model(settings, say, progress)
-    evaluations = [_evaluation(task, protocol, model, settings) for task in tasks for protocol in protocols]
+    evaluations = [_evaluation(task, protocol, settings) for task in tasks for protocol in protocols]
     _check_distinct(evaluations)
+    place = _folder(settings, evaluations)
+    RunFolder.check(place)
+    model = _model(settings, say, progress)
+    evaluations = [replace(e, prompts=_prompts(e, model, settings)) for e in evaluations]
     runs = [(_generation if e.protocol.generates else _scoring)(e, model, settings) for e in evaluations]
-    digests = {e.id: {"data": e.task.digest, "prompts": e.prompt_digest} for e in evaluations}
-    folder = RunFolder.open(_folder(settings, evaluations), identity(settings, model, digests))
-    if folder.note:
-        say(folder.note)
-    say(f"writing to {folder.path}")
-    finished = []
-    for evaluation, run in zip(evaluations, runs, strict=True):
-        began = time.time()
-        with ProgressBar(progress, evaluation.id) as bar:
-            outputs, work, reused = run(folder.journal(evaluation.id), bar)
-        answers = read_answers(evaluation, outputs)
-        finished.append(Finished(evaluation, answers, work, reused, time.time() - began))
-    record = protocol_record(settings, model) | {
-        "folder": str(folder.path),
-        "resumed": folder.resumed,
-        "compiled_seconds": {name: round(seconds, 2) for name, seconds in model.programs.shapes.items()},
-        "wall_seconds": round(time.time() - start, 2),
+    digests = {
+        e.id: {"data": e.task.digest, "prompts": e.prompt_digest, "tokens": run.tokens}
+        for e, run in zip(evaluations, runs, strict=True)
     }
-    results = results_json(finished, settings, model, record)
-    folder.write_text("samples.jsonl", "".join(sample_lines(finished)))
-    folder.write_text("report.html", exam_report(results))
-    folder.write_text("figure.svg", summary_figure(results))
-    folder.write_json("results.json", results)
+    with RunFolder.open(place, identity(settings, model, digests)) as folder:
+        if folder.note:
+            say(folder.note)
+        say(f"writing to {folder.path}")
+        folder.write_text("config.toml", to_toml(settings))
+        finished = []
+        for evaluation, run in zip(evaluations, runs, strict=True):
+            began = time.time()
+            with ProgressBar(progress, evaluation.id) as bar:
+                outputs, work, reused = run.call(folder.journal(evaluation.id), bar)
+            answers = read_answers(evaluation, outputs)
+            finished.append(Finished(evaluation, answers, work, reused, time.time() - began))
+        record = protocol_record(settings, model) | {
+            "folder": str(folder.path),
+            "resumed": folder.resumed,
+            "compiled_seconds": {name: round(seconds, 2) for name, seconds in model.programs.shapes.items()},
+            "wall_seconds": round(time.time() - start, 2),
+        }
+        results = results_json(finished, settings, model, record)
+        folder.write_text("samples.jsonl", "".join(sample_lines(finished)))
+        folder.write_text("report.html", exam_report(results))
+        folder.write_text("figure.svg", summary_figure(results))
+        folder.write_json("results.json", results)
     return results
 
 
@@ -125,7 +148,8 @@ def _model(settings: EvalSettings, say: Callable[[str], None], progress: bool) -
         )
 
 
-def _evaluation(task: LoadedTask, protocol: Protocol, model: LanguageModel, settings: EvalSettings) -> Evaluation:
+def _evaluation(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -> Evaluation:
+    """What is asked; the prompts wait for the model. Raises ValueError where nothing is, or demonstrations are few."""
     asked = [item for item in task.items if protocol.asks(item, task.language)]
     items = tuple(asked[: settings.task.limit])
     if not items:
@@ -133,22 +157,47 @@ def _evaluation(task: LoadedTask, protocol: Protocol, model: LanguageModel, sett
             f"task {task.name}: got {len(task.items)} items, of which protocol {protocol.name} asks none "
             "(docs/protocols.md says which it leaves out); choose another protocol for this set."
         )
+    _demonstrations(task, items[0], settings)
+    return Evaluation(task, protocol, items, prompts=(), unasked=len(task.items) - len(asked))
+
+
+def _demonstrations(task: LoadedTask, item: Item, settings: EvalSettings) -> list[Item]:
+    fixed = task.name == "igakuqa" and not task.pool_is_test
+    return choose_demonstrations(task, item, settings.protocol.num_fewshot, settings.seed, fixed)
+
+
+def _prompts(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> tuple[Prompt, ...]:
+    """A prompt an item. Raises ValueError for an item that writes special tokens into a chat."""
+    task, protocol = evaluation.task, evaluation.protocol
     chat = None if protocol.name == "gestalt" else model.chat  # its harness never uses one
-    shots, fixed = settings.protocol.num_fewshot, task.name == "igakuqa" and not task.pool_is_test
-    prompts = tuple(
-        protocol.prompt(item, choose_demonstrations(task, item, shots, settings.seed, fixed), task.language, chat)
-        for item in items
-    )
-    return Evaluation(task, protocol, items, prompts, unasked=len(task.items) - len(asked))
+    shown = [(item, _demonstrations(task, item, settings)) for item in evaluation.items]
+    if chat:
+        every = {id(item): item for asked, demonstrations in shown for item in (asked, *demonstrations)}
+        _check_plain(task, every.values(), model.tokenizer.special_texts)
+    return tuple(protocol.prompt(item, demonstrations, task.language, chat) for item, demonstrations in shown)
+
+
+def _check_plain(task: LoadedTask, items: Iterable[Item], specials: Iterable[str]) -> None:
+    """A chat's text is read with its special tokens: an item that holds one could end its turn and answer itself."""
+    for item in items:
+        text = "\n".join((item.context, item.question, *item.choices))
+        found = sorted(token for token in specials if token in text)
+        if found:
+            raise ValueError(
+                f"task {task.name}: item {item.id}: got the text {', '.join(found)}, special tokens of this model, "
+                "expected none inside a chat; clean the item, or ask without the template (--chat-template none)."
+            )
 
 
 def _folder(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> Path:
     if settings.out:
-        return Path(settings.out)
+        return named(settings.out)
     tasks = dict.fromkeys(f"{e.task.name}_{e.task.language}" for e in evaluations)
     protocols = dict.fromkeys(e.protocol.id for e in evaluations)
-    name = settings.name or "-".join([Path(settings.model.name).name, *tasks, *protocols])
-    return Path("runs") / "eval" / name
+    model = Path(settings.model.name).expanduser()
+    model = Path(os.path.abspath(model)) if model.exists() else model  # "." has no name
+    name = settings.name or shortened("-".join([model.name, *tasks, *protocols]))
+    return named(Path("runs") / "eval" / name)
 
 
 def _check_distinct(evaluations: Sequence[Evaluation]) -> None:
@@ -174,7 +223,8 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
         generator = Generator(
             model.programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
         )
-        known = {e["i"]: Generation(tuple(e["tokens"]), e["text"], e["finish"]) for e in journal.read()}
+        entries = journal.read(("i", "tokens", "text", "finish"))
+        known = {e["i"]: Generation(tuple(e["tokens"]), e["text"], e["finish"]) for e in entries}
         done = set(known)
         bar.reach(len(done), len(prompts))
 
@@ -192,7 +242,7 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
         )
         return found, generator.work, len(known)
 
-    return run
+    return _Run(_ids_digest(prompts), run)
 
 
 def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> _Run:
@@ -214,7 +264,8 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
 
     def run(journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
         scorer = Scorer(model.programs, row_tokens=settings.engine.row_tokens)
-        known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in journal.read()}
+        entries = journal.read(("i", "token_logprobs", "greedy"))
+        known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
         waiting = set(range(len(requests))) - set(known)
 
         def show() -> int:
@@ -233,7 +284,14 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
             by_item[owner].append(score)
         return by_item, scorer.work, reused
 
-    return run
+    return _Run(_ids_digest(ids for request in requests for ids in (request.context, request.continuation)), run)
+
+
+def _ids_digest(sequences: Iterable[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
+    return digest.hexdigest()
 
 
 def _check_fits(evaluation: Evaluation, item: str, prompt: int, answer: int, model: LanguageModel) -> None:

@@ -15,16 +15,13 @@ points possible.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medjax.data.qa import Item
+from medjax.data.qa import NUMBER, Item
 from medjax.eval import statistics
 from medjax.eval.tasks import LoadedTask
-
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 _Pairs = list[tuple[Item, "Verdict"]]
 
@@ -70,7 +67,7 @@ def judge_kasai(item: Item, text: str) -> Verdict:
     else:
         correct = sorted(pieces) in [sorted(gold) for gold in _golds(item)]
     picks = [piece.replace(" ", "") for piece in pieces]
-    readable = bool(_NUMBER.fullmatch(text)) if item.is_numeric else set(picks) <= set(item.letters)
+    readable = bool(NUMBER.fullmatch(text)) if item.is_numeric else set(picks) <= set(item.letters)
     return _verdict(item, correct, set(picks), unparsed=not readable)
 
 

@@ -89,7 +89,12 @@ class ProtocolSettings:
 class EngineSettings:
     """How the work is laid out on the devices; scores do not depend on it."""
 
-    mesh: str = field("", help="devices, such as data=4,tensor=2; default: the first device", alias="--mesh")
+    mesh: str = field(
+        "",
+        help="devices, such as data=4,tensor=2; default: every local accelerator along data, each with all the "
+        "weights, or one CPU",
+        alias="--mesh",
+    )
     row_tokens: int = field(2048, help="tokens of a packed row, a multiple of 128")
     batch_size: int = field(64, help="sequences that are generated together", alias="--batch-size")
     backend: str = field("blockwise", help="attention", choices=("blockwise", "reference"))

@@ -30,7 +30,7 @@ JMMLU_SUBJECTS = (
 )
 _YES_NO_MAYBE = ("yes", "no", "maybe")
 _HALF_WIDTH = {0xFF41 + i: chr(0x61 + i) for i in range(26)}
-_EXAM_ID = re.compile(r"(\d{3})([A-F])\d+")
+_EXAM_ID = re.compile(r"([0-9]{3})([A-F])[0-9]+")
 
 
 @dataclass
@@ -151,14 +151,7 @@ def pubmedqa(files: Files, language: str) -> Rows:
 
 
 def jmmlu(files: Files, language: str, *, file: str) -> Rows:
-    """Medical subjects of JMMLU: a JMED-LLM csv, or the folder of original <subject>.csv files named by data_dir.
-
-    The pool of the 100-item edition is the rest of the full one.
-    """
-    folder = Path(files.data_dir) if files.data_dir else None
-    for place in (folder, folder / "JMMLU") if folder else ():
-        if place and (place / f"{JMMLU_SUBJECTS[0]}.csv").is_file():
-            return Rows(_jmmlu_folder(files, place))
+    """Five medical subjects of JMMLU from JMED-LLM; the pool of the 100-item edition is the rest of the full one."""
     items = _jmed_csv(*files.find("jmed-llm", file))
     if file == "all/JMMLU-Med.csv":
         return Rows(items)
@@ -167,16 +160,30 @@ def jmmlu(files: Files, language: str, *, file: str) -> Rows:
     return Rows(items, tuple(item for item in rest if (item.question, item.choices) not in asked))
 
 
+def jmmlu_folder(files: Files, language: str) -> Rows:
+    """The medical subjects of JMMLU from its own <subject>.csv files: in data_dir or data_dir/JMMLU."""
+    names = [f"{subject}.csv" for subject in JMMLU_SUBJECTS]
+    if files.data_dir is None:
+        raise FileNotFoundError(
+            f"jmmlu-medical-11: got no data folder, expected one with {', '.join(names)}; name it by --data-dir"
+        )
+    folder = Path(files.data_dir)
+    # an incomplete folder is still the one that is meant
+    folder = next((f for f in (folder, folder / "JMMLU") if any((f / name).is_file() for name in names)), folder)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"jmmlu-medical-11: {folder}: got no {', '.join(missing)}, expected all of JMMLU's medical subjects "
+            f"({len(names)} files); copy them there, or ask for jmmlu-medical"
+        )
+    paths = [folder / name for name in names]
+    for path in paths:
+        files.record(f"JMMLU/{path.name}", path)
+    return Rows(_four_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path)))
+
+
 def _jmed_csv(path: Path) -> tuple[Item, ...]:
     rows = list(_csv_rows(path))[1:]
     return _four_choice_items((row[0], row[1:], where) for row, where in rows)
-
-
-def _jmmlu_folder(files: Files, folder: Path) -> tuple[Item, ...]:
-    paths = [folder / f"{subject}.csv" for subject in JMMLU_SUBJECTS if (folder / f"{subject}.csv").is_file()]
-    for path in paths:
-        files.record(f"JMMLU/{path.name}", path)
-    return _four_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path))
 
 
 def _four_choice_items(rows: Iterator[tuple[str, list[str], str]]) -> tuple[Item, ...]:

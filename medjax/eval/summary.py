@@ -5,20 +5,30 @@ from typing import Any
 
 from medjax.report.table import text_table
 
+_MANY = 0.05  # share of unread answers, cut off, that is worth a hint
+
 
 def print_summary(results: dict[str, Any]) -> None:
     """Print the table of a results.json."""
     record = results["medjax"]
     rows = [_row(evaluation) for evaluation in record["evaluations"]]
-    header = ["set", "protocol", "items", "accuracy (95 % interval)", "chance", "points", "unparsed", "prohibited"]
+    header = ["set", "protocol", "items", "accuracy (95 % interval)", "chance", "points"]
+    header += ["unparsed", "cut off", "prohibited"]
     print()
-    print(text_table(rows, header, align="llrrrrrr"))
+    print(text_table(rows, header, align="llrrrrrrr"))
     for evaluation in record["evaluations"]:
         for exam, score in evaluation["scores"]["by_exam"].items():
             verdict = score["verdict"]
             if verdict["result"] in ("pass", "fail"):
                 reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
                 print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
+        if evaluation["truncated_unparsed"] > _MANY * evaluation["n_items"]:
+            print(
+                f"{evaluation['id']}: {evaluation['truncated_unparsed']} answers were cut off before they could be "
+                "read; give them more room with --max-new-tokens"
+            )
+    if changed := dict.fromkeys(name for e in record["evaluations"] for name in e["data"]["unpinned"]):
+        print(f"data differ from the published files: {', '.join(changed)}")
     print()
     work = [evaluation["work"] for evaluation in record["evaluations"]]
     computed, saved = (sum(w[key] for w in work) for key in ("tokens_computed", "tokens_saved"))
@@ -42,6 +52,7 @@ def _row(evaluation: dict[str, Any]) -> list[str]:
         f"{score['chance']['accuracy']:.1%}",
         f"{score['points']:g} / {score['points_total']:g}",
         str(score["unparsed"]),
+        str(evaluation["truncated"]),
         str(score["prohibited"]),
     ]
 

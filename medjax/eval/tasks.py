@@ -12,6 +12,7 @@ required part; no pass rule is known for it.
 import difflib
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -73,13 +74,14 @@ class Task:
 class LoadedTask:
     """A task read from disk.
 
-    fewshot       pool of demonstrations; when `pool_is_test` it holds the questions asked, too
+    fewshot       pool of demonstrations, every question once; when `pool_is_test` these are the questions asked
     digest        sha256 over name and sha256 of every file read
     files         name -> sha256 of every file read
     cuts          exam -> (required points needed, general points needed)
     exam_sizes    exam -> items of the whole exam, before any filter
     dropped       item id -> why it cannot be asked
     note          source, commit, licence and anything to know about the data
+    unpinned      files that differ from the published ones
     """
 
     name: str
@@ -95,11 +97,14 @@ class LoadedTask:
     exam_sizes: dict[str, int]
     dropped: dict[str, str]
     note: str
+    unpinned: tuple[str, ...] = ()
 
 
 # general cuts as announced each March by the Ministry of Health, Labour and Welfare of Japan
 _LICENSING = PassRule({"2018": 208, "2019": 209, "2020": 217, "2021": 209, "2022": 214})
 _BENCHMARK = ("medllm_qa_benchmark",)
+# kana, half-width ones too, and CJK ideographs
+_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 TASKS = {
     task.name: task
@@ -125,8 +130,13 @@ TASKS = {
         ),
         Task(
             *("jmmlu-medical", ("ja",), partial(sources.jmmlu, file="all/JMMLU-Med.csv")),
-            split="five medical subjects, 681 questions; up to eleven from a folder of JMMLU's own csv files",
+            split="five medical subjects, 681 questions",
             sets=("jmed-llm",),
+        ),
+        Task(
+            *("jmmlu-medical-11", ("ja",), sources.jmmlu_folder),
+            split="all eleven medical subjects, from a folder of JMMLU's own csv files",
+            remark="not checked against a published version; JMMLU states its licence",
         ),
         Task(
             *("jmmlu-medical-100", ("ja",), partial(sources.jmmlu, file="jmmlu_med.csv")),
@@ -177,18 +187,19 @@ def load_task(
     name       a name in TASKS, or the path of a .jsonl exam
     years, sections, categories   keep only these (empty: all); a year is what `Item.exam` says
     text_only  leave out items that need an image
-    language   "ja" or "en"; None: the task's first
+    language   "ja" or "en"; None: the task's first, and for a .jsonl exam the one its questions are written in
     data_dir   folder that holds the question sets; None: MEDJAX_DATA, ../shared/data, the cache, the network
 
     Raises ValueError for an unknown task, language, year, section or category and for a malformed file, and
     FileNotFoundError when the data cannot be had.
     """
-    task = _own_exam(Path(name)) if name.endswith(".jsonl") else _named(name)
-    language = language or task.languages[0]
-    if language not in task.languages:
+    is_own = name.endswith(".jsonl")
+    task = _own_exam(Path(name)) if is_own else _named(name)
+    if language is not None and language not in task.languages:
         raise ValueError(f"task {task.name}: language: got {language!r}, expected {' or '.join(task.languages)}")
     files = Files(data_dir)
-    rows = task.read(files, language)
+    rows = task.read(files, language or task.languages[0])
+    language = language or (_language(rows.items) if is_own else task.languages[0])
     required = {item.section for item in rows.items} & set(task.required_sections)
     wanted = {"exam": {str(y) for y in years}, "section": set(sections), "category": set(categories)}
     items = rows.items
@@ -202,12 +213,11 @@ def load_task(
     items = tuple(item for item in items if not (text_only and item.needs_image))
     if not items:
         raise ValueError(f"task {task.name}: no item is left; ask for other years, sections or categories")
-    pool = rows.items if rows.pool is None else rows.pool
     return LoadedTask(
         name=task.name,
         language=language,
         items=items,
-        fewshot=tuple(item for item in pool if _can_demonstrate(item)),
+        fewshot=_pool(rows),
         pool_is_test=rows.pool is None,
         digest=hashlib.sha256("".join(f"{sha}  {file}\n" for file, sha in files.sha256.items()).encode()).hexdigest(),
         files=files.sha256,
@@ -217,6 +227,7 @@ def load_task(
         exam_sizes=dict(Counter(item.exam for item in rows.items if item.exam)),
         dropped=rows.dropped,
         note=_note(task, rows, files),
+        unpinned=tuple(files.unpinned),
     )
 
 
@@ -234,6 +245,21 @@ def _own_exam(path: Path) -> Task:
         split=f"own exam {path.name}",
         required_sections=("required",),
     )
+
+
+def _language(items: tuple[Item, ...]) -> str:
+    return "ja" if any(_JAPANESE.search(item.question) for item in items) else "en"
+
+
+def _pool(rows: Rows) -> tuple[Item, ...]:
+    """What can demonstrate: every question once (sets repeat some), and from a pool of its own none that is tested."""
+    seen = set() if rows.pool is None else {item.asked for item in rows.items}
+    pool = []
+    for item in rows.items if rows.pool is None else rows.pool:
+        if item.asked not in seen and _can_demonstrate(item):
+            seen.add(item.asked)
+            pool.append(item)
+    return tuple(pool)
 
 
 def _can_demonstrate(item: Item) -> bool:

@@ -2,8 +2,8 @@
 
 Families: Llama 2/3, Mistral, Qwen2/2.5, Qwen3, Gemma 3 (text), GPT-NeoX (OpenCALM). Both layouts of config.json are
 read: `rope_theta` + `rope_scaling`, and `rope_parameters` of transformers 5. A number that the file must give has no
-default here; a field that the format itself leaves out when it has the format's own default (Llama's `head_dim`, say)
-is filled by that rule. What is not supported is refused by name.
+default here; a field that the format itself leaves out when it has the format's own default (Llama's `head_dim`, most
+of Gemma 3) is filled by that rule. What is not supported is refused by name.
 """
 
 import re
@@ -22,6 +22,24 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# What the format leaves out: released image-and-text Gemma 3 files write only what differs from these class defaults.
+# Source: huggingface/transformers, models/gemma3/configuration_gemma3.py, Gemma3TextConfig.
+_GEMMA3_LEFT_OUT: dict[str, Any] = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window_pattern": 6,
 }
 
 
@@ -70,12 +88,21 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ValueError(f"decoder: got {self.heads} heads and {self.kv_heads} kv heads, expected a multiple.")
+            raise ValueError(
+                f"decoder: got {self.heads} heads and {self.kv_heads} kv heads, expected a multiple; "
+                "take the config that belongs to the weights."
+            )
         for name in ("rope_index", "windows"):
             if len(getattr(self, name)) != self.layers:
-                raise ValueError(f"decoder: {name} has {len(getattr(self, name))} entries for {self.layers} layers.")
+                raise ValueError(
+                    f"decoder: {name} has {len(getattr(self, name))} entries for {self.layers} layers, expected one "
+                    "a layer; take the config that belongs to the weights."
+                )
         if any(rope.dim > self.head_dim for rope in self.ropes):
-            raise ValueError(f"decoder: more rotated components than head_dim={self.head_dim}.")
+            raise ValueError(
+                f"decoder: got {max(rope.dim for rope in self.ropes)} rotated components, expected at most "
+                f"head_dim={self.head_dim}; take the config that belongs to the weights."
+            )
 
     @property
     def is_mixed(self) -> bool:
@@ -109,21 +136,33 @@ def from_hugging_face(config: Mapping[str, Any], where: str = "config.json") -> 
             f"{where}: got model_type={family!r}, supported are {', '.join(FAMILIES)}; "
             "convert the checkpoint to one of these or add its family in medjax/models/decoder_config.py."
         )
+    if family == "gemma3_text":
+        config = _GEMMA3_LEFT_OUT | {key: value for key, value in config.items() if value is not None}
 
     def need(key: str) -> Any:
         if config.get(key) is None:
-            raise ValueError(f"{where}: key {key!r} is missing; a {family} checkpoint must give it.")
+            raise ValueError(
+                f"{where}: key {key!r} is missing; a {family} checkpoint must give it: "
+                "take the whole file from where the weights were published."
+            )
         return config[key]
 
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if config.get(key):
-            raise ValueError(f"{where}: got {key}={config[key]}, which is not supported; it must be null.")
+            raise ValueError(
+                f"{where}: got {key}={config[key]}, which is not supported, expected null; take another checkpoint, "
+                "or add the rule in medjax/models."
+            )
     layers, embed, heads = need("num_hidden_layers"), need("hidden_size"), need("num_attention_heads")
-    head_dim = config.get("head_dim") or embed // heads
+    # only these two formats have a head_dim of their own rather than embed // heads
+    head_dim = need("head_dim") if family in ("qwen3", "gemma3_text") else config.get("head_dim") or embed // heads
     neox, gemma = family == "gpt_neox", family == "gemma3_text"
     act = need("hidden_activation" if gemma else "hidden_act")
     if act not in _ACTIVATIONS:
-        raise ValueError(f"{where}: got activation {act!r}, supported are {', '.join(_ACTIVATIONS)}.")
+        raise ValueError(
+            f"{where}: got activation {act!r}, supported are {', '.join(_ACTIVATIONS)}; "
+            "take another checkpoint, or add the function in medjax/nn/ops.py."
+        )
     windows = _windows(config, family, layers, need, where)
     ropes, index = _ropes(config, where, neox, gemma, head_dim, windows)
     bias = bool(config.get("attention_bias", neox or family == "qwen2"))
@@ -167,16 +206,22 @@ def _windows(config, family, layers, need, where) -> tuple[int, ...]:
         return (0,) * layers
     if family == "mistral":  # null is full attention, but a file without the key would mean the format's 4096
         if "sliding_window" not in config:
-            raise ValueError(f"{where}: key 'sliding_window' is missing; a mistral checkpoint must give it (or null).")
+            raise ValueError(
+                f"{where}: key 'sliding_window' is missing; a mistral checkpoint must give it (or null): "
+                "take the whole file from where the weights were published."
+            )
         return (config["sliding_window"] or 0,) * layers
     size, kinds = need("sliding_window"), config.get("layer_types")
     if kinds:
         unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
         if unknown:
-            raise ValueError(f"{where}: got layer_types {unknown}, supported are sliding_attention, full_attention.")
+            raise ValueError(
+                f"{where}: got layer_types {unknown}, supported are sliding_attention, full_attention; "
+                "take another checkpoint, or add the kind in medjax/models/decoder_config.py."
+            )
         return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
     if family == "gemma3_text":
-        period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern")) or need("layer_types")
+        period = config.get("_sliding_window_pattern") or need("sliding_window_pattern")
         return tuple(0 if (i + 1) % period == 0 else size for i in range(layers))
     return tuple(size if i >= need("max_window_layers") else 0 for i in range(layers))
 
@@ -193,16 +238,22 @@ def _ropes(config, where, neox, gemma, head_dim, windows) -> tuple[tuple[Rope, .
             theta = 10000.0
         part = parameters.get("partial_rotary_factor", share)
         if neox and part is None:
-            raise ValueError(f"{where}: key 'rotary_pct' is missing; a gpt_neox checkpoint must give it.")
+            raise ValueError(
+                f"{where}: key 'rotary_pct' is missing; a gpt_neox checkpoint must give it: "
+                "take the whole file from where the weights were published."
+            )
         dim = int(head_dim * part) if part else head_dim
         return _rope({"rope_theta": theta, **parameters}, dim, length, where, key)
 
     if gemma:
-        if "full_attention" in new:
-            full, near = one(new["full_attention"], "rope_theta"), one(new.get("sliding_attention") or {}, "rope_theta")
-        else:
-            full = one(config.get("rope_scaling") or {}, "rope_theta")
-            near = one({}, "rope_local_base_freq")
+        unknown = sorted(set(new) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise ValueError(
+                f"{where}: got rope_parameters {unknown}, expected one table each for full_attention and "
+                "sliding_attention; put the keys into these."
+            )
+        full = one(new.get("full_attention") or config.get("rope_scaling") or {}, "rope_theta")
+        near = one(new.get("sliding_attention") or {}, "rope_local_base_freq")
         return (full, near), tuple(1 if window else 0 for window in windows)
     key = "rotary_emb_base" if neox and "rope_theta" not in config else "rope_theta"
     return (one(new or config.get("rope_scaling") or {}, key),), (0,) * len(windows)
@@ -230,7 +281,15 @@ def _rope(parameters: Mapping[str, Any], dim: int, length: int | None, where: st
             f"{where}: no {key} at the top level and no rope_theta in rope_parameters; the checkpoint must give one: "
             "add the base that it was trained with (10000 for Llama 1 and 2)."
         )
-    # dynamic stretches from max_position_embeddings, whatever else the table says
+    if kind == "llama3":
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        missing = [name for name in keys if parameters.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"{where}: rope_type='llama3' needs {', '.join(missing)}, which the checkpoint does not give; "
+                "add what it was trained with (8192 tokens originally for Llama 3.1 to 3.3)."
+            )
+    # dynamic stretches from max_position_embeddings, whatever else the table says; yarn does where it is silent
     original = (kind != "dynamic" and parameters.get("original_max_position_embeddings")) or length
     factor, magnitude = parameters.get("factor"), 1.0
     low, high = parameters.get("low_freq_factor"), parameters.get("high_freq_factor")

@@ -25,13 +25,18 @@ def parse_mesh(text: str) -> dict[str, int]:
             continue
         name, separator, size = part.replace(":", "=").partition("=")
         if name not in AXES or not separator:
-            raise ValueError(f"mesh: got {part!r}, expected axis=size with an axis of {', '.join(AXES)}.")
+            raise ValueError(
+                f"mesh: got {part!r}, expected axis=size with an axis of {', '.join(AXES)}; write for instance data=4."
+            )
         if name in sizes:
-            raise ValueError(f"mesh: axis {name!r} is given twice in {text!r}.")
+            raise ValueError(f"mesh: axis {name!r} is given twice in {text!r}, expected once; leave one of them out.")
         try:
             sizes[name] = int(size)
         except ValueError:
-            raise ValueError(f"mesh: got {part!r}, expected a whole number for axis {name!r}.") from None
+            raise ValueError(
+                f"mesh: got {part!r}, expected a whole number for axis {name!r}; write for instance {name}=2, "
+                f"or {name}=-1 for all devices that are left."
+            ) from None
     return sizes
 
 
@@ -45,10 +50,12 @@ def make_mesh(text: str = "", devices: list | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(text) or {"data": -1}
     if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh: got {text!r}; sizes are 1 or more, and one axis at most may be -1.")
+        raise ValueError(f"mesh: got {text!r}; sizes are 1 or more, and one axis at most may be -1: change the sizes.")
     known = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values() and len(devices) % known:
-        raise ValueError(f"mesh: {text!r} needs a multiple of {known} devices, there are {len(devices)}.")
+        raise ValueError(
+            f"mesh: {text!r} needs a multiple of {known} devices, there are {len(devices)}; change the sizes."
+        )
     for name, size in sizes.items():
         if size == -1:
             sizes[name] = len(devices) // known

@@ -260,6 +260,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"limited to {_number(entry['limit'])} questions"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
         yield f"{_number(left_out)} left out, as the protocol cannot ask them"
+    if cut_off := entry.get("truncated"):
+        yield f"{_number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"]:
         share = _percent(plain["accuracy"])
@@ -275,12 +277,14 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, versions = record.get("model", {}), record.get("versions", {})
+    changed = dict.fromkeys(n for e in record["evaluations"] for n in e.get("data", {}).get("unpinned", ()))
     facts = [
         ("Parameters", _magnitude(model["parameters"]) if model.get("parameters") else ""),
         ("Computed in", model.get("dtype", "")),
         ("Devices", record.get("devices", "")),
         ("Wall time", _duration(record["wall_seconds"]) if "wall_seconds" in record else ""),
         ("medjax", versions.get("medjax", "")),
+        ("Data differ from the published files", ", ".join(changed)),
     ]
     return [(name, str(value)) for name, value in facts if value]
 

@@ -4,6 +4,7 @@ Read through the `gguf` package. The writer of a `llama` GGUF interleaves the ro
 2i, 2i + 1 rotate together); `unpermute` puts the halves back. Forgetting it is silent: the model still speaks.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class GgufSource:
             raise ValueError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
         self.files: tuple[Path, ...] = (path,)
         self.metadata: Mapping[str, Any] = _Fields(reader)
+        if self.metadata.get("split.count", shard_count(path)) > 1:
+            raise ValueError(split_message(path))
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.config = config_from_metadata(self.metadata, self._shapes(), str(path), self._rope_divisors())
         self.leaves: Mapping[LeafPath, Leaf] = gguf_leaves(self.config)
@@ -70,7 +73,10 @@ class GgufSource:
         try:
             values = quants.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
-            raise ValueError(f"{self.files[0]}: tensor {name}: type {tensor.tensor_type.name} ({error}).") from None
+            raise ValueError(
+                f"{self.files[0]}: tensor {name}: got type {tensor.tensor_type.name}, which the gguf package cannot "
+                f"dequantise ({error}); update that package, or take the file in another type, Q8_0 for instance."
+            ) from None
         return np.asarray(values, np.float32).reshape(tuple(reversed(tensor.shape.tolist())))
 
     def read(self, name: str) -> np.ndarray:
@@ -83,6 +89,22 @@ class GgufSource:
 
     def location(self, name: str) -> str:
         return str(self.files[0])
+
+
+def shard_count(path: Path) -> int:
+    """How many shards a name like model-00001-of-00003.gguf speaks of; 1 for other names."""
+    found = re.search(r"-\d{5}-of-(\d{5})\.gguf$", path.name)
+    return int(found[1]) if found else 1
+
+
+def split_message(path: Path) -> str:
+    """Why a shard is refused, and the way out."""
+    first = path.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", path.name))
+    whole = path.with_name(re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "-whole.gguf", path.name))
+    return (
+        f"{path}: got one shard of a split GGUF checkpoint, expected a single file; join the shards with llama.cpp, "
+        f"from the first one on: llama-gguf-split --merge {first} {whole}"
+    )
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -121,16 +143,22 @@ def config_from_metadata(
 
     for key in ("expert_count", "attn_logit_softcapping", "final_logit_softcapping"):
         if get(key):
-            raise ValueError(f"{where}: got {arch}.{key}={get(key)}, which is not supported; it must be absent or 0.")
+            raise ValueError(
+                f"{where}: got {arch}.{key}={get(key)}, which is not supported, expected none or 0; take another "
+                "checkpoint, or add the rule in medjax/models."
+            )
     if "token_embd.weight" not in tensors:
-        raise ValueError(f"{where}: tensor token_embd.weight is missing; the file is not a whole model.")
+        raise ValueError(
+            f"{where}: tensor token_embd.weight is missing; the file is not a whole model: "
+            "download or convert it again."
+        )
     gemma = arch == "gemma3"
     layers, embed, heads = need("block_count"), need("embedding_length"), need("attention.head_count")
     head_dim = get("attention.key_length") or embed // heads
     dim = get("rope.dimension_count") or head_dim
     ropes: tuple[Rope, ...]
     try:
-        ropes = (_rope(get, dim, rope_divisors),)
+        ropes = (_rope(get, arch, dim, rope_divisors),)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     windows, index, query_scale = (get("attention.sliding_window") or 0,) * layers, (0,) * layers, head_dim**-0.5
@@ -173,10 +201,15 @@ def config_from_metadata(
     )
 
 
-def _rope(get: Callable[[str], Any], dim: int, divisors: tuple[float, ...] | None) -> Rope:
+def _rope(get: Callable[[str], Any], arch: str, dim: int, divisors: tuple[float, ...] | None) -> Rope:
     theta = get("rope.freq_base")
+    if theta is None and arch == "llama":  # the key is optional, and files of Llama 1 and 2 predate it
+        theta = 10000.0
     if theta is None:
-        raise ValueError("metadata key rope.freq_base is missing; RoPE has no default base here.")
+        raise ValueError(
+            f"metadata key {arch}.rope.freq_base is missing, expected the base that the model was trained with; "
+            "convert the checkpoint again with a current llama.cpp."
+        )
     kind = get("rope.scaling.type") or "none"
     factor = get("rope.scaling.factor") or get("rope.scale_linear")
     if divisors:
@@ -198,7 +231,10 @@ def _rope(get: Callable[[str], Any], dim: int, divisors: tuple[float, ...] | Non
             high=get("rope.scaling.yarn_beta_fast") or 32.0,
             magnitude=magnitude,
         )
-    raise ValueError(f"got rope.scaling.type={kind!r}, supported are none, linear, yarn.")
+    raise ValueError(
+        f"got rope.scaling.type={kind!r}, supported are none, linear, yarn; "
+        "use the Hugging Face form of the checkpoint, or add the rule in medjax/store/gguf.py."
+    )
 
 
 class _Fields(Mapping[str, Any]):

@@ -1,7 +1,8 @@
 """Weights into place: one file tensor at a time, straight into stacked, sharded arrays.
 
-Every file tensor is read once and cut into the shards of this process's devices. Above the model itself the host holds
-one stacked parameter, in the target dtype, and one layer's tensor.
+Every file tensor is read once for each parameter in it (GPT-NeoX's fused query, key and value: three times, any other
+once) and cut into the shards of this process's devices. Above the model itself the host holds one stacked parameter,
+in the target dtype, and one layer's tensor.
 """
 
 import math
@@ -54,7 +55,7 @@ def load_decoder(
     Raises ValueError or FileNotFoundError that name the tensor and the file.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}.")
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}; choose one of them.")
     source = open_source(path)
     mesh = mesh or make_mesh("", jax.local_devices())
     abstract = jax.tree_util.tree_leaves_with_path(abstract_params(source.config), is_leaf=is_box)
@@ -112,7 +113,8 @@ def _read(source: Source, leaf: Leaf, name: str) -> np.ndarray:
         ) from None
     if tensor.shape != leaf.shape:
         raise ValueError(
-            f"{source.location(name)}: tensor {name} has shape {tensor.shape}, expected {leaf.shape} by the config."
+            f"{source.location(name)}: tensor {name} has shape {tensor.shape}, expected {leaf.shape} by the config; "
+            "take config and weights from the same checkpoint, or download them again."
         )
     if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
         raise ValueError(

@@ -1,71 +1,103 @@
 """Run folders: the record of a run, made so that a killed run goes on where it was.
 
   runs/eval/<name>/run.json        what decides the results (identity); the same identity resumes, another starts anew
-                   journal/*.jsonl finished work, one JSON line each, appended as it is done
-                   results.json …  written whole at the end
+                   config.toml     every setting; the command with this file alone repeats the run
+                   lock            held by the process that writes here; the operating system frees it when that ends
+                   journal/*.jsonl finished work, one JSON line each, appended as it is done; line 1 names the identity
+                   results.json, samples.jsonl, report.html, figure.svg    written whole at the end
 
 A folder that holds another run is never overwritten: it is moved aside and the reason is told.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
+_LONGEST_NAME = 120  # bytes; file systems allow 255, and endings are added
 
 
 class RunFolder:
-    """An opened run folder.
+    """An opened run folder, locked until it is closed or the process ends; a context manager.
 
     path     of the folder
     resumed  whether earlier work with the same identity was found
     note     one sentence on what was found, for the user; "" for a fresh folder
     """
 
-    def __init__(self, path: Path, resumed: bool, note: str):
+    def __init__(self, path: Path, identity: str, resumed: bool, note: str, lock: IO[str] | None):
         self.path = path
         self.resumed = resumed
         self.note = note
+        self._identity = identity
+        self._lock = lock
 
     @classmethod
     def open(cls, path: str | Path, identity: Mapping[str, Any]) -> "RunFolder":
         """Open or make a run folder for a run with this identity (plain JSON values).
 
-        Raises ValueError when the folder exists and is not a run folder.
+        Raises ValueError when the folder exists and is not a run folder, or another process is writing there.
         """
-        path = Path(path)
-        record = path / "run.json"
-        note, resumed = "", False
-        if record.is_file():
-            try:
-                found = json.loads(record.read_text("utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                found = {}
-            changed = changes(found, json.loads(json.dumps(identity)))
-            if changed:
-                aside = _free_name(path)
-                path.rename(aside)
-                note = (
-                    f"{path} held another run ({'; '.join(changed[:3])}); it was moved to {aside}, this one starts anew"
-                )
-            else:
-                resumed, note = True, f"{path} holds this run already; going on from there"
-        elif path.exists() and not path.is_dir():
-            raise ValueError(f"{path}: got a file, expected a run folder or none; choose another --out.")
-        elif path.is_dir() and {file.name for file in path.iterdir()} - {"run.json.partial"}:
-            raise ValueError(
-                f"{path}: got a folder with other files, expected a run folder or none; choose another --out."
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, resumed, note)
-        if not resumed:  # before the journal, so that finished work never lies in a folder without an identity
-            run.write_json("run.json", identity)
-        (path / "journal").mkdir(exist_ok=True)
+        path = named(path)
+        _check_own(path)
+        lock = _lock(path)
+        try:
+            note, resumed = "", False
+            record = path / "run.json"
+            if record.is_file():
+                try:
+                    found = json.loads(record.read_text("utf-8"))
+                except (json.JSONDecodeError, UnicodeDecodeError):
+                    found = {}
+                changed = changes(found, json.loads(json.dumps(identity)))
+                if changed:
+                    aside = _free_name(path)
+                    path.rename(aside)
+                    moved, lock = lock, _lock(path)  # a lock goes with its folder
+                    _close(moved)
+                    note = f"{path} held another run ({'; '.join(changed[:3])}); it was moved to {aside}, "
+                    note += "this one starts anew"
+                else:
+                    resumed, note = True, f"{path} holds this run already; going on from there"
+            text = json.dumps(identity, sort_keys=True, allow_nan=False)
+            run = cls(path, hashlib.sha256(text.encode()).hexdigest(), resumed, note, lock)
+            if not resumed:  # before the journal, so that finished work never lies in a folder without an identity
+                run.write_json("run.json", identity)
+            (path / "journal").mkdir(exist_ok=True)
+        except BaseException:
+            _close(lock)
+            raise
         return run
 
+    @staticmethod
+    def check(path: str | Path) -> None:
+        """Raise the ValueError that `open` would raise, without making or changing anything."""
+        path = named(path)
+        _check_own(path)
+        if (path / "lock").is_file():
+            _close(_lock(path))
+
+    def close(self) -> None:
+        """Let other processes write here."""
+        _close(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a JSON file whole: readers see the old one or the new one."""
-        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        """Write a JSON file whole: readers see the old one or the new one. Raises ValueError for NaN and infinity."""
+        return self.write_text(name, _json(value, self.path / name, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file whole."""
@@ -76,17 +108,25 @@ class RunFolder:
         return target
 
     def journal(self, name: str) -> "Journal":
-        return Journal(self.path / "journal" / f"{name}.jsonl")
+        return Journal(self.path / "journal" / f"{shortened(name)}.jsonl", self._identity)
 
 
 class Journal:
-    """Finished work, one JSON object a line. A last line cut short by a kill is dropped."""
+    """Finished work, one JSON object a line. A last line cut short by a kill is dropped.
 
-    def __init__(self, path: Path):
+    identity  sha256 of the run's identity: the first line holds it
+    """
+
+    def __init__(self, path: Path, identity: str):
         self.path = path
+        self.identity = identity
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """The whole lines, in the order they were written; a torn tail is cut off the file."""
+    def read(self, fields: Sequence[str] = ("i",)) -> Iterator[dict[str, Any]]:
+        """The whole lines, in the order they were written; a torn tail is cut off the file.
+
+        fields  that every line must have
+        Raises ValueError naming file and line for the journal of another run and for a damaged line.
+        """
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
@@ -94,18 +134,49 @@ class Journal:
         if len(whole) < len(data):
             self.path.write_bytes(whole)
         # not splitlines(): generated text may hold U+2028 and other line ends, which JSON lets stand
-        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{self.path}, line {number}: not JSON ({error.msg}); delete the file to redo it."
-                ) from None
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            entry = self._entry(number, line, fields if number > 1 else ("identity",))
+            if number > 1:
+                yield entry
+            elif entry["identity"] != self.identity:
+                raise self._error(
+                    1, f"got work of another run ({str(entry['identity'])[:12]}), expected {self.identity[:12]}"
+                )
 
     def append(self, entries: list[dict[str, Any]]) -> None:
-        """Add lines and hand them to the operating system at once."""
+        """Add lines and hand them to the operating system at once. Raises ValueError for NaN and infinity."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+            lines = [{"identity": self.identity}, *entries] if file.tell() == 0 else entries
+            file.write("".join(_json(line, self.path) + "\n" for line in lines))
+
+    def _entry(self, number: int, line: bytes, fields: Sequence[str]) -> dict[str, Any]:
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise self._error(number, f"byte {error.start} is not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise self._error(number, f"not JSON ({error.msg})") from None
+        missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+        if missing:
+            raise self._error(number, f"got no {', '.join(map(repr, missing))}, expected an object with it")
+        return entry
+
+    def _error(self, number: int, what: str) -> ValueError:
+        return ValueError(f"{self.path}, line {number}: {what}; delete the file to redo its work.")
+
+
+def named(path: str | Path) -> Path:
+    """The path with a last part that is a name, which "." and ".." are not; ~ is the home folder."""
+    path = Path(path).expanduser()
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+
+
+def shortened(name: str) -> str:
+    """The name, or its beginning and a digest of the whole where a file system might find it too long."""
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    start = name.encode()[: _LONGEST_NAME - 9].decode("utf-8", "ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def changes(old: Any, new: Any, at: str = "") -> list[str]:
@@ -123,6 +194,57 @@ def changes(old: Any, new: Any, at: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text if len(text) <= 24 else text[:21] + "..."
+
+
+def _json(value: Any, path: Path, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected finite numbers: the checkpoint may be broken.") from error
+
+
+def _check_own(path: Path) -> None:
+    """Refuse a path that is taken by something else than a run, or lies below a file."""
+    if (path / "run.json").is_file():
+        return
+    if path.is_dir():
+        if {file.name for file in path.iterdir()} - {"lock", "run.json.partial"}:
+            raise ValueError(
+                f"{path}: got a folder with other files, expected a run folder or none; choose another --out."
+            )
+        return
+    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest}: got a file, expected a run folder or none; choose another --out.")
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Make the folder and take its lock; None where there are no locks."""
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        file = (path / "lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
+                return file
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise ValueError(
+                f"{path}: another process is writing this run; wait for its end, or choose another --out."
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            file.close()
+            return None
+        file.close()  # the folder was moved aside in between
+
+
+def _close(lock: IO[str] | None) -> None:
+    if lock:
+        lock.close()
 
 
 def _free_name(path: Path) -> Path:

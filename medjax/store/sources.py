@@ -38,7 +38,7 @@ def open_source(path: str | Path) -> Source:
 
     Raises FileNotFoundError or ValueError that say what was found and what is accepted.
     """
-    from medjax.store.gguf import GgufSource
+    from medjax.store.gguf import GgufSource, shard_count, split_message
     from medjax.store.llama2c import Llama2cSource, is_llama2c
 
     path = Path(path)
@@ -49,20 +49,30 @@ def open_source(path: str | Path) -> Source:
             return Llama2cSource(path)
         if path.suffix in PICKLES:
             raise ValueError(_pickle_message(path))
-        raise ValueError(f"{path}: got a file of unknown kind, expected .gguf or a folder with config.json.")
+        raise ValueError(
+            f"{path}: got a file of unknown kind, expected .gguf or a folder with config.json; "
+            "for safetensors, name the folder that holds them and their config.json."
+        )
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder; expected a checkpoint folder or a .gguf file.")
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; expected a checkpoint folder or a .gguf file: correct the path."
+        )
     if (path / "config.json").is_file():
         return HuggingFaceSource(path)
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return GgufSource(ggufs[0])
     if len(ggufs) > 1:
+        if all(shard_count(file) > 1 for file in ggufs):
+            raise ValueError(split_message(ggufs[0]))
         raise ValueError(f"{path}: got {len(ggufs)} GGUF files ({ggufs[0].name}, …); name one of them.")
     binaries = [file for file in sorted(path.glob("*.bin")) if is_llama2c(file)]
     if len(binaries) == 1:
         return Llama2cSource(binaries[0])
-    raise FileNotFoundError(f"{path}: no config.json and no .gguf file here; expected a checkpoint folder.")
+    raise FileNotFoundError(
+        f"{path}: no config.json and no .gguf file here; expected a checkpoint folder: name the folder or file that "
+        "holds the weights, or download them again."
+    )
 
 
 class HuggingFaceSource:
@@ -78,11 +88,15 @@ class HuggingFaceSource:
         if index.is_file():
             table = read_json(index).get("weight_map")
             if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-                raise ValueError(f"{index}: no usable weight_map; expected a table from tensor name to file name.")
+                raise ValueError(
+                    f"{index}: no usable weight_map; expected a table from tensor name to file name: "
+                    "download the file again."
+                )
             for file in set(table.values()):
                 if Path(file).name != file:
                     raise ValueError(
-                        f"{index}: shard {file!r} is not a plain file name; the index may not leave its folder."
+                        f"{index}: shard {file!r} is not a plain file name; the index may not leave its folder: "
+                        "put the shards beside it and correct the names, or take the published files."
                     )
             self._file_of = {name: folder / file for name, file in table.items()}
         elif (folder / "model.safetensors").is_file():
@@ -92,7 +106,10 @@ class HuggingFaceSource:
             pickles = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
             if pickles:
                 raise ValueError(_pickle_message(pickles[0]))
-            raise FileNotFoundError(f"{folder}: no model.safetensors and no model.safetensors.index.json.")
+            raise FileNotFoundError(
+                f"{folder}: no model.safetensors and no model.safetensors.index.json, expected one of them beside "
+                "config.json; download the weights too."
+            )
         self.files = (folder / "config.json", *sorted(set(self._file_of.values())))
 
     def _open(self, file: Path):
@@ -151,9 +168,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}).") from None
+        raise ValueError(f"{path}: not valid JSON ({error}), expected a complete file; download it again.") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: got a JSON {type(value).__name__}, expected an object.")
+        raise ValueError(f"{path}: got a JSON {type(value).__name__}, expected an object; download it again.")
     return value
 
 

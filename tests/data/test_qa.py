@@ -66,6 +66,16 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
         ({"answer": ["f"]}, "answer: got ('f',), expected different lower-case letters of a to e"),
         ({"answer": ["a", "A"]}, "answer: got ('a', 'a'), expected different"),
         ({"choices": [], "prohibited": [], "answer": ["about 7"]}, "answer: got ('about 7',), expected one number"),
+        (
+            {"choices": [], "prohibited": [], "answer": ["２５．０"]},
+            "answer: got ('２５．０',), expected one number written as text, because the item has no choices; "
+            "write it half-width: 25.0",
+        ),
+        ({"choices": [], "prohibited": [], "answer": ["٢٥"]}, "answer: got ('٢٥',), expected one number"),
+        (
+            {"choices": ["一", "二", "一 ", "四", "五"]},
+            "choices: choice c repeats choice a ('一 '), expected different texts",
+        ),
         ({"choices": [], "prohibited": [], "answer": [7]}, "answer: got [7], expected a list of texts"),
         ({"points": "3"}, "points: got '3', expected a number"),
         ({"points": True}, "points: got True, expected a number"),
@@ -114,6 +124,7 @@ def test_an_image_link_out_of_the_folder_is_refused(tmp_path):
 def test_item_checks_order_and_alternatives():
     five = ("1", "2", "3", "4", "5")
     assert Item("o", "?", five, ("c", "a", "b"), ordered=True).answer == ("c", "a", "b")
+    assert Item("o", "Q", five, ("a",), context="C").asked == ("C", "Q", five)
     with pytest.raises(ValueError, match=r"item o: answer: .* alphabetical order"):
         Item("o", "?", five, ("c", "a"))
     assert Item("x", "?", five, ("a",), accepted=(("a",), ("d",))).num_answers == 1

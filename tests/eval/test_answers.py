@@ -37,6 +37,10 @@ ORDER = Item("o", "?", ("1", "2", "3", "4", "5"), ("c", "a", "b"), ordered=True)
         ("<think>a? No, b.</think>\nc", "c"),
         ("a? No, b.</think>\n\n答え: c", "c"),
         ("最終的な答え: c\n答え: c", "c"),
+        ("正解: c\n不正解: a, d", "c"),
+        ("不正解:\n- a\n- b\n正解:\n- c", "c"),
+        ("間違いない答えは c", "c"),
+        ("迷うかもしれない 答え: c", "c"),
     ],
 )
 def test_a_said_answer_is_read(text, letters):
@@ -63,6 +67,18 @@ def test_a_said_answer_is_read(text, letters):
             "c\n答え: d",
             "答え: a\n答え: c",
         ),
+        *(
+            "不正解はaです。",
+            "不正解: a, c",
+            "不正解：\na, c",
+            "不正解:\n- a\n- c",
+            "不正解はa。",
+            "誤答: a",
+            "誤った解答はa。",
+        ),
+        *("The incorrect answer is a.", "wrong answers: a, c", "Wrong answer:\na", "It is not the correct answer: a"),
+        *("The answer is a/b", "答え: a/c", "不適切なのはaです", "正しくない答えは a です", "最も適切でない答えは a"),
+        *("This isn't the right answer: a", "Non-answer: a"),
         *("<think>the answer is c", "I think vitamin c is low", "選択肢はa, b, c, d, e", "c because it is"),
     ],
 )
@@ -76,11 +92,35 @@ def test_anything_else_is_unparsed(text):
         *[("26", "26"), ("２６", "26"), ("答え: 26", "26"), ("約26 kg/m2", "26"), ("BMIは26です", "26"), ("26.", "26")],
         *[("7.20 mL", "7.20"), ("04", "04"), ("1,234.50", "1234.50"), ("12,345,678", "12345678"), ("−5", "-5")],
         *[("3-5", "3"), ("70÷(1.65)の2乗で、答えは25.7", "25.7"), ("<think>99</think>26", "26"), ("0.04", "0.04")],
-        *[("no number", None), ("", None), ("答え: 26\n答え: 27", None)],
+        *[("no number", None), ("", None), ("答え: 26\n答え: 27", None), ("٢٦", None)],
+        *[("不正解は5、正解は6", "6"), ("The wrong answer is 5", None)],
     ],
 )
 def test_the_first_number_is_read_as_text(text, number):
     assert parse_strict(text, NUMBER) == (None if number is None else (number,))
+
+
+LATIN = Item("l", "?", ("150−32", "B型肝炎", "B", "Tピース法", "C反応性蛋白", 'Propranolol\n"', "-40度"), ("d",))
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        *[
+            (text, "d")
+            for text in ("d) Tピース法", "(d) Tピース法。", "d Tピース法", "答え: d. Tピース法です", "**d** Tピース法")
+        ],
+        *[(text, "b") for text in ("(b) B型肝炎", "b B型肝炎", "b　Ｂ型肝炎", "正解は b) B型肝炎")],
+        *[(text, "a") for text in ("a. 150−32", "a. 150-32", "a) １５０－３２", "The answer is a. 150−32")],
+        *[(text, "c") for text in ("c B", "c) B", "c. B")],
+        *[(text, "f") for text in ("f. Propranolol", 'f) "propranolol"', "f Propranolol")],
+        *[("c, B", "bc"), ("c と b", "bc"), ("e) C反応性蛋白", "e")],
+        *[("b - B型肝炎", "b"), ("b -B型肝炎", "b"), ("g. −40度", "g"), ("g -40度", "g"), ("g. 40度", None)],
+        *[("d) B型肝炎", None), ("d B型肝炎", None), ("b Tピース法", None)],
+    ],
+)
+def test_a_choice_may_begin_with_a_letter_or_hold_a_minus_sign(text, letters):
+    assert parse_strict(text, LATIN) == (None if letters is None else tuple(letters))
 
 
 def test_an_ordered_item_keeps_the_order():

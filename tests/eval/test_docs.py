@@ -69,4 +69,5 @@ def test_the_table_of_sets_is_complete_and_its_counts_are_right(shared_data):
             assert tuple(re.findall(r"\b(ja|en)\b", languages)) == task.languages
             assert len(task.read(Files(shared_data), task.languages[0]).items) == int(items.replace(",", ""))
             counted.add(name)
-    assert counted == set(TASKS)
+    assert counted == set(TASKS) - {"jmmlu-medical-11"}  # its files are the reader's own
+    assert "| `jmmlu-medical-11` | ja |" in table

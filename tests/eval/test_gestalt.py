@@ -22,13 +22,21 @@ def test_points_are_removed_before_texts_are_compared():
 
 
 def test_similarity_decides_and_the_first_choice_wins_a_tie():
-    assert judge_gestalt(ITEM, "1.5 mLです").choices == ("1.5 mL",)
+    assert judge_gestalt(ITEM, "1.5 mLです").letters == ("c",)
     nothing = judge_gestalt(ITEM, "")
-    assert (nothing.exact, nothing.gestalt, nothing.choices) == (False, False, ("甲状腺",))
+    assert (nothing.exact, nothing.gestalt, nothing.letters) == (False, False, ("a",))
     two = Item("r", "?", ITEM.choices, ("d", "e"))
     assert judge_gestalt(two, "腎臓,心臓").gestalt
     comma = Item("s", "?", ("1,000", "b1", "c1", "d1", "e1"), ("a",))
     assert judge_gestalt(comma, "1,000").gestalt is False  # the gold splits into "1" and "000"
+
+
+def test_choices_of_the_same_text_are_told_apart_by_position():
+    item = Item("t", "?", ("肺炎", "気胸", "喘息", "気胸", "心不全"), ("b", "d"))
+    both = judge_gestalt(item, "気胸,気胸")
+    assert (both.exact, both.gestalt, both.letters) == (True, True, ("b", "d"))
+    one = judge_gestalt(Item("u", "?", item.choices, ("d",)), "気胸")
+    assert (one.gestalt, one.letters) == (True, ("b",))  # texts are compared, as the harness does
 
 
 @pytest.fixture(scope="module")

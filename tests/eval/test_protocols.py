@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -343,6 +344,25 @@ def test_a_pool_of_its_own_may_use_the_ids_of_the_set():
     task = _task(items, pool)
     for item in items:
         assert sorted(d.question for d in choose_demonstrations(task, item, 3, 0, fixed=False)) == ["P0", "P1", "P2"]
+
+
+def test_no_item_sees_its_own_question_under_another_id(shared_data):
+    task = load_task("mmlu-medical", data_dir=shared_data)
+    asked = [(item.context, item.question, item.choices) for item in task.items]
+    assert (len(asked), len(set(asked))) == (1089, 1011)
+    pool = {(demo.context, demo.question, demo.choices) for demo in task.fewshot}
+    assert len(pool) == len(task.fewshot) == 1011
+    twins = [item for item, key in zip(task.items, asked, strict=True) if asked.count(key) > 1]
+    for item in twins[::12]:
+        demos = choose_demonstrations(task, item, 1010, 0, fixed=False)  # all but the one in reserve
+        assert len(demos) == 1010
+        assert (item.context, item.question, item.choices) not in [(d.context, d.question, d.choices) for d in demos]
+
+
+def test_a_pool_of_its_own_is_left_without_what_is_asked():
+    items = _items(3)
+    (demo,) = choose_demonstrations(_task(items, [replace(items[1], id="x"), *_items(1)]), items[1], 2, 0, fixed=True)
+    assert demo.question == "Q0"
 
 
 def test_jmmlu_100_gets_as_many_demonstrations_as_asked_for(shared_data):

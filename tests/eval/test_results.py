@@ -44,6 +44,7 @@ def _evaluation(name, items=ITEMS, language="ja", chat=None, task="exam", **sett
         exam_sizes={},
         dropped={},
         note="a note",
+        unpinned=("exam.jsonl",),
     )
     protocol = Protocol(name, ProtocolSettings(**settings))
     shots = settings.get("num_fewshot", 0)
@@ -74,11 +75,11 @@ SCORING = _evaluation("choice-logprob")
 TWO = _scores((-2.0,), (-5.0,), (-9.0,), (-2.5,), (-8.0,))
 
 
-def _results(*finished, **settings):
+def _results(*finished, chat=None, **settings):
     tree = EvalSettings(model=ModelSettings(name="org/model"), resamples=200, **settings)
     tokenizer = SimpleNamespace(pad_id=None, bos_id=1, eos_ids=(2, 7), token_text={1: "<s>", 2: "</s>"}.__getitem__)
     decoder = SimpleNamespace(config=SimpleNamespace(max_length=2048))
-    model = SimpleNamespace(name="org/model", digest="m" * 64, tokenizer=tokenizer, decoder=decoder, chat=None)
+    model = SimpleNamespace(name="org/model", digest="m" * 64, tokenizer=tokenizer, decoder=decoder, chat=chat)
     record = {
         "versions": {"medjax": "9.9"},
         "model": {"parameters": 1234},
@@ -171,6 +172,9 @@ def test_gestalt_answers():
     (near,) = _texts("gestalt", ["心不全です"], items=ITEMS[:1])
     assert (near.picked, near.verdict.prohibited, near.verdict.unparsed) == (("e",), True, False)
     assert near.metrics == {"exact_match": 0.0, "gestalt": 0.0}
+    twice = Item("t", "?", ("肺炎", "気胸", "喘息", "気胸", "心不全"), ("b", "d"))
+    (same,) = _texts("gestalt", ["気胸,気胸"], items=(twice,))
+    assert (same.picked, same.verdict.correct) == (("b", "d"), True)
     (empty,) = _texts("gestalt", [""], items=ITEMS[:1])
     assert (empty.picked, empty.verdict.unparsed) == (("a",), False)  # nothing is ever unparsed there
 
@@ -218,6 +222,34 @@ def test_a_generation_sample():
     assert sample["resps"] == [["\u2028c"]]
     assert sample["prompt_hash"] == _sha(evaluation.prompts[0].text)
     assert line.count("\n") == 1
+    assert (sample["truncated"], sample["unparsed"], sample["correct"]) == (True, False, True)
+
+
+def test_answers_cut_off_are_counted_apart_from_wrong_ones():
+    evaluation = _evaluation("strict")
+    outputs = [
+        Generation((1,), "まず症状を", "length"),
+        Generation((1,), "a, d", "length"),
+        Generation((1,), "?", "stop"),
+    ]
+    run = _finish(evaluation, outputs)
+    samples = [json.loads(line) for line in sample_lines([run])]
+    assert [(s["truncated"], s["unparsed"]) for s in samples] == [(True, True), (True, False), (False, True)]
+    strict, scored = _results(run, _finish(SCORING, [ROWS, TWO, []]))["medjax"]["evaluations"]
+    assert (strict["truncated"], strict["truncated_unparsed"], strict["scores"]["unparsed"]) == (2, 1, 2)
+    assert (scored["truncated"], scored["truncated_unparsed"], scored["scores"]["unparsed"]) == (0, 0, 1)
+    assert "truncated" not in strict["scores"]
+
+
+def test_a_chat_template_is_named_only_where_one_was_used():
+    chat = ChatTemplate("{{ messages | tojson }}", None, None)
+    used = _evaluation("strict", items=ITEMS[:1], chat=chat)
+    unused = _evaluation("gestalt", items=ITEMS[:1])
+    runs = {e.protocol.name: _finish(e, [Generation((1,), "c", "stop")]) for e in (used, unused)}
+    for names, source in ((["gestalt"], None), (["gestalt", "strict"], chat.source)):
+        results = _results(*(runs[name] for name in names), chat=chat)
+        assert (results["fewshot_as_multiturn"], results["chat_template"]) == (source is not None, source)
+        assert results["chat_template_sha"] == (_sha(source) if source else None)
 
 
 def test_results_have_means_and_closed_form_errors_under_the_harness_keys():
@@ -259,6 +291,7 @@ def test_the_exam_record_stands_under_medjax():
     assert (scores["required_points"], scores["required_total"], scores["general_total"]) == (3, 3, 2)
     assert evaluation["normalised"] == pytest.approx({"sum": 2 / 3, "character": 2 / 3, "byte": 2 / 3, "token": 1 / 3})
     assert evaluation["data"]["digest"] == "data-digest"
+    assert evaluation["data"]["unpinned"] == ["exam.jsonl"]
     prompts = [[p.text, *p.continuations] for p in SCORING.prompts]
     assert evaluation["prompt_digest"] == _sha(json.dumps(prompts, ensure_ascii=False))
     assert evaluation["work"] == {

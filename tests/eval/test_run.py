@@ -1,42 +1,34 @@
-"""Runs from one end to the other: numbers, killed and resumed runs, devices, errors and exit statuses."""
+"""Runs from one end to the other: numbers, killed and resumed runs, devices, real models."""
 
+import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import arguments, results_of, samples_of
 from tiny_checkpoint import write_checkpoint
 
+from medjax.data.text.tokenizer import load_tokenizer
 from medjax.eval.__main__ import main
 from medjax.eval.run import evaluate
 from medjax.eval.settings import EvalSettings
 from medjax.store.runs import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = ("--engine.row_tokens", "256", "--batch-size", "8", "--no-engine.compilation_cache")
-PROTOCOLS = ("--protocol", "choice-logprob,strict", "--chat-template", "none", "--max-new-tokens", "8")
-FILES = ["journal", "report.html", "results.json", "run.json", "samples.jsonl"]
+FILES = [
+    *("config.toml", "figure.svg", "journal", "lock", "report.html", "results.json", "run.json", "samples.jsonl"),
+]
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-
-
-def _arguments(model, exam, out, *more):
-    return ["--model", str(model), "--tasks", f"{exam}:en", "--out", str(out), *ENGINE, *PROTOCOLS, *more]
-
-
-def _results(folder):
-    return json.loads((folder / "results.json").read_text("utf-8"))
-
-
-def _samples(folder, ending=""):
-    lines = (folder / "samples.jsonl").read_text("utf-8").split("\n")[:-1]
-    return [sample for sample in map(json.loads, lines) if sample["task"].endswith(ending)]
 
 
 def _logprobs(samples):
@@ -68,14 +60,14 @@ def calls(monkeypatch):
 def whole(tiny_folder, exam, tmp_path, calls, capsys):
     """An uninterrupted run: its folder, how often it ran each program, what it printed."""
     out = tmp_path / "whole"
-    assert main(_arguments(tiny_folder, exam, out)) == 0
+    assert main(arguments(tiny_folder, exam, out)) == 0
     counted = Counter(calls)
     calls.clear()
     return out, counted, capsys.readouterr().out
 
 
 def _assert_same(first, second):
-    assert _results(first)["results"] == _results(second)["results"]
+    assert results_of(first)["results"] == results_of(second)["results"]
     assert (first / "samples.jsonl").read_bytes() == (second / "samples.jsonl").read_bytes()
 
 
@@ -87,8 +79,8 @@ def test_a_run_writes_its_folder_and_its_numbers_agree(whole, exam_rows, loaded_
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert counted["score"] >= 5
     assert counted["prefill"] >= 3
-    results = _results(out)
-    scored, generated = _samples(out, "choice-logprob-0shot"), _samples(out, "strict-8tokens-0shot")
+    results = results_of(out)
+    scored, generated = samples_of(out, "choice-logprob-0shot"), samples_of(out, "strict-8tokens-0shot")
     assert [s["doc"]["id"] for s in scored] == [s["doc"]["id"] for s in generated] == [row["id"] for row in exam_rows]
     right = []
     for sample, row in zip(scored, exam_rows, strict=True):
@@ -121,7 +113,7 @@ def test_a_run_writes_its_folder_and_its_numbers_agree(whole, exam_rows, loaded_
 
 def test_the_record_says_what_was_run(whole, exam, tiny_folder):
     out, _, _ = whole
-    results = _results(out)
+    results = results_of(out)
     record = results["medjax"]
     assert record["command"] == (
         f"python -m medjax.eval --model.name {tiny_folder} --model.chat_template none --task.names {exam}:en "
@@ -145,7 +137,7 @@ def test_a_chat_template_is_used_and_recorded(tiny_folder, exam, tmp_path):
         model=tiny_folder, tasks=f"{exam}:en", protocol="choice-logprob", num_fewshot=1, limit=2, out=tmp_path / "chat",
         **{"engine.row_tokens": 256},
     )  # fmt: skip
-    first, second = _samples(tmp_path / "chat")
+    first, second = samples_of(tmp_path / "chat")
     text = first["arguments"]["gen_args_0"]["arg_0"]
     assert text.startswith(
         "<|im_start|>system\nYou answer medical examination questions.<|im_end|>\n<|im_start|>user\n"
@@ -163,9 +155,9 @@ def test_eight_devices_give_the_scores_of_one(whole, tiny_folder, exam, tmp_path
     if len(jax.devices()) != 8:
         pytest.skip(f"needs 8 devices, there are {len(jax.devices())}")
     out = tmp_path / "mesh"
-    assert main(_arguments(tiny_folder, exam, out, "--mesh", "data=4,tensor=2", "--protocol", "choice-logprob")) == 0
-    assert _results(out)["medjax"]["mesh"] == {"data": 4, "tensor": 2}
-    one, eight = _samples(whole[0], "choice-logprob-0shot"), _samples(out)
+    assert main(arguments(tiny_folder, exam, out, "--mesh", "data=4,tensor=2", "--protocol", "choice-logprob")) == 0
+    assert results_of(out)["medjax"]["mesh"] == {"data": 4, "tensor": 2}
+    one, eight = samples_of(whole[0], "choice-logprob-0shot"), samples_of(out)
     assert [s["doc_hash"] for s in one] == [s["doc_hash"] for s in eight]
     np.testing.assert_allclose(_logprobs(eight), _logprobs(one), atol=1e-4)
 
@@ -191,28 +183,28 @@ def test_an_interrupted_run_goes_on_without_repeating_work(
         append(journal, entries)
 
     monkeypatch.setattr(Journal, "append", interrupted)
-    assert main(_arguments(tiny_folder, exam, out)) == 75
+    assert main(arguments(tiny_folder, exam, out)) == 75
     assert "stopped; the same command goes on from here" in capsys.readouterr().err
     assert not (out / "results.json").exists()
     monkeypatch.setattr(Journal, "append", append)
-    kept = sum(len(file.read_text("utf-8").split("\n")) - 1 for file in (out / "journal").iterdir())
+    kept = sum(len(file.read_text("utf-8").split("\n")) - 2 for file in (out / "journal").iterdir())
     assert kept == sum(written)
     calls.clear()
-    assert main(_arguments(tiny_folder, exam, out)) == 0
+    assert main(arguments(tiny_folder, exam, out)) == 0
     assert "holds this run already; going on from there" in capsys.readouterr().out
     scored = min(appends, counted["score"])  # one journal entry a batch of rows, one a batch of generations
     assert calls["score"] == counted["score"] - scored
     assert (calls["prefill"] < counted["prefill"]) == (appends > counted["score"])
-    assert _results(out)["medjax"]["resumed"] is True
+    assert results_of(out)["medjax"]["resumed"] is True
     _assert_same(out, path)
 
 
 def test_a_finished_run_computes_nothing_again(whole, tiny_folder, exam, calls):
     out, _, _ = whole
-    before = _results(out)["results"], (out / "samples.jsonl").read_bytes()
-    assert main(_arguments(tiny_folder, exam, out)) == 0
+    before = results_of(out)["results"], (out / "samples.jsonl").read_bytes()
+    assert main(arguments(tiny_folder, exam, out)) == 0
     assert not calls
-    results = _results(out)
+    results = results_of(out)
     assert (results["results"], (out / "samples.jsonl").read_bytes()) == before
     assert [e["work"]["items_reused"] for e in results["medjax"]["evaluations"]] == [24, 24]
     assert [e["work"]["items_per_second"] for e in results["medjax"]["evaluations"]] == [0, 0]
@@ -222,7 +214,7 @@ def test_a_finished_run_computes_nothing_again(whole, tiny_folder, exam, calls):
 def test_a_killed_process_goes_on(whole, tiny_folder, exam, tmp_path, sent, status):
     """Killed after the first finished batch; the same command then ends as if nothing had happened."""
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "medjax.eval", *_arguments(tiny_folder, exam, out)]
+    command = [sys.executable, "-m", "medjax.eval", *arguments(tiny_folder, exam, out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     journal, limit = out / "journal" / "ward_en_choice-logprob-0shot.jsonl", time.time() + 120
     while not (journal.is_file() and journal.stat().st_size):
@@ -232,9 +224,39 @@ def test_a_killed_process_goes_on(whole, tiny_folder, exam, tmp_path, sent, stat
     os.kill(process.pid, sent)
     assert process.wait(60) == status
     assert not (out / "results.json").exists()
-    assert main(_arguments(tiny_folder, exam, out)) == 0
-    assert _results(out)["medjax"]["resumed"] is True
+    assert main(arguments(tiny_folder, exam, out)) == 0
+    assert results_of(out)["medjax"]["resumed"] is True
     _assert_same(out, whole[0])
+
+
+def test_the_settings_in_the_folder_repeat_the_run(whole, calls):
+    out, _, _ = whole
+    before = results_of(out)["results"], (out / "samples.jsonl").read_bytes(), (out / "config.toml").read_bytes()
+    assert main([str(out / "config.toml")]) == 0
+    assert not calls
+    assert results_of(out)["medjax"]["resumed"] is True
+    main([str(out / "config.toml"), "--out", str(out.with_name("again"))])
+    assert calls["score"] > 20
+    again = out.with_name("again")
+    assert (results_of(again)["results"], (again / "samples.jsonl").read_bytes()) == before[:2]
+    written = before[2].decode("utf-8")
+    assert (again / "config.toml").read_text("utf-8") == written.replace(f'"{out}"', f'"{again}"')
+
+
+def test_the_identity_holds_token_ids_and_the_versions_of_what_made_them(whole, tiny_folder, exam_rows):
+    identity = json.loads((whole[0] / "run.json").read_text("utf-8"))
+    for package in ("jaxlib", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2"):
+        assert identity["versions"][package] == version(package)
+    scored, generated = (samples_of(whole[0], name) for name in ("choice-logprob-0shot", "strict-8tokens-0shot"))
+    tokenizer = load_tokenizer(tiny_folder)
+    asked = [list(sample["arguments"].values()) for sample in scored]
+    pairs = [tokenizer.encode_pair(a["arg_0"], a["arg_1"]) for arguments in asked for a in arguments]
+    for name, every in (
+        ("choice-logprob-0shot", [ids for pair in pairs for ids in pair]),
+        ("strict-8tokens-0shot", [tokenizer.encode(s["arguments"]["gen_args_0"]["arg_0"]) for s in generated]),
+    ):
+        packed = b"".join(struct.pack(f"<{len(ids) + 1}i", len(ids), *ids) for ids in every)
+        assert identity["evaluations"][f"ward_en_{name}"]["tokens"] == hashlib.sha256(packed).hexdigest()
 
 
 def test_changed_data_prompt_or_model_starts_anew_and_says_why(tiny_folder, exam, tmp_path, capsys, calls):
@@ -242,7 +264,7 @@ def test_changed_data_prompt_or_model_starts_anew_and_says_why(tiny_folder, exam
 
     def note(model, *more):
         calls.clear()
-        assert main(_arguments(model, exam, out, "--protocol", "choice-logprob", "--limit", "4", *more)) == 0
+        assert main(arguments(model, exam, out, "--protocol", "choice-logprob", "--limit", "4", *more)) == 0
         assert calls["score"] > 0
         lines = capsys.readouterr().out.splitlines()
         return next((line for line in lines if "held another run" in line), None)
@@ -261,116 +283,6 @@ def test_changed_data_prompt_or_model_starts_anew_and_says_why(tiny_folder, exam
     assert "held another run (model: " in note(other)
     assert "(seed: 0 -> 1)" in note(other, "--seed", "1")
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", *(f"run.old{n}" for n in range(1, 5))]
-
-
-# the command
-
-
-def test_a_toml_file_gives_the_options_and_the_command_line_wins(tiny_folder, exam, tmp_path):
-    config = tmp_path / "exam.toml"
-    config.write_text(
-        f'out = "{tmp_path / "toml"}"\nseed = 5\n[model]\nname = "{tiny_folder}"\nchat_template = "none"\n'
-        f'[task]\nnames = ["{exam}:en"]\nlimit = 9\n[protocol]\nnames = ["choice-logprob"]\n'
-        "[engine]\nrow_tokens = 256\ncompilation_cache = false\n"
-    )
-    assert main([str(config), "--limit", "2", "--protocol.continuation=letter"]) == 0
-    results = _results(tmp_path / "toml")
-    assert (results["config"]["limit"], results["config"]["random_seed"]) == (2, 5)
-    assert list(results["results"]) == ["ward_en_choice-logprob-letter-0shot"]
-    assert len(_samples(tmp_path / "toml")) == 2
-
-
-def test_help_lists_every_key(capsys):
-    from medjax.config import to_dict
-
-    def keys(tree, at=""):
-        for name, value in tree.items():
-            yield from keys(value, f"{at}{name}.") if isinstance(value, dict) else [f"{at}{name}"]
-
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    every = list(keys(to_dict(EvalSettings())))
-    assert len(every) > 20
-    for key in every:
-        assert text.count(f"\n  --{key}, --") + text.count(f"\n  --{key}  (") == 1, key
-    assert "--out, --out" not in text
-    assert text.rstrip().endswith("75 stopped by Ctrl-C or SIGTERM: the same command goes on.")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"id": "x", "question": "?", "choices": ["1", "2"], "answer": ["c"]}', "item x: answer: got ('c',)"),
-        ('{"id": "x", "question": "?", "choices": ["1", "2"], "anwser": ["a"]}', "anwser: unknown field; did you mean"),
-        ('{"id": "x", "question": "?", "choices": ["1", "2"]}', "answer: missing"),
-        ('{"id": "x", ', "not JSON"),
-    ],
-)
-def test_a_malformed_exam_line_is_named(exam, tmp_path, capsys, line, message):
-    with exam.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-    assert main(_arguments("stories260k", exam, tmp_path / "out")) == 2
-    assert capsys.readouterr().err.startswith(f"medjax.eval: {exam}, line 25: {message}")
-    assert not (tmp_path / "out").exists()
-
-
-def test_exit_status_2_names_what_is_wrong(tiny_folder, exam, tmp_path, capsys):
-    def error(*more, status=2):
-        out = tmp_path / "out"
-        assert main(_arguments(tiny_folder, exam, out, *more)) == status
-        assert not out.exists()
-        return capsys.readouterr().err.removeprefix("medjax.eval: ")
-
-    assert error("--tasks", "igakuka").startswith("task: got 'igakuka'; did you mean igakuqa?")
-    assert error("--tasks", f"{exam},{exam}").startswith("task and protocol: got ward_ja_choice-logprob-0shot 2 times")
-    assert error("--model", str(tmp_path / "none")).startswith(f"model: got '{tmp_path / 'none'}', which is no file")
-    assert error("--num-fewshot", "24").startswith("task ward: got num_fewshot=24, its pool holds 23 demonstrations")
-    assert error("--template", str(tmp_path / "t.txt")).startswith(f"{tmp_path / 't.txt'}: No such file")
-    long = json.dumps({"id": "long", "question": "心" * 900, "choices": ["x", "y"], "answer": ["a"]})
-    exam.write_text(exam.read_text("utf-8") + long + "\n", "utf-8")
-    message = error("--protocol", "strict")
-    assert message.startswith("ward_en_strict-8tokens-0shot: item long: got 2")
-    assert "tokens and 8 of an answer, expected at most the model's context of 1024" in message
-    assert error().startswith("ward_en_choice-logprob-0shot: item long: got ")
-    exam.write_text(json.dumps({"id": "q", "question": "?", "choices": ["x", "y"], "answer": ["a"]}), "utf-8")
-    assert error("--protocol", "gestalt").startswith("task ward: got 1 items, of which protocol gestalt asks none")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--limmit", "3"], "unknown option --limmit; did you mean --limit?"),
-        (["--protocol", "kasia"], '--protocol: got "kasia", expected list of one of strict, choice-logprob, kasai'),
-        (["--limit", "0"], "--limit: got 0, expected 1 or more items."),
-        (["--resamples", "0"], "--resamples: got 0, expected 1 or more."),
-        (["--engine.row_tokens", "200"], "--engine.row_tokens: got 200, expected a multiple of 128."),
-        (["none.toml"], "none.toml: No such file or directory"),
-    ],
-)
-def test_a_wrong_call_exits_before_anything_is_loaded(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(message)
-
-
-def test_a_folder_with_other_files_is_left_alone(tiny_folder, exam, tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
-    assert main(_arguments(tiny_folder, exam, tmp_path / "mine")) == 2
-    assert "got a folder with other files" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-
-
-def test_a_full_disk_is_exit_status_1(tiny_folder, exam, tmp_path, monkeypatch, capsys):
-    def full(journal, entries):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Journal, "append", full)
-    assert main(_arguments(tiny_folder, exam, tmp_path / "out", "--limit", "2")) == 1
-    assert capsys.readouterr().err == "medjax.eval: [Errno 28] No space left on device\n"
 
 
 def test_options_beside_settings_are_refused():
@@ -392,7 +304,7 @@ def test_stories260k_grades_an_exam(shared_data, exam_rows, tmp_path):
     )  # fmt: skip
     assert results["max_length"] == 512
     assert results["results"]["short_en_choice-logprob-0shot"]["sample_len"] == 3
-    logprobs = _logprobs(_samples(tmp_path / "out")).reshape(3, 2)
+    logprobs = _logprobs(samples_of(tmp_path / "out")).reshape(3, 2)
     assert np.isfinite(logprobs).all()
     np.testing.assert_allclose(logprobs, logprobs[:1].repeat(3, 0), atol=1e-5)  # the same question three times
 
@@ -404,7 +316,7 @@ def test_smollm2_answers_real_questions(shared_data, smollm2_gguf, tmp_path):
         protocol="kasai,choice-logprob", num_fewshot=3, data_dir=str(shared_data), out=tmp_path / "out",
         batch_size=4, max_new_tokens=8, **{"engine.row_tokens": 1024},
     )  # fmt: skip
-    samples = _samples(tmp_path / "out")
+    samples = samples_of(tmp_path / "out")
     assert [s["task"] for s in samples] == ["igakuqa_ja_kasai-8tokens-3shot"] * 3 + [
         "igakuqa_ja_choice-logprob-3shot"
     ] * 3

@@ -50,7 +50,7 @@ def test_what_the_configs_stand_for():
     assert mini.task == EvalSettings().task
     assert mini.model == EvalSettings().model
     every = load(EvalSettings, ROOT / "configs" / "eval" / "medical_all.toml").task.names
-    assert set(TASKS) - set(every) == {"mini", "medqa-4op", "jmmlu-medical-100"}
+    assert set(TASKS) - set(every) == {"mini", "medqa-4op", "jmmlu-medical-100", "jmmlu-medical-11"}
 
 
 @pytest.mark.parametrize(

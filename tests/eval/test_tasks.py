@@ -1,10 +1,12 @@
 """Every question set becomes items: counts, irregular records put right, filters, pools, digests."""
 
 import hashlib
+import json
 from collections import Counter
 
 import pytest
 
+from medjax.eval.sources import JMMLU_SUBJECTS
 from medjax.eval.tasks import TASKS, PassRule, load_task
 
 MULTI = {"igakuqa": Counter({1: 1702, 2: 243, 3: 55}), "denqa": Counter({1: 408, 2: 174, 3: 92, 4: 17, 5: 8})}
@@ -159,6 +161,8 @@ def test_a_changed_local_file_is_named(shared_data, tmp_path):
     task = load_task("denqa", data_dir=tmp_path)
     assert [item.id for item in task.items] == ["116A1", "116A2", "116A3"]
     assert "differ from the published ones: medllm_qa_benchmark/denqa.jsonl" in task.note
+    assert task.unpinned == ("medllm_qa_benchmark/denqa.jsonl",)
+    assert load_task("denqa", data_dir=shared_data).unpinned == ()
     (folder / "denqa.jsonl").write_text(lines[0] + lines[1].replace('"answer": ["d"]', '"answer": ["x"]'), "utf-8")
     with pytest.raises(ValueError, match=r"denqa.jsonl, line 2: item 116A2: answer: got \('x',\)"):
         load_task("denqa", data_dir=tmp_path)
@@ -171,21 +175,38 @@ def test_a_changed_local_file_is_named(shared_data, tmp_path):
 def test_original_jmmlu_files_have_a_mark_and_no_header(tmp_path, inside):
     folder = tmp_path / inside
     folder.mkdir(exist_ok=True)
+    for subject in JMMLU_SUBJECTS[1:]:
+        (folder / f"{subject}.csv").write_bytes(f"\ufeff{subject}?,1,2,3,4,C\r\n".encode())
     (folder / "anatomy.csv").write_bytes('\ufeff"骨の\n問題",一,"二,三",四,五,B\r\nQ2,1,2,3,4,d\r\n'.encode())
     (folder / "virology.csv").write_bytes("\ufeffウイルス,1,2,3,4,A\r\n".encode())
     (folder / "world_history.csv").write_bytes("\ufeff歴史,1,2,3,4,A\r\n".encode())
-    task = load_task("jmmlu-medical", data_dir=tmp_path)
+    task = load_task("jmmlu-medical-11", data_dir=tmp_path)
     assert [(item.id, item.category, item.answer) for item in task.items] == [
         ("anatomy-1", "anatomy", ("b",)),
         ("anatomy-2", "anatomy", ("d",)),
+        *[(f"{subject}-1", subject, ("c",)) for subject in JMMLU_SUBJECTS[1:-1]],
         ("virology-1", "virology", ("a",)),
     ]
     assert task.items[0].question == "骨の\n問題"
     assert task.items[0].choices[1] == "二,三"
-    assert list(task.files) == ["JMMLU/anatomy.csv", "JMMLU/virology.csv"]
+    assert list(task.files) == [f"JMMLU/{subject}.csv" for subject in JMMLU_SUBJECTS]
     (folder / "virology.csv").write_bytes("\ufeffウイルス,1,2,3,A\r\n".encode())
     with pytest.raises(ValueError, match=r"virology.csv, row 1: got 5 columns, expected question, A, B, C, D, answer"):
-        load_task("jmmlu-medical", data_dir=tmp_path)
+        load_task("jmmlu-medical-11", data_dir=tmp_path)
+    (folder / "virology.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"jmmlu-medical-11: .*: got no virology.csv, expected all of JMMLU's"):
+        load_task("jmmlu-medical-11", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"jmmlu-medical-11: got no data folder, .*; name it by --data-dir"):
+        load_task("jmmlu-medical-11")
+
+
+def test_the_sets_of_jmed_llm_take_no_other_files_of_jmmlu(shared_data, tmp_path):
+    for subject in JMMLU_SUBJECTS:
+        (tmp_path / f"{subject}.csv").write_bytes(f"{subject}?,1,2,3,4,C\r\n".encode())
+    (tmp_path / "jmed-llm").symlink_to(shared_data / "jmed-llm")
+    for name, count in (("jmmlu-medical", 681), ("jmmlu-medical-100", 100)):
+        task = load_task(name, data_dir=tmp_path)
+        assert (len(task.items), {file.partition("/")[0] for file in task.files}) == (count, {"jmed-llm"})
 
 
 def test_an_own_exam_is_a_task(tmp_path):
@@ -196,6 +217,24 @@ def test_an_own_exam_is_a_task(tmp_path):
     assert (task.name, task.exam_sizes, task.required_sections, task.cuts) == ("ward", {"ward": 2}, ("required",), {})
     assert [item.exam for item in task.items] == ["ward", "ward"]
     assert task.files == {"ward.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("questions", "language"),
+    [
+        (("Which drug?", "How many?"), "en"),
+        (("Which drug?", "どの薬か。"), "ja"),
+        (("CTの所見", "?"), "ja"),
+        (("ﾊｲ?", "?"), "ja"),
+        (("β-blocker – 5 µg?", "Ménière?"), "en"),
+    ],
+)
+def test_an_own_exam_is_asked_in_the_language_of_its_questions(tmp_path, questions, language):
+    path = tmp_path / "ward.jsonl"
+    rows = [{"id": f"{n}", "question": q, "choices": ["一", "x"], "answer": ["b"]} for n, q in enumerate(questions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert load_task(str(path)).language == language
+    assert [load_task(str(path), language=said).language for said in ("ja", "en")] == ["ja", "en"]
 
 
 def test_an_unknown_task_names_the_nearest():

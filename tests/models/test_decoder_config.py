@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from tiny_decoders import CONFIGS, YARN, old_layout
+from tiny_decoders import CONFIGS, SPARSE_GEMMA, YARN, old_layout
 
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.rope import Rope
@@ -109,6 +109,61 @@ def test_image_and_text_gemma_reads_the_text_part():
     )
 
 
+GEMMA_IN_FULL = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+}
+
+
+@pytest.mark.parametrize("size", SPARSE_GEMMA)
+@pytest.mark.parametrize("layout", ["transformers 4", "transformers 5"])
+def test_sparse_gemma_equals_the_full_one(size, layout):
+    """Released Gemma 3 files leave out what equals the class defaults."""
+    stated = SPARSE_GEMMA[size]
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    text = {"model_type": "gemma3_text", **stated}
+    full = {key: value for key, value in (GEMMA_IN_FULL | stated).items() if key != "rope_scaling"}
+    if layout == "transformers 4":
+        ropes = {"rope_scaling": scaling, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6}
+    else:
+        layers = range(stated["num_hidden_layers"])
+        tables = {
+            "full_attention": {**scaling, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+        kinds = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in layers]
+        ropes = {"rope_parameters": tables, "layer_types": kinds}
+    found = from_hugging_face({"model_type": "gemma3", "text_config": text, "vision_config": {}})
+    assert found == from_hugging_face(full | ropes)
+    assert found.head_dim == {"4b": 256, "12b": 256, "27b": 128}[size]  # not 2560 / 8 = 320
+    assert found.query_scale == {"4b": 256, "12b": 256, "27b": 168}[size] ** -0.5
+    assert found.windows[:7] == (1024, 1024, 1024, 1024, 1024, 0, 1024)
+    assert [(rope.theta, rope.factor) for rope in found.ropes] == [(1e6, 8.0), (1e4, None)]
+
+
+def test_gemma_local_layers_keep_their_own_base():
+    """A table of transformers 5 without thetas: each kind of layer has its own."""
+    tables = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+    assert [rope.theta for rope in from_hugging_face(changed("gemma3", rope_parameters=tables)).ropes] == [1e6, 1e4]
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"])
+def test_gemma_must_give_what_every_release_gives(key):
+    text = {"model_type": "gemma3_text", **SPARSE_GEMMA["4b"]}
+    del text[key]
+    with pytest.raises(ValueError, match=rf"key '{key}' is missing; a gemma3_text checkpoint must give it"):
+        from_hugging_face({"model_type": "gemma3", "text_config": text})
+
+
 def test_neox_rotates_a_part():
     assert from_hugging_face(CONFIGS["neox-parallel"]).ropes[0].dim == 4  # half of head_dim 8
 
@@ -134,6 +189,12 @@ def test_yarn_constants():
     assert (found.factor, found.low, found.high, found.truncate) == (4.0, 1.0, 32.0, True)  # 256 / 64
     found = from_hugging_face(changed("llama", rope_parameters=rope | YARN["attention_factor"])).ropes[0]
     assert (found.low, found.high) == (2.0, 16.0)
+
+
+def test_yarn_without_its_original_length_means_the_whole():
+    """As transformers has it; llama3 is refused instead."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+    assert from_hugging_face(changed("llama", rope_parameters=rope)).ropes[0].original_length == 256
 
 
 def test_dynamic_starts_from_max_position_embeddings():
@@ -169,12 +230,22 @@ def default_rope(**values):
             r"rope_type='longrope', supported are default",
         ),
         (changed("llama", rope_parameters=default_rope(rope_type="linear")), r"rope_type='linear' needs factor"),
-        (changed("llama", rope_parameters=default_rope(rope_type="llama3", factor=8.0)), r"'llama3' needs low, high"),
+        (
+            changed("llama", rope_parameters=default_rope(rope_type="llama3", factor=8.0)),
+            r"'llama3' needs low_freq_factor, high_freq_factor, original_max_position_embeddings, which .*; add what",
+        ),
+        (
+            changed(
+                "llama",
+                rope_parameters=default_rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+            ),
+            r"'llama3' needs original_max_position_embeddings, which the checkpoint does not give; add what",
+        ),
         (changed("llama", rope_parameters=...), r"no rope_theta at the top level and no rope_theta in rope_parameters"),
         (old_layout(CONFIGS["neox-parallel"]) | {"rotary_emb_base": None}, r"no rotary_emb_base at the top level"),
         (
-            old_layout(CONFIGS["gemma3"]) | {"rope_local_base_freq": None, "sliding_window_pattern": 2},
-            r"no rope_local_base_freq",
+            changed("gemma3", rope_parameters=default_rope()),
+            r"got rope_parameters \['rope_theta', 'rope_type'\], expected one table each for full_attention and",
         ),
         (changed("neox-parallel", rope_parameters=default_rope()), r"key 'rotary_pct' is missing"),
         (changed("gemma3", attn_logit_softcapping=50.0), r"attn_logit_softcapping=50.0, which is not supported"),
@@ -196,13 +267,13 @@ def default_rope(**values):
         (changed("neox-parallel", use_parallel_residual=...), r"key 'use_parallel_residual' is missing"),
         (changed("mistral", sliding_window=...), r"key 'sliding_window' is missing"),
         (changed("gemma3", sliding_window=...), r"key 'sliding_window' is missing"),
-        (changed("gemma3", layer_types=...), r"key 'layer_types' is missing"),
+        (changed("qwen3", head_dim=...), r"key 'head_dim' is missing"),
         (
             changed("gemma3", layer_types=["chunked_attention"] * 4),
-            r"layer_types \['chunked_attention'\], supported are",
+            r"layer_types \['chunked_attention'\], supported are sliding_attention, full_attention; take another",
         ),
         (changed("qwen2-window", layer_types=["sliding_attention"]), r"has 1 entries for 2 layers"),
-        (changed("llama", num_key_value_heads=4), r"6 heads and 4 kv heads, expected a multiple"),
+        (changed("llama", num_key_value_heads=4), r"6 heads and 4 kv heads, expected a multiple; take the config"),
         (changed("llama", head_dim=9), r"9 rotated components, expected an even number"),
     ],
 )

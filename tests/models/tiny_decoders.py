@@ -99,6 +99,30 @@ YARN = {  # the other ways in which YaRN checkpoints state their constants
 }
 
 
+_RELEASED = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 1024}
+SPARSE_GEMMA = {  # what the released image-and-text checkpoints state of their decoders
+    "4b": {**_RELEASED, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+    "12b": {
+        **_RELEASED,
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+    },
+    "27b": {
+        **_RELEASED,
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+    },
+}
+
+
 def old_layout(config: dict) -> dict:
     """The same checkpoint as transformers 4 wrote it: rope_theta and rope_scaling at the top level."""
     config = dict(config)

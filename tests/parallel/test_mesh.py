@@ -47,13 +47,13 @@ def test_some_devices():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model=8", r"got 'model=8', expected axis=size with an axis of data, fsdp, tensor, sequence"),
+        ("model=8", r"got 'model=8', expected axis=size with an axis of data, fsdp, tensor, sequence; write"),
         ("data", r"got 'data', expected axis=size"),
-        ("data=four", r"got 'data=four', expected a whole number for axis 'data'"),
-        ("data=4,data=2", r"axis 'data' is given twice"),
+        ("data=four", r"got 'data=four', expected a whole number for axis 'data'; write"),
+        ("data=4,data=2", r"axis 'data' is given twice .*; leave"),
         ("data=3", r"'data=3' needs 3 devices, there are 8"),
         ("data=16", r"needs 16 devices, there are 8"),
-        ("data=-1,tensor=3", r"'data=-1,tensor=3' needs a multiple of 3 devices, there are 8"),
+        ("data=-1,tensor=3", r"'data=-1,tensor=3' needs a multiple of 3 devices, there are 8; change"),
         ("data=-1,tensor=16", r"'data=-1,tensor=16' needs a multiple of 16 devices, there are 8"),
         ("data=-1,fsdp=-1", r"one axis at most may be -1"),
         ("data=0", r"sizes are 1 or more"),

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_decoders import CONFIGS, TOKENS, YARN, load, logits
+from tiny_decoders import CONFIGS, SPARSE_GEMMA, TOKENS, YARN, load, logits
 
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.rope import inverse_frequencies
@@ -109,3 +109,12 @@ def test_config_that_transformers_writes(tmp_path, name):
     """config.json after a round trip through transformers says the same as the one that we wrote."""
     peer_config(CONFIGS[name]).save_pretrained(tmp_path)
     assert from_hugging_face(json.loads((tmp_path / "config.json").read_text())) == from_hugging_face(CONFIGS[name])
+
+
+@pytest.mark.parametrize("size", SPARSE_GEMMA)
+def test_what_gemma_files_leave_out(size):
+    """transformers fills in its class defaults; the file it would write in full says the same as the sparse one."""
+    sparse = {"model_type": "gemma3_text", **SPARSE_GEMMA[size]}
+    full = peer_config(sparse).to_dict()
+    assert {"vocab_size", "head_dim", "rms_norm_eps", "layer_types", "rope_parameters"} <= set(full)
+    assert from_hugging_face(full) == from_hugging_face(sparse)

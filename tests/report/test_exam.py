@@ -281,7 +281,8 @@ def test_verdict_of_an_evaluation(verdicts, label, reasons):
 def test_normalisations_and_remarks():
     shares = {"sum": 46 / 120, "token": 0.35, "byte": 0.25, "character": 30 / 120}
     scores = score(by_exam={}, withdrawn=2, text_only=total(20, 50))
-    section = page(results(evaluation(scores=scores, limit=120, normalised=shares))).one("section", class_="evaluation")
+    made = evaluation(scores=scores, limit=120, normalised=shares, truncated=4)
+    section = page(results(made)).one("section", class_="evaluation")
     _, table, _ = section.all("table", class_="bars")
     assert [(row[0], numbers(row[1]), numbers(row[3])) for row in cells(table)] == [
         ("sum", [46, 120], [38.3]),
@@ -290,8 +291,9 @@ def test_normalisations_and_remarks():
         ("per character", [30, 120], [25.0]),
     ]
     assert section.one("p", class_="remarks").text == (
-        "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; 20 of the 50 without an "
-        "image right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
+        "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; "
+        "4 answers cut off at the limit of new tokens; 20 of the 50 without an image "
+        "right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
         "1,234,567 tokens computed, 75.3 % saved by sharing."
     )
 
@@ -312,6 +314,10 @@ def test_head_of_the_page():
         "Wall time": "1 h 2 min",
     }
     assert root.one("pre", class_="command").text == "python -m medjax.eval --tasks mini"
+    changed = [evaluation(n, data={"unpinned": names}) for n, names in enumerate((["a.csv"], ["b.csv", "a.csv"]))]
+    root = page(results(*changed))
+    facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
+    assert facts["Data differ from the published files"] == "a.csv, b.csv"
 
 
 def test_record_holds_every_leaf():

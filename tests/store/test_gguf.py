@@ -13,6 +13,7 @@ from tiny_decoders import CONFIGS, TOKENS, load, logits, random_tensors, write_f
 
 from medjax.nn.rope import inverse_frequencies
 from medjax.store.gguf import GgufSource, unpermute
+from medjax.store.sources import open_source
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 PARTS = {
@@ -72,7 +73,7 @@ def gguf_tensors(config, tensors, interleave=True):
     return found
 
 
-def write_gguf(path, config, tensors, quantise=None, **extra):
+def write_gguf(path, config, tensors, quantise=None, split_count=None, **extra):
     """extra: metadata keys without the architecture, dots written as two underscores; None leaves a key out."""
     arch = ARCHITECTURES[config["model_type"]]
     rope = config["rope_parameters"]
@@ -98,6 +99,8 @@ def write_gguf(path, config, tensors, quantise=None, **extra):
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
         if value is not None:
             add[type(value)](f"{arch}.{key}", value)
+    if split_count is not None:
+        writer.add_uint16("split.count", split_count)
     writer.add_token_list([f"<{i}>" for i in range(config["vocab_size"])])
     for name, tensor in tensors.items():
         if quantise and tensor.ndim == 2:
@@ -274,11 +277,13 @@ def test_other_kinds_of_file(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"rope__freq_base": None}, r"metadata key rope\.freq_base is missing"),
-        ({"rope__scaling__type": "longrope"}, r"got rope\.scaling\.type='longrope', supported are none, linear, yarn"),
+        (
+            {"rope__scaling__type": "longrope"},
+            r"got rope\.scaling\.type='longrope', supported are none, linear, yarn; use",
+        ),
         ({"rope__scaling__type": "linear"}, r"rope_type='linear' needs factor"),
         ({"rope__scaling__type": "yarn", "rope__scaling__factor": 2.0}, r"'yarn' needs original_length"),
-        ({"expert_count": 8}, r"got llama\.expert_count=8, which is not supported"),
+        ({"expert_count": 8}, r"got llama\.expert_count=8, which is not supported, expected none or 0; take"),
         ({"final_logit_softcapping": 30.0}, r"got llama\.final_logit_softcapping=30\.0, which is not supported"),
         ({"block_count": None}, r"metadata key llama\.block_count is missing"),
         ({"attention__layer_norm_rms_epsilon": None}, r"llama\.attention\.layer_norm_rms_epsilon is missing"),
@@ -288,6 +293,76 @@ def test_refused_by_name(tmp_path, extra, message):
     tensors = gguf_tensors(CONFIGS["llama"], random_tensors(CONFIGS["llama"]))
     with pytest.raises(ValueError, match=r"m\.gguf: .*" + message):
         GgufSource(write_gguf(tmp_path / "m.gguf", CONFIGS["llama"], tensors, **extra))
+
+
+def test_base_frequency_is_optional_for_llama_alone(tmp_path):
+    """Files of Llama 1 and 2 written in 2023 lack the key; 10000 is the format's own default."""
+    tensors = gguf_tensors(CONFIGS["llama"], random_tensors(CONFIGS["llama"]))
+    file = write_gguf(tmp_path / "m.gguf", CONFIGS["llama"], tensors, rope__freq_base=None)
+    assert GgufSource(file).config.ropes[0].theta == 10000.0
+    tensors = gguf_tensors(CONFIGS["qwen2"], random_tensors(CONFIGS["qwen2"]))
+    file = write_gguf(tmp_path / "q.gguf", CONFIGS["qwen2"], tensors, rope__freq_base=None)
+    with pytest.raises(ValueError, match=r"q\.gguf: metadata key qwen2\.rope\.freq_base is missing, .*; convert"):
+        GgufSource(file)
+
+
+def write_shard(path, count):
+    """A shard as llama-gguf-split writes it, but for the tensors; count None: without split.count."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if count is not None:
+        writer.add_uint16("split.count", count)
+    writer.add_tensor("blk.0.attn_norm.weight", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "command"),
+    [
+        ("m-00001-of-00003.gguf", 3, "m-00001-of-00003.gguf {}/m-whole.gguf"),
+        ("m-00003-of-00003.gguf", 3, "m-00001-of-00003.gguf {}/m-whole.gguf"),
+        ("m-00002-of-00003.gguf", None, "m-00001-of-00003.gguf {}/m-whole.gguf"),
+        ("renamed.gguf", 2, "renamed.gguf {}/renamed-whole.gguf"),
+    ],
+)
+def test_shards_are_refused_with_the_way_out(tmp_path, name, count, command):
+    file = write_shard(tmp_path / name, count)
+    for path in (file, tmp_path):
+        with pytest.raises(ValueError) as error:
+            open_source(path)
+        assert str(error.value).startswith(f"{file}: got one shard of a split GGUF checkpoint, expected a single file;")
+        assert str(error.value).endswith(f"llama-gguf-split --merge {tmp_path}/{command.format(tmp_path)}")
+
+
+def test_a_folder_of_shards(tmp_path):
+    for i in (1, 2, 3):
+        write_shard(tmp_path / f"m-{i:05}-of-00003.gguf", 3)
+    with pytest.raises(ValueError, match=r"m-00001-of-00003\.gguf: got one shard .*llama-gguf-split --merge"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00001.gguf", "m-00001-of-00003.gguf"])
+def test_a_merged_file_is_none_whatever_its_name(tmp_path, name, whole):
+    """llama-gguf-split sets split.count to 0 when it merges."""
+    config = CONFIGS["llama"]
+    tensors = gguf_tensors(config, random_tensors(config))
+    merged = write_gguf(tmp_path / name, config, tensors, split_count=0)
+    assert GgufSource(merged).config == GgufSource(whole).config
+
+
+def test_types_that_the_package_cannot_read(tmp_path, whole, monkeypatch):
+    def refuse(data, kind):
+        raise NotImplementedError("no rule")
+
+    source = GgufSource(whole)
+    monkeypatch.setattr(quants, "dequantize", refuse)
+    with pytest.raises(
+        ValueError, match=r"m\.gguf: tensor output_norm\.weight: got type F32, which .*\(no rule\); update .* Q8_0"
+    ):
+        source.read("output_norm.weight")
 
 
 def test_unknown_architecture(tmp_path):

@@ -103,6 +103,17 @@ def test_every_tensor_is_read_once(tmp_path, monkeypatch):
     assert steps == [(i + 1, count) for i in range(count)]
 
 
+def test_a_fused_tensor_is_read_once_a_parameter(tmp_path, monkeypatch):
+    config, names = CONFIGS["neox-parallel"], []
+    tensors = random_tensors(config)
+    folder = write_folder(tmp_path, config, tensors)
+    read = sources.HuggingFaceSource.read
+    monkeypatch.setattr(sources.HuggingFaceSource, "read", lambda self, name: names.append(name) or read(self, name))
+    load(folder)
+    assert {name: names.count(name) for name in tensors} == {n: 3 if "query_key_value" in n else 1 for n in tensors}
+    assert len(names) == len(tensors) + 2 * 2 * config["num_hidden_layers"]  # weight and bias, twice more in each layer
+
+
 def test_missing_tensor_names_tensor_and_file(tmp_path):
     name = "model.layers.1.mlp.up_proj.bias"
     partial = {key: tensor for key, tensor in TENSORS.items() if key != name}
@@ -128,7 +139,9 @@ def test_missing_tensor_names_tensor_and_file(tmp_path):
 def test_wrong_shape_names_tensor_file_got_expected(tmp_path, name, shape):
     folder = write_folder(tmp_path, CONFIG, TENSORS | {name: np.zeros(shape, np.float32)})
     got, want = (str(s).replace("(", r"\(").replace(")", r"\)") for s in (shape, tensor_shapes(CONFIG)[name]))
-    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor {name} has shape {got}, expected {want} by the"):
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors: tensor {name} has shape {got}, expected {want} by the config; take"
+    ):
         load(folder)
 
 

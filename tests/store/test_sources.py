@@ -109,14 +109,16 @@ def test_index_may_not_leave_its_folder(sharded, tmp_path, place):
     (tmp_path / "other").mkdir()
     save_file(TENSORS, tmp_path / "other" / "weights.safetensors")
     index_of(sharded).write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, place)}))
-    with pytest.raises(ValueError, match=rf"index\.json: shard '{place}' is not a plain file name; .* may not leave"):
+    with pytest.raises(
+        ValueError, match=rf"index\.json: shard '{place}' is not a plain file name; .* may not leave its folder: put"
+    ):
         open_source(sharded)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'])
 def test_index_without_a_map(sharded, content):
     index_of(sharded).write_text(content)
-    with pytest.raises(ValueError, match=r"index\.json: .*weight_map"):
+    with pytest.raises(ValueError, match=r"index\.json: .*weight_map; expected a table .*: download"):
         open_source(sharded)
 
 
@@ -154,10 +156,15 @@ def test_other_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json and no \.gguf file here"):
         open_source(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"notes\.txt: got a file of unknown kind, expected \.gguf or a folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"notes\.txt: got a file of unknown kind, expected \.gguf or a folder .*; for safetensors, name",
+    ):
         open_source(tmp_path / "notes.txt")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors and no model\.safetensors\.index\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model\.safetensors and no model\.safetensors\.index\.json, expected .*; download"
+    ):
         open_source(tmp_path)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"")
@@ -166,7 +173,10 @@ def test_other_paths(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "got a JSON list, expected an object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON .*; download it again"), ("[1]", "got a JSON list, expected an object; download it again")],
+)
 def test_bad_json(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"config\.json: {message}"):

@@ -154,7 +154,13 @@ class FolderSettings:
         """Jinja source of the chat template; of several named ones, "default"."""
         file = self.folder / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            try:
+                return file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}: not UTF-8 ({error}), expected a Jinja template in that encoding; "
+                    "save it as UTF-8, or download it again."
+                ) from error
         template = self._read("chat_template.json").get("chat_template", self._tokenizer.get("chat_template"))
         if isinstance(template, list):
             named = {entry["name"]: entry["template"] for entry in template}

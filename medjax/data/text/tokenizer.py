@@ -35,6 +35,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_text(self, token_id: int) -> str:
         """One token as the vocabulary spells it (byte-level "Ġin", SentencePiece "▁in", "<0x0A>")."""
+
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        """Tokens that `encode(special=True)` recognises where they are written and the default takes for text."""
+        silent = [i for i in range(self.vocab_size) if not self.decode([i])]
+        texts = {self.decode([i], skip_special=False) for i in silent} - {""}
+        return frozenset(text for text in texts if len(self.encode(text, bos=False, special=True)) == 1)
 
     @property
     def bos_token(self) -> str | None:
@@ -162,6 +170,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._bare: tokenizers.Tokenizer | None = None
         self._byte = {pipeline.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
         self._lock = threading.Lock()
+
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        return frozenset(token.content for token in self._pipeline.get_added_tokens_decoder().values() if token.special)
 
     def _ids(self, text: str, *, special: bool, prefix: bool) -> list[int]:
         with self._lock:  # encode_special_tokens is a switch of the pipeline, not an argument
@@ -251,7 +263,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._split = {False: SpecialText(always), True: SpecialText(every)}
         self._text = {token_id: text for text, token_id in every.items()}
         self._special = set(self._text) - set(always.values())
+        self._special_texts = frozenset(every) - frozenset(always)
         self._prefix_always = prefix_always
+
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        return self._special_texts
 
     def _ids(self, text: str, *, special: bool, prefix: bool) -> list[int]:
         ids: list[int] = []

@@ -7,14 +7,18 @@
 
 Score-greedy merging: start from single characters, join the neighbours whose joined piece has the highest score (the
 leftmost of equals) until nothing joins, then spell what is not in the vocabulary in bytes. A heap holds the
-candidates, so a text of n characters takes O(n log n).
+candidates, so a text of n characters takes O(n log n). Two characters that stand side by side in no piece are never
+joined, nor does anything cross them: the text is cut there, and the ids of each stretch are remembered, since the
+choices of a question come with the same long context again and again. The ids are exactly those of the whole text.
 
 Source: ggml-org/llama.cpp@00ad355 src/llama-vocab.cpp (names, defaults); karpathy/llama2.c@350e04f (file layout).
 """
 
+import functools
 import heapq
+import itertools
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,9 @@ from tokenizers import Tokenizer as Pipeline
 
 from medjax.data.text.special_tokens import SpecialIds, SpecialText
 from medjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer
+
+# Characters of a remembered stretch, at least: looking up many shorter ones takes longer than it saves
+_SHORTEST = 32
 
 # tokenizer.ggml.token_type
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -122,6 +129,26 @@ def tokenizer_from_llama2c(path: Path) -> Tokenizer:
     return ScoreMergeTokenizer(pieces, scores, types, ids, None, blank=" ", prefix=True)
 
 
+def cut_between_pieces(text: str, neighbours: Collection[str], shortest: int) -> Iterator[str]:
+    """Cut a text where no piece can bridge the cut; the stretches in order.
+
+    neighbours  every two characters that stand side by side in some piece of the vocabulary
+    shortest    characters that a stretch has at least (the last may have fewer)
+
+    Score-greedy merging of the stretches, one by one, is that of the whole text: a piece across a cut would hold the
+    two characters beside it, so it has no score, and merges within one stretch do not look at another.
+    """
+    start, end = 0, shortest
+    while end < len(text):
+        if text[end - 1 : end + 1] in neighbours:
+            end += 1
+        else:
+            yield text[start:end]
+            start, end = end, end + shortest
+    if text:
+        yield text[start:]
+
+
 def merge_by_score(text: str, score: Callable[[str], float | None]) -> list[str]:
     """Split a text into pieces by score-greedy merging.
 
@@ -185,6 +212,8 @@ class ScoreMergeTokenizer(Tokenizer):
         mergeable = [i for i, kind in enumerate(types) if kind in (_NORMAL, _USER_DEFINED)]
         self._id = {pieces[i]: i for i in mergeable}
         self._score = {pieces[i]: float(scores[i]) for i in mergeable}
+        self._neighbours = {a + b for piece in self._score for a, b in itertools.pairwise(piece)}
+        self._stretch_ids = functools.lru_cache(1 << 14)(self._merge)
         self._byte_id = {int(pieces[i][1:-1], 16): i for i, kind in enumerate(types) if kind == _BYTE}
         self._unknown_id = next((i for i, kind in enumerate(types) if kind == _UNKNOWN), None)
         written = {pieces[i].replace(blank, " "): i for i, kind in enumerate(types) if kind == _USER_DEFINED}
@@ -198,10 +227,16 @@ class ScoreMergeTokenizer(Tokenizer):
                 ids.append(part)
             else:
                 spelled = (" " + part if prefix and self._prefix else part).replace(" ", self._blank)
-                for piece in merge_by_score(spelled, self._score.get):
-                    ids += [self._id[piece]] if piece in self._id else self._spell(piece)
+                for stretch in cut_between_pieces(spelled, self._neighbours, _SHORTEST):
+                    ids += self._stretch_ids(stretch)
             prefix = True
         return ids
+
+    def _merge(self, stretch: str) -> tuple[int, ...]:
+        ids: list[int] = []
+        for piece in merge_by_score(stretch, self._score.get):
+            ids += [self._id[piece]] if piece in self._id else self._spell(piece)
+        return tuple(ids)
 
     def _spell(self, piece: str) -> list[int]:
         """A character without a piece: its bytes, or the unknown id where the vocabulary has no such byte."""

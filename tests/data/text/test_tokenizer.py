@@ -204,6 +204,20 @@ def test_special_tokens_in_text_only_on_request(byte_level_folder, sentencepiece
     assert not {1, 2, pad} & set(llama.encode("<s>胸痛</s>", bos=False))
 
 
+def test_special_texts_are_what_only_special_encoding_recognises(kind, tokenizer):
+    expected = {
+        "byte-level": {"<|endoftext|>", "<|im_start|>", "<|im_end|>"},
+        "llama-style": {"<unk>", "<s>", "</s>"},
+        "sentencepiece-bpe": {"<s>", "</s>", "<pad>"},
+    }.get(kind, {"<s>", "</s>"} if kind != "smollm2" else {"<|im_start|>", "<|im_end|>"})
+    assert expected <= tokenizer.special_texts
+    for text in tokenizer.special_texts:
+        (token_id,) = tokenizer.encode(text, bos=False, special=True)
+        assert token_id not in tokenizer.encode(text, bos=False)
+        assert tokenizer.decode([token_id], skip_special=False) == text
+    assert not [text for text in tokenizer.special_texts if text in JAPANESE + "Answer: a < b <0x0A>\n"]
+
+
 def test_bos_is_added_once(sentencepiece_folder, llama_style_folder):
     for folder in (sentencepiece_folder, llama_style_folder):
         tokenizer = load_tokenizer(folder)
@@ -288,6 +302,13 @@ def test_chat_template_places(byte_level_folder, tmp_path):
         byte_level_folder, tmp_path / "none", tokenizer_config__json=config | {"chat_template": named[:1]}
     )
     with pytest.raises(ValueError, match="chat_template holds tool_use, expected one named default"):
+        load_tokenizer(folder)
+
+
+def test_chat_template_in_another_encoding(byte_level_folder, tmp_path):
+    folder = write_folder(byte_level_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes("{# 胸痛 #}".encode("shift_jis"))
+    with pytest.raises(ValueError, match=r"model/chat_template\.jinja: not UTF-8 \(.*byte 0x8b.*\), .*; save it as"):
         load_tokenizer(folder)
 
 

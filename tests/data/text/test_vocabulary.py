@@ -11,7 +11,12 @@ import pytest
 import sentencepiece
 
 from medjax.data.text.chat import ChatTemplate
-from medjax.data.text.vocabulary import merge_by_score, tokenizer_from_gguf, tokenizer_from_llama2c
+from medjax.data.text.vocabulary import (
+    cut_between_pieces,
+    merge_by_score,
+    tokenizer_from_gguf,
+    tokenizer_from_llama2c,
+)
 
 
 def merge_slowly(text, score):
@@ -49,6 +54,53 @@ def test_heap_merge_equals_quadratic_merge():
 def test_leftmost_pair_wins_a_tie():
     assert merge_by_score("aaa", {"aa": -1.0}.get) == ["aa", "a"]
     assert merge_by_score("abcd", {"ab": -2.0, "bc": -1.0, "cd": -2.0, "abc": -3.0}.get) == ["abc", "d"]
+
+
+def neighbours_of(pieces):
+    return {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
+
+
+def test_cuts_change_no_merge():
+    """Vocabularies of few random pieces: most texts are cut somewhere, and pieces meet at every cut."""
+    generator = random.Random(1)
+    cuts = 0
+    for _ in range(200):
+        pieces = {
+            "".join(generator.choices("▁abc心", k=generator.randint(2, 4))) for _ in range(generator.randint(1, 9))
+        }
+        score = {piece: float(generator.randint(-4, -1)) for piece in sorted(pieces)}
+        for length in (0, 1, 2, 7, 40):
+            text = "".join(generator.choices("▁abc心", k=length))
+            shortest = generator.randint(1, 6)
+            stretches = list(cut_between_pieces(text, neighbours_of(pieces), shortest))
+            assert "".join(stretches) == text
+            assert all(len(stretch) >= shortest for stretch in stretches[:-1])
+            cuts += len(stretches) > 1
+            merged = [piece for stretch in stretches for piece in merge_by_score(stretch, score.get)]
+            assert merged == merge_by_score(text, score.get), (text, score)
+    assert cuts > 300
+
+
+def test_where_a_text_is_cut():
+    """Blanks that only start words or run on, line ends in no piece, and kanji that never meet."""
+    neighbours = neighbours_of(["▁▁", "▁chest", "pain", "▁pa", "胸痛", "である"])
+    cut = list(cut_between_pieces("▁chest▁▁pain\n胸痛である", neighbours, 1))
+    assert cut == ["▁chest", "▁▁pain", "\n", "胸痛", "である"]
+    cut = list(cut_between_pieces("▁chest▁▁pain\n胸痛である", neighbours, 7))
+    assert cut == ["▁chest▁▁pain", "\n胸痛である"]  # at the first place from the seventh character on
+    assert list(cut_between_pieces("", neighbours, 1)) == []
+
+
+def test_ids_of_cut_texts_are_those_of_the_whole_text(gguf_sentencepiece, sentences):
+    """Japanese and English, first and second time, against one merge over the whole text."""
+    tokenizer = tokenizer_from_gguf(gguf_sentencepiece)
+    score = {tokenizer.token_text(i): s for i, s in enumerate(gguf_sentencepiece["tokenizer.ggml.scores"]) if i >= 259}
+    texts = ["\n".join(sentences), *sentences, "図心電図電  図\n\n of the  chest.𠮟▁x"]
+    for text in [*texts, *texts]:
+        whole = merge_by_score(("▁" + text).replace(" ", "▁"), score.get)
+        spelled = [[piece] if piece in score else [f"<0x{b:02X}>" for b in piece.encode()] for piece in whole]
+        found = [tokenizer.token_text(i) for i in tokenizer.encode(text, bos=False)]
+        assert found == list(itertools.chain(*spelled)), text
 
 
 def test_score_merge_equals_sentencepiece(gguf_sentencepiece, sentencepiece_bpe, sentences):

@@ -1,0 +1,53 @@
+"""What a finished run prints: counts of answers that could not be read, and what to do about it."""
+
+import pytest
+
+from medjax.eval.summary import print_summary
+
+
+def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
+    scores = {
+        **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
+        **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
+    }
+    evaluation = {
+        **{"id": "exam_en_strict-0shot", "task": "exam", "language": "en", "protocol": "strict-0shot"},
+        **{"n_items": 100, "limit": None, "scores": scores, "truncated": truncated, "truncated_unparsed": both},
+        "data": {"unpinned": list(unpinned)},
+        "work": {"tokens_computed": 1200, "tokens_saved": 800},
+    }
+    record = {
+        **{"evaluations": [evaluation], "compiled_seconds": {}, "wall_seconds": 7.0, "folder": "runs/eval/x"},
+        **{"model": {"name": "smollm2-135m"}, "command": "python -m medjax.eval"},
+    }
+    return {"medjax": record}
+
+
+def _lines(capsys, **counts):
+    print_summary(_results(**counts))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
+    lines = _lines(capsys, unparsed=9, truncated=41, both=5)
+    (head,), (row,) = ([line for line in lines if line.startswith(start)] for start in ("set ", "exam (en)"))
+    cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
+    assert dict(zip(*(line[-3:] for line in cells), strict=True)) == {
+        "unparsed": "9",
+        "cut off": "41",
+        "prohibited": "3",
+    }
+
+
+@pytest.mark.parametrize(("both", "shown"), [(5, []), (6, ["6"])])
+def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, both, shown):
+    hints = [line for line in _lines(capsys, unparsed=9, truncated=41, both=both) if "--max-new-tokens" in line]
+    assert [line.split()[1] for line in hints] == shown
+    assert all(line.startswith("exam_en_strict-0shot: ") for line in hints)
+
+
+def test_changed_data_are_named(capsys):
+    assert not [line for line in _lines(capsys) if "differ" in line]
+    assert "data differ from the published files: set/a.jsonl, set/b.jsonl" in _lines(
+        capsys, unpinned=("set/a.jsonl", "set/b.jsonl")
+    )
