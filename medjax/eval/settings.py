@@ -37,7 +37,9 @@ class TaskSettings:
         help="question sets, or paths of .jsonl exams (schema: docs/exams.md); name:language chooses ja or en",
         alias="--tasks",
     )
-    language: str | None = field(None, help="for names without :language; default: the set's own", alias="--language")
+    language: str | None = field(
+        None, help="for names without :language; default: the set's own (own exams: by their text)", alias="--language"
+    )
     years: tuple[str, ...] = field((), help="only these exams (igakuqa: 2018 to 2022)", alias="--years")
     sections: tuple[str, ...] = field((), help="only these sections (igakuqa: A to F)", alias="--sections")
     categories: tuple[str, ...] = field((), help="only these categories", alias="--categories")
