@@ -4,7 +4,7 @@ import hashlib
 import platform
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -59,8 +59,21 @@ def command(settings: EvalSettings) -> str:
     """The command line that repeats a run: every setting that is not the default."""
     usual = _flat(to_dict(EvalSettings()))
     own = _flat(to_dict(settings))
-    parts = [f"--{key} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
+    short = _short_options(EvalSettings())
+    parts = [f"{short.get(key, '--' + key)} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
     return " ".join(["python -m medjax.eval", *parts])
+
+
+def _short_options(section: Any, at: str = "") -> dict[str, str]:
+    """Key path -> its short option, for keys that have one."""
+    options: dict[str, str] = {}
+    for key in fields(section):
+        value = getattr(section, key.name)
+        if is_dataclass(value):
+            options |= _short_options(value, f"{at}{key.name}.")
+        elif aliases := key.metadata["aliases"]:
+            options[at + key.name] = aliases[0]
+    return options
 
 
 def versions() -> dict[str, str]:

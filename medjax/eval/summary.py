@@ -1,5 +1,6 @@
 """What a finished run prints: one table, what it means, where everything lies, and the next command."""
 
+import re
 import shlex
 from typing import Any
 
@@ -64,5 +65,5 @@ def _next(record: dict[str, Any]) -> str:
     if all(evaluation["task"] == "mini" for evaluation in record["evaluations"]):
         return f"python -m medjax.eval{model} --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50"
     if any(evaluation["limit"] for evaluation in record["evaluations"]):
-        return f"{record['command']} --limit none  (all items)"
+        return re.sub(r" --limit \d+", "", record["command"]) + "  (all items)"
     return "python -m medjax.eval --model <another model> with the same sets and protocol, to compare"

@@ -116,9 +116,9 @@ def test_the_record_says_what_was_run(whole, exam, tiny_folder):
     results = results_of(out)
     record = results["medjax"]
     assert record["command"] == (
-        f"python -m medjax.eval --model.name {tiny_folder} --model.chat_template none --task.names {exam}:en "
-        "--protocol.names choice-logprob,strict --protocol.max_new_tokens 8 --engine.row_tokens 256 "
-        f"--engine.batch_size 8 --engine.compilation_cache false --out {out}"
+        f"python -m medjax.eval --model {tiny_folder} --chat-template none --tasks {exam}:en "
+        "--protocol choice-logprob,strict --max-new-tokens 8 --engine.row_tokens 256 "
+        f"--batch-size 8 --engine.compilation_cache false --out {out}"
     )
     assert record["devices"] == "1 x cpu"
     assert len(record["model"]["digest"]) == len(record["model"]["tokenizer_digest"]) == 64
