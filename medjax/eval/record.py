@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 
-from medjax import __version__
 from medjax.config import to_dict
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
 
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
+_PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
 
 
 def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +78,6 @@ def _short_options(section: Any, at: str = "") -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of what computes, and of what reads weights, tokens and templates."""
     return {
-        "medjax": __version__,
         **{package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),
     }

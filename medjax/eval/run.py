@@ -299,5 +299,6 @@ def _check_fits(evaluation: Evaluation, item: str, prompt: int, answer: int, mod
     if prompt + answer > limit:
         raise ValueError(
             f"{evaluation.id}: item {item}: got {prompt} tokens and {answer} of an answer, expected at most the "
-            f"model's context of {limit}; ask with fewer examples (--num-fewshot) or new tokens (--max-new-tokens)."
+            f"model's context of {limit}; ask with fewer examples (--num-fewshot) or new tokens (--max-new-tokens), "
+            "leave the set out, or take a model with a longer context."
         )

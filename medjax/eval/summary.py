@@ -7,6 +7,7 @@ from typing import Any
 from medjax.report.table import text_table
 
 _MANY = 0.05  # share of unread answers, cut off, that is worth a hint
+_FEW_SHOT_CONTEXT = 4096  # tokens that the longest IgakuQA question needs after three demonstrations, with room
 
 
 def print_summary(results: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ def print_summary(results: dict[str, Any]) -> None:
         f"{sum(compiled.values()):.0f} s; {record['wall_seconds']:.0f} s in all"
     )
     print(f"results  {record['folder']}/results.json  (every item: samples.jsonl, to look at: report.html)")
-    print(f"next     {_next(record)}")
+    print(f"next     {_next(record, results['max_length'])}")
 
 
 def _row(evaluation: dict[str, Any]) -> list[str]:
@@ -58,11 +59,12 @@ def _row(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _next(record: dict[str, Any]) -> str:
+def _next(record: dict[str, Any], context: int) -> str:
     """A command that goes one step further than this run did."""
     name = record["model"]["name"]
     model = "" if name == "smollm2-135m" else f" --model {shlex.quote(name)}"
-    if all(evaluation["task"] == "mini" for evaluation in record["evaluations"]):
+    is_mini = all(evaluation["task"] == "mini" for evaluation in record["evaluations"])
+    if is_mini and context >= _FEW_SHOT_CONTEXT:
         return f"python -m medjax.eval{model} --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50"
     if any(evaluation["limit"] for evaluation in record["evaluations"]):
         return re.sub(r" --limit \d+", "", record["command"]) + "  (all items)"

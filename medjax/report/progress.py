@@ -34,6 +34,8 @@ class ProgressBar:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if not self._live and not self._tqdm.disable and self._done:
+            print(str(self._tqdm), file=sys.stderr, flush=True)
         self._tqdm.close()
 
     def reach(self, done: int, total: int) -> None:

@@ -20,7 +20,7 @@ def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
         **{"evaluations": [evaluation], "compiled_seconds": {}, "wall_seconds": 7.0, "folder": "runs/eval/x"},
         **{"model": {"name": "smollm2-135m"}, "command": "python -m medjax.eval"},
     }
-    return {"medjax": record}
+    return {"max_length": 8192, "medjax": record}
 
 
 def _lines(capsys, **counts):

@@ -13,8 +13,9 @@ def test_a_log_gets_a_line_only_now_and_then(capsys, monkeypatch):
         bar.reach(10, 40)
         bar.advance(2, 40)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
+    assert len(lines) == 2
     assert re.match(r"scoring:\s+25%.*10/40", lines[0])
+    assert re.match(r"scoring:\s+30%.*12/40", lines[1])  # where it ended
 
 
 def test_a_hidden_bar_prints_nothing(capsys):
