@@ -30,18 +30,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import JAX_PLATFORMS, cores, cpu_name, hold_to_cores, matmul_gflops
 from peers import peer_python, peers_folder
 
 from medjax.assets import resolve_model, sha256_file
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
-from medjax.eval.tasks import load_task
 
 if TYPE_CHECKING:
     from medjax.infer.packing import Request
     from medjax.infer.scorer import Score, Work
 
 TOLERANCE = 1e-3  # natural log, sum over a continuation
-_JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _PEER_DEVICES = {"cpu": "cpu", "gpu": "cuda", "tpu": "cpu"}  # the harness's HF back end has no TPU path
 _BATCH_SIZES = {"cpu": "1,4,8", "gpu": "8,32,64", "tpu": "1,4,8"}
 
@@ -91,7 +91,7 @@ def main() -> int:
         "prompts_sha256": hashlib.sha256(json.dumps(compared).encode()).hexdigest(),
     }
     result["device"] = {
-        **{"medjax": medjax.device, "lm_eval": peer["device"], "cpu": cpu_name(), "cores": len(_cores())},
+        **{"medjax": medjax.device, "lm_eval": peer["device"], "cpu": cpu_name(), "cores": len(cores())},
         "load_average_1min": [round(one, 2) for one, _, _ in load],
     }
     print_table(result)
@@ -106,7 +106,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--num-fewshot", type=int, choices=(0, 3), default=3, help="the authors' demonstrations (3)")
     parser.add_argument("--year", default="2022", help="exam year, 2018 to 2022 (2022)")
     parser.add_argument("--model", default="smollm2-135m", help="registered name, GGUF of SmolLM2 or HF folder")
-    parser.add_argument("--device", choices=tuple(_JAX_PLATFORMS), default="cpu", help="tpu: the peer runs on the CPU")
+    parser.add_argument("--device", choices=tuple(JAX_PLATFORMS), default="cpu", help="tpu: the peer runs on the CPU")
     parser.add_argument("--threads", type=int, default=2, help="CPU cores and threads of both sides (2)")
     parser.add_argument("--repeats", type=int, default=3, help="warm medjax runs before, and again after, the peer (3)")
     parser.add_argument("--batch-size", help="of the peer; of several, as in 1,4,8, the fastest is used")
@@ -125,25 +125,6 @@ def _options() -> argparse.Namespace:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.batch_size):
         parser.error(f"--batch-size: got {options.batch_size!r}, expected a number or several, as in 1,4,8")
     return options
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-def hold_to_cores(threads: int, device: str) -> None:
-    """Give this process and its children `threads` cores (CPU runs), before JAX counts them; choose JAX's platform.
-
-    Raises ValueError when there are fewer cores, or when cores cannot be chosen and there are more.
-    """
-    os.environ["JAX_PLATFORMS"] = _JAX_PLATFORMS[device]
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave the peer room on a GPU
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    if device != "cpu" or len(_cores()) == threads:
-        return
-    if len(_cores()) < threads or not hasattr(os, "sched_setaffinity"):
-        raise ValueError(f"--threads: got {threads}, expected at most the {len(_cores())} cores here (all on macOS).")
-    os.sched_setaffinity(0, sorted(_cores())[:threads])
 
 
 def exam_pairs(year: str, items: int, num_fewshot: int) -> list[Pairs]:
@@ -220,32 +201,6 @@ class Medjax:
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         print(f"medjax: {len(requests)} requests in {seconds:.2f} s", flush=True)
         return Run(seconds, cpu_seconds, requests, scores, self.scorer.work, matmul_gflops())
-
-
-def matmul_gflops(repeats: int = 20) -> float:
-    """Best rate of [1024, 576] x [576, 1536] x [1536, 576] in float32: SmolLM2's MLP without its activation."""
-    import jax
-    import jax.numpy as jnp
-
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, up, down = (
-        jax.random.normal(key, shape, jnp.float32) / shape[0] ** 0.5
-        for key, shape in zip(keys, ((1024, 576), (576, 1536), (1536, 576)), strict=True)
-    )
-
-    @jax.jit
-    def chain(x, up, down):
-        for _ in range(2):
-            x = x @ up @ down
-        return x
-
-    chain(x, up, down).block_until_ready()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        chain(x, up, down).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 4 * 1024 * 576 * 1536 / best / 1e9
 
 
 def run_peer(python: Path, model: Path, pairs: Pairs, options: argparse.Namespace) -> dict[str, Any]:
@@ -338,15 +293,6 @@ def all_items(runs: list[Run], peer: dict[str, Any]) -> dict[str, Any]:
         "lm_eval_seconds_extrapolated": expected,
         "ratio_extrapolated": expected / seconds,
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -14,11 +14,9 @@ when the clock starts. Started by eval_vs_lm_eval.py.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -29,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
+from checkpoint import converted
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -117,62 +116,6 @@ def matmul_gflops(device: torch.device, repeats: int = 20) -> float:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
     return 2 * 4 * 1024 * 576 * 1536 / best / 1e9
-
-
-def converted(gguf: Path, folder: Path) -> Path:
-    """The float32 Hugging Face folder made from a GGUF file; made once, in a folder of its own, then renamed."""
-    if (folder / "config.json").is_file():
-        return folder
-    print(f"lm-eval: converting {gguf.name} to {folder} (once)", flush=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    quantised = transformers.AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-    )
-    config = quantised.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # with it, save_pretrained refuses
-    config.dtype = torch.float32
-    model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict())
-    model.to(torch.float32).save_pretrained(partial)
-    tokenizer_of(gguf).save_pretrained(partial)
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    (partial / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": digest}), "utf-8")
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)
-    return folder
-
-
-def tokenizer_of(gguf: Path) -> transformers.PreTrainedTokenizerFast:
-    """The byte-level BPE of SmolLM2 from the metadata of its GGUF file; adds no BOS."""
-    from gguf import GGUFReader
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    fields = GGUFReader(gguf).fields
-    found = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in ("model", "pre", "tokens", "merges")}
-    if (found["model"], found["pre"]) != ("gpt2", "smollm"):
-        raise ValueError(
-            f"{gguf}: got tokenizer {found['model']}/{found['pre']}, expected gpt2/smollm; give the Hugging Face "
-            "folder of this checkpoint instead."
-        )
-    tokens = found["tokens"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    pipeline = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in found["merges"]]))
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    pipeline.decoder = decoders.ByteLevel()
-    special = {
-        f"{name}_token": tokens[fields[f"tokenizer.ggml.{key}_token_id"].contents()]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-    }
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=pipeline, **special)
 
 
 if __name__ == "__main__":

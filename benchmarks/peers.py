@@ -15,7 +15,10 @@ from pathlib import Path
 from medjax.assets import cache_folder
 
 # one pip call each, in this order: torch first, so that the release is the one named here
-PEERS = {"lm-eval": (("torch==2.13.0",), ("transformers", "lm-eval", "accelerate", "gguf", "sentencepiece"))}
+PEERS = {
+    "lm-eval": (("torch==2.13.0",), ("transformers", "lm-eval", "accelerate", "gguf", "sentencepiece")),
+    "peft": (("torch==2.13.0",), ("transformers", "peft", "accelerate", "gguf", "sentencepiece")),
+}
 
 
 def peers_folder() -> Path:

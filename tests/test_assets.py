@@ -352,7 +352,7 @@ def test_every_pin_agrees_with_the_data_folder(shared_data):
 
 
 def test_data_and_scoring_need_no_jax():
-    modules = ["assets", "data.qa", "eval.tasks", "eval.scoring", "eval.answers", "eval.gestalt"]
+    modules = ["assets", "data.qa", "data.exams.tasks", "eval.scoring", "eval.answers", "eval.gestalt"]
     imports = "; ".join(f"import medjax.{module}" for module in modules)
     code = f"import sys; {imports}; print([m for m in ('jax', 'flax', 'tokenizers') if m in sys.modules])"
     root = Path(assets.__file__).parents[1]

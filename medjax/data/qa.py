@@ -17,6 +17,7 @@
   category    optional text
   prohibited  optional list of letters that must never be chosen (harmful choices); none of them may be an answer
   context     optional text shown before the question (an abstract, a case)
+  explanation optional text that explains the answer; never part of a question
   image       optional path relative to the file, inside the file's folder
 
 (The example is wrapped here; in the file it is one line.)
@@ -36,7 +37,7 @@ from typing import Any
 # the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _REQUIRED = ("id", "question", "choices", "answer")
-_OPTIONAL = ("points", "section", "category", "prohibited", "context", "image")
+_OPTIONAL = ("points", "section", "category", "prohibited", "context", "image", "explanation")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Item:
     any_answer    counted right whatever is answered
     ordered       the order of the letters is part of the answer
     needs_image   cannot be solved from the text alone
+    explanation   why the answer is right, for training; no prompt shows it
 
     Raises ValueError naming the item and the field.
     """
@@ -70,11 +72,12 @@ class Item:
     any_answer: bool = False
     ordered: bool = False
     needs_image: bool = False
+    explanation: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"id: got {self.id!r}, expected non-empty text")
-        for name in ("question", "section", "category", "context", "exam"):
+        for name in ("question", "section", "category", "context", "exam", "explanation"):
             if not isinstance(getattr(self, name), str):
                 raise self._error(name, getattr(self, name), "text")
         if not self.question.strip():
@@ -217,6 +220,7 @@ def _item(row: dict[str, Any], path: Path) -> Item:
         image=None if image is None else _image(image, path.parent),
         exam=path.stem,
         needs_image=image is not None,
+        explanation=row.get("explanation", ""),
     )
 
 

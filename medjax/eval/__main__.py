@@ -5,6 +5,7 @@ import sys
 
 from medjax.config import parse_command
 from medjax.eval.settings import EvalSettings
+from medjax.infer.command import exit_status, keep_compiled
 
 _DESCRIPTION = """Grade a language model on medical licensing exams and other medical question sets.
 
@@ -15,6 +16,8 @@ _EPILOG = """examples:
   python -m medjax.eval --model DIR --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
+  python -m medjax.eval --adapter runs/train/my_run --tasks pubmedqa --protocol choice-logprob
+  python -m medjax.eval --compare runs/eval/one,runs/eval/two
 
 Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 75 stopped by Ctrl-C or SIGTERM: the same command goes on."""
@@ -22,44 +25,31 @@ Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG)
-    try:
-        _run(settings)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"medjax.eval: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"medjax.eval: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("medjax.eval: stopped; the same command goes on from here.", file=sys.stderr)
-        return 75
-    except (MemoryError, RuntimeError) as error:
-        # JAX tells a full device by a RuntimeError with this status in its text
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first = str(error).partition("\n")[0] or "out of memory"
-        print(
-            f"medjax.eval: {first}: got a run that does not fit into memory; lower --engine.row_tokens (now "
-            f"{settings.engine.row_tokens}) or --batch-size (now {settings.engine.batch_size}), take --dtype bfloat16, "
-            "or spread the weights with --mesh.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    return exit_status(
+        "medjax.eval",
+        lambda: _compare(settings) if settings.compare else _grade(settings),
+        settings.engine,
+        stopped="stopped; the same command goes on from here.",
+    )
 
 
-def _run(settings: EvalSettings) -> None:
+def _compare(settings: EvalSettings) -> None:
+    from medjax.eval.comparison import compare_runs
+    from medjax.eval.summary import print_comparisons
+
+    first, second = settings.compare
+    found = compare_runs(first, second, resamples=settings.resamples, seed=settings.seed)
+    print(f"first   {first}\nsecond  {second}\n")
+    print_comparisons(found, ("first", "second"))
+    for comparison in found:
+        if count := comparison["left_out"]:
+            items = "1 item that only one run asked is" if count == 1 else f"{count} items that only one run asked are"
+            print(f"{comparison['task']}: {items} left out")
+
+
+def _grade(settings: EvalSettings) -> None:
     # only now: --help must not wait for JAX
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax
-
-    from medjax.assets import cache_folder
-
-    if settings.engine.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled(settings.engine)
     from medjax.eval.run import evaluate
     from medjax.eval.summary import print_summary
 

@@ -7,8 +7,8 @@
 
 A question is put as a conversation (system, demonstrations, question). With a chat template it is rendered by it,
 otherwise its texts are joined by newlines. Every score carries a protocol id such as "kasai-3shot". The wording of
-`strict` and `choice-logprob` is medjax's own; the bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d.
-docs/protocols.md shows every prompt to the byte.
+`strict` and `choice-logprob` is medjax's own and stands in medjax.data.exams.wording, where training finds it too; the
+bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d. docs/protocols.md shows every prompt to the byte.
 """
 
 import difflib
@@ -21,11 +21,12 @@ from pathlib import Path
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from medjax.data.exams import wording
+from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.gestalt import is_asked
 from medjax.eval.settings import PROTOCOLS, ProtocolSettings
-from medjax.eval.tasks import LoadedTask
 
 # new tokens that an answer may take
 _ROOM = {"strict": 32, "kasai": 32, "gestalt": 256}
@@ -43,36 +44,6 @@ class Prompt:
     is_chat: bool = False
 
 
-@dataclass(frozen=True)
-class _Wording:
-    """Texts of one language; `one` and `many` say how to answer."""
-
-    system: str
-    question: str
-    one: str
-    many: str
-    number: str
-    answer: str
-
-
-_OWN = {
-    "ja": _Wording(
-        system="医学の試験問題に答えます。",
-        question="問題: ",
-        one="正しい選択肢の記号を1つだけ答えてください。",
-        many="正しい選択肢の記号を{n}つ、コンマで区切って答えてください。",
-        number="数値だけを答えてください。",
-        answer="答え:",
-    ),
-    "en": _Wording(
-        system="You answer medical examination questions.",
-        question="Question: ",
-        one="Reply with the letter of the correct choice only.",
-        many="Reply with the letters of the {n} correct choices only, separated by commas.",
-        number="Reply with the number only.",
-        answer="Answer:",
-    ),
-}
 _KASAI_SYSTEM = {"ja": "医師国家試験を解きます。", "en": "Let's try Japan's medical license exam."}
 _VARIABLES = ("instruction", "input", "question", "choices", "letters", "context", "num_answers")
 _GESTALT = {
@@ -96,7 +67,7 @@ class Protocol:
         self.settings = settings
         self._own_template = template
         usual = {language: PromptTemplate(source) for language, source in _GESTALT.items()} if name == "gestalt" else {}
-        self._templates = usual if template is None else dict.fromkeys(_OWN, template)
+        self._templates = usual if template is None else dict.fromkeys(wording.LANGUAGES, template)
 
     @property
     def id(self) -> str:
@@ -132,7 +103,7 @@ class Protocol:
         turns = [(self._question(demo, language), self._gold(demo)) for demo in demonstrations]
         system = None
         if not self._templates:
-            system = _KASAI_SYSTEM[language] if self.name == "kasai" else _OWN[language].system
+            system = _KASAI_SYSTEM[language] if self.name == "kasai" else wording.system(language)
         question = self._question(item, language)
         if chat:
             messages = [{"role": "system", "content": system}] if system else []
@@ -143,35 +114,25 @@ class Protocol:
             lines = [system] if system else []
             for asked, answer in turns:
                 # the IgakuQA authors give an answer its own line; elsewhere it stands where the model puts its own
-                lines += [asked, answer] if self.name == "kasai" else [asked + _gap(asked) + answer]
+                lines += [asked, answer] if self.name == "kasai" else [asked + wording.answer_gap(asked) + answer]
             text = "\n".join([*lines, question])
         return Prompt(text, self._continuations(item, text), is_chat=chat is not None)
 
     def _continuations(self, item: Item, text: str) -> tuple[str, ...]:
         if self.generates:
             return ()
-        values = item.letters if self.settings.continuation == "letter" else item.choices
-        # a blank choice text (it occurs) must still be scored: its letter stands in
-        return tuple(_gap(text) + (value.strip() or letter) for value, letter in zip(values, item.letters, strict=True))
+        values = item.letters if self.settings.continuation == "letter" else wording.scored_choices(item)
+        return tuple(wording.answer_gap(text) + value for value in values)
 
     def _gold(self, item: Item) -> str:
-        if self.generates or self.settings.continuation == "letter":
-            return ",".join(item.answer)
-        return ",".join(item.choices[item.letters.index(letter)] for letter in item.answer)
+        return wording.answer(item, as_letters=self.generates or self.settings.continuation == "letter")
 
     def _question(self, item: Item, language: str) -> str:
         if self._templates:
             return self._templates[language].render(item)
         if self.name == "kasai":
             return _kasai_question(item, language)
-        words = _OWN[language]
-        lines = [item.context] if item.context else []
-        lines.append(words.question + item.question)
-        lines += [f"{letter}. {choice}" for letter, choice in zip(item.letters, item.choices, strict=True)]
-        if self.generates:
-            ask = words.number if item.is_numeric else words.one if item.num_answers == 1 else words.many
-            lines.append(ask.format(n=item.num_answers))
-        return "\n".join([*lines, words.answer])
+        return wording.question(item, language, asks_letter=self.generates)
 
 
 class PromptTemplate:
@@ -244,11 +205,6 @@ def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, f
     chosen = pool[: count + reserve] if fixed else random.Random(f"{seed}:{task.name}").sample(pool, count + reserve)
     # not by id: a set may repeat a question under another one, and a pool of its own may use ids again
     return [demo for demo in chosen if demo.asked != item.asked][:count]
-
-
-def _gap(text: str) -> str:
-    """What stands between a prompt and its answer: nothing after a newline or blank, else a blank."""
-    return "" if text[-1:].isspace() else " "
 
 
 def _stem(item: Item) -> str:

@@ -1,6 +1,7 @@
 """What a score needs to be published and repeated: versions, devices, the command, and the identity of a run."""
 
 import hashlib
+import math
 import platform
 import shlex
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import jax
 from medjax.config import to_dict
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
+from medjax.models.decoder import abstract_params
+from medjax.store.adapters import Adapter
 
 _PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
 
@@ -20,10 +23,13 @@ _PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentence
 def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides a result to the last bit; a difference starts a new run.
 
+    model        with its adapter where one is graded
     evaluations  id -> digests of data, prompts and token ids
     """
     return {
         "model": model.digest,
+        **({"adapter": model.adapter_digest} if model.adapter else {}),
+        **({"quantisation": settings.model.quantisation} if settings.model.quantisation else {}),
         "tokenizer": model.tokenizer.digest,
         "dtype": settings.model.dtype,
         "engine": {**asdict(settings.engine), "compilation_cache": None, "devices": devices(model)},
@@ -36,21 +42,42 @@ def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[
 
 
 def protocol_record(settings: EvalSettings, model: LanguageModel) -> dict[str, Any]:
-    """The part of results.json that says what was run, on what, with what."""
+    """The part of results.json that says what was run, on what, with what.
+
+    model  with its adapter where one is graded
+    """
     return {
         "command": command(settings),
         "model": {
             "name": model.name,
             "digest": model.digest,
-            "parameters": sum(int(x.size) for x in jax.tree.leaves(model.decoder.params)),
+            "parameters": _parameters(model),
             "dtype": settings.model.dtype,
+            "quantisation": settings.model.quantisation,
             "tokenizer_digest": model.tokenizer.digest,
             "chat_template_sha256": sha256_text(model.chat.source) if model.chat else None,
         },
+        **({"adapter": _adapter(settings, model, model.adapter)} if model.adapter else {}),
         "seed": settings.seed,
         "versions": versions(),
         "devices": devices(model),
         "mesh": {axis: size for axis, size in model.decoder.mesh.shape.items() if size > 1},
+    }
+
+
+def _parameters(model: LanguageModel) -> int:
+    # not of the arrays in place: a quantised kernel has others
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model.decoder.config)))
+
+
+def _adapter(settings: EvalSettings, model: LanguageModel, adapter: Adapter) -> dict[str, Any]:
+    return {
+        "name": settings.model.adapter,
+        "digest": model.adapter_digest,
+        "base_name": adapter.base,
+        "base_digest": adapter.base_digest,
+        "parameters": sum(int(x.size) for x in jax.tree.leaves(adapter.leaves)),
+        **asdict(adapter.lora),
     }
 
 

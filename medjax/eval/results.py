@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.eval.answers import parse_kasai, parse_strict
+from medjax.eval.comparison import compare
 from medjax.eval.gestalt import extract, judge_gestalt
 from medjax.eval.protocols import Prompt, Protocol, normalised, pick
 from medjax.eval.record import sha256_text
 from medjax.eval.scoring import Prediction, Verdict, aggregate, judge, judge_kasai
 from medjax.eval.settings import EvalSettings
-from medjax.eval.tasks import LoadedTask
 from medjax.infer.generator import Generation
 from medjax.infer.language_model import LanguageModel
 from medjax.infer.scorer import Score, Work
@@ -34,17 +35,23 @@ _LM_EVAL = {"sum": "acc", "character": "acc_norm", "byte": "acc_bytes", "token":
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One task under one protocol: what is asked, in item order; unasked counts items the protocol leaves out."""
+    """One task under one protocol: what is asked, in item order.
+
+    unasked  how many items the protocol leaves out
+    variant  "base" or "adapter" in a run that grades both, else ""
+    """
 
     task: LoadedTask
     protocol: Protocol
     items: tuple[Item, ...]
     prompts: tuple[Prompt, ...]
     unasked: int
+    variant: str = ""
 
     @property
     def id(self) -> str:
-        return f"{self.task.name}_{self.task.language}_{self.protocol.id}"
+        ending = "_adapter" if self.variant == "adapter" else ""
+        return f"{self.task.name}_{self.task.language}_{self.protocol.id}{ending}"
 
     @cached_property
     def prompt_digest(self) -> str:
@@ -149,6 +156,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
     doc, target = _doc(item), ",".join(item.answer)
     return {
         "task": evaluation.id,
+        **({"variant": evaluation.variant} if evaluation.variant else {}),
         "doc_id": number,
         "doc": doc,
         "target": target,
@@ -180,6 +188,7 @@ def results_json(
     summaries = {run.evaluation.id: _summary(run, settings) for run in finished}
     by_id = {run.evaluation.id: run for run in finished}
     versions = record["versions"]
+    compared = {"comparisons": _comparisons(finished, settings)} if any(r.evaluation.variant for r in finished) else {}
     return {
         "results": {name: _lm_eval_metrics(by_id[name]) for name in by_id},
         "group_subtasks": {name: [] for name in by_id},
@@ -193,7 +202,7 @@ def results_json(
         },
         "config": {
             "model": "medjax",
-            "model_args": f"name={model.name},dtype={settings.model.dtype},mesh={settings.engine.mesh}",
+            "model_args": _model_args(settings, model),
             "model_num_parameters": record["model"]["parameters"],
             "model_dtype": settings.model.dtype,
             "model_revision": settings.model.revision,
@@ -219,7 +228,12 @@ def results_json(
         "chat_template": chat,
         "chat_template_sha": sha256_text(chat) if chat else None,
         "total_evaluation_time_seconds": str(record["wall_seconds"]),
-        "medjax": {**record, "evaluations": list(summaries.values()), "examples": _examples(finished)},
+        "medjax": {
+            **record,
+            "evaluations": list(summaries.values()),
+            **compared,
+            "examples": _examples(finished),
+        },
     }
 
 
@@ -232,6 +246,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "task": e.task.name,
         "language": e.task.language,
         "protocol": e.protocol.id,
+        **({"variant": e.variant} if e.variant else {}),
         "n_items": len(e.items),
         "limit": settings.task.limit,
         "truncated": sum(answer.truncated for answer in run.answers),
@@ -261,6 +276,22 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     return summary
 
 
+def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[dict[str, Any]]:
+    """One entry a task and protocol: the adapter against its base on the same items."""
+    found = []
+    for base, adapter in zip(finished[::2], finished[1::2], strict=True):
+        e = base.evaluation
+        first, second = ([(a.verdict.correct, a.verdict.points) for a in run.answers] for run in (base, adapter))
+        found.append(
+            {
+                **{"task": e.task.name, "language": e.task.language, "protocol": e.protocol.id},
+                **{"first": e.id, "second": adapter.evaluation.id},
+                **compare(first, second, resamples=settings.resamples, seed=settings.seed),
+            }
+        )
+    return found
+
+
 def _lm_eval_metrics(run: Finished) -> dict[str, Any]:
     """Means and closed-form standard errors under "metric,filter" keys."""
     metrics: dict[str, Any] = {"alias": run.evaluation.id, "sample_len": len(run.answers)}
@@ -271,6 +302,13 @@ def _lm_eval_metrics(run: Finished) -> dict[str, Any]:
         variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
         metrics[f"{name}_stderr,none"] = math.sqrt(variance / len(values)) if len(values) > 1 else "N/A"
     return metrics
+
+
+def _model_args(settings: EvalSettings, model: LanguageModel) -> str:
+    m = settings.model
+    args = {"name": model.name, "adapter": m.adapter, "dtype": m.dtype, "quantisation": m.quantisation}
+    given = [f"{key}={value}" for key, value in args.items() if value is not None]
+    return ",".join([*given, f"mesh={settings.engine.mesh}"])
 
 
 def _token(tokenizer: Tokenizer, token_id: int | None) -> list[str | None]:

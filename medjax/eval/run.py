@@ -3,7 +3,8 @@
 load tasks -> choose items -> load model -> prompts -> tokens, which must fit -> open run folder -> score or generate,
 journalled -> judge -> results
 
-Whatever can be refused without the model is refused before it is loaded.
+With an adapter every evaluation runs twice, first the base and then the adapter beside the same weights, on the same
+prompts. Whatever can be refused without the model is refused before it is loaded.
 """
 
 import hashlib
@@ -12,21 +13,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medjax.config import load, to_toml
+from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.data.qa import Item
 from medjax.eval.protocols import Prompt, PromptTemplate, Protocol, choose_demonstrations
 from medjax.eval.record import identity, protocol_record
 from medjax.eval.results import Evaluation, Finished, read_answers, results_json, sample_lines
 from medjax.eval.settings import EvalSettings
-from medjax.eval.tasks import LoadedTask, load_task
 from medjax.infer.generator import Generation, Generator
-from medjax.infer.language_model import LanguageModel, load_model
+from medjax.infer.language_model import LanguageModel
 from medjax.infer.packing import Request
+from medjax.infer.programs import Programs
+from medjax.infer.run import load_base
 from medjax.infer.scorer import Score, Scorer, Work
 from medjax.report.exam import exam_report, summary_figure
 from medjax.report.progress import ProgressBar
@@ -38,11 +42,11 @@ class _Run:
     """One evaluation, ready to run.
 
     tokens  sha256 of all token ids
-    call    gives outputs in item order, what they took, how many items the journal already had
+    call    gives a model's outputs in item order, what they took, how many items the journal already had
     """
 
     tokens: str
-    call: Callable[[Journal, ProgressBar], tuple[list[Any], Work, int]]
+    call: Callable[[Programs, Journal, ProgressBar], tuple[list[Any], Work, int]]
 
 
 def evaluate(
@@ -71,29 +75,36 @@ def evaluate(
     _check_distinct(evaluations)
     place = _folder(settings, evaluations)
     RunFolder.check(place)
-    model = _model(settings, say, progress)
+    model = load_base(settings.model, settings.engine, say=say, progress=progress)
+    adapter = settings.model.adapter
+    variants = {"base": model, "adapter": model.with_adapter(adapter)} if adapter else {"": model}
     evaluations = [replace(e, prompts=_prompts(e, model, settings)) for e in evaluations]
     runs = [(_generation if e.protocol.generates else _scoring)(e, model, settings) for e in evaluations]
     digests = {
         e.id: {"data": e.task.digest, "prompts": e.prompt_digest, "tokens": run.tokens}
         for e, run in zip(evaluations, runs, strict=True)
     }
-    with RunFolder.open(place, identity(settings, model, digests)) as folder:
+    graded = variants.get("adapter", model)
+    with RunFolder.open(place, identity(settings, graded, digests)) as folder:
         if folder.note:
             say(folder.note)
         say(f"writing to {folder.path}")
         folder.write_text("config.toml", to_toml(settings))
         finished = []
-        for evaluation, run in zip(evaluations, runs, strict=True):
-            began = time.time()
-            with ProgressBar(progress, evaluation.id) as bar:
-                outputs, work, reused = run.call(folder.journal(evaluation.id), bar)
-            answers = read_answers(evaluation, outputs)
-            finished.append(Finished(evaluation, answers, work, reused, time.time() - began))
-        record = protocol_record(settings, model) | {
+        for (evaluation, run), variant in product(zip(evaluations, runs, strict=True), variants):
+            began, asked = time.time(), replace(evaluation, variant=variant)
+            with ProgressBar(progress, asked.id) as bar:
+                outputs, work, reused = run.call(variants[variant].programs, folder.journal(asked.id), bar)
+            answers = read_answers(asked, outputs)
+            finished.append(Finished(asked, answers, work, reused, time.time() - began))
+        record = protocol_record(settings, graded) | {
             "folder": str(folder.path),
             "resumed": folder.resumed,
-            "compiled_seconds": {name: round(seconds, 2) for name, seconds in model.programs.shapes.items()},
+            "compiled_seconds": {
+                f"{variant}: {name}" if variant else name: round(seconds, 2)
+                for variant, one in variants.items()
+                for name, seconds in one.programs.shapes.items()
+            },
             "wall_seconds": round(time.time() - start, 2),
         }
         results = results_json(finished, settings, model, record)
@@ -131,21 +142,6 @@ def _protocols(settings: EvalSettings) -> list[Protocol]:
         names = ("choice-logprob", "strict") if is_mini else ("strict",)
     template = PromptTemplate.read(settings.protocol.template) if settings.protocol.template else None
     return [Protocol(name, settings.protocol, template) for name in names]
-
-
-def _model(settings: EvalSettings, say: Callable[[str], None], progress: bool) -> LanguageModel:
-    m = settings.model
-    say(f"loading {m.name}")
-    with ProgressBar(progress, "weights", "tensor") as bar:
-        return load_model(
-            m.name,
-            revision=m.revision,
-            dtype=m.dtype,
-            chat_template=m.chat_template,
-            mesh=settings.engine.mesh,
-            backend=settings.engine.backend,
-            progress=bar.reach,
-        )
 
 
 def _evaluation(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -> Evaluation:
@@ -194,10 +190,14 @@ def _folder(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> Path:
         return named(settings.out)
     tasks = dict.fromkeys(f"{e.task.name}_{e.task.language}" for e in evaluations)
     protocols = dict.fromkeys(e.protocol.id for e in evaluations)
-    model = Path(settings.model.name).expanduser()
-    model = Path(os.path.abspath(model)) if model.exists() else model  # "." has no name
-    name = settings.name or shortened("-".join([model.name, *tasks, *protocols]))
+    models = [_last_part(name) for name in (settings.model.name, settings.model.adapter) if name]
+    name = settings.name or shortened("-".join([*models, *tasks, *protocols]))
     return named(Path("runs") / "eval" / name)
+
+
+def _last_part(name: str) -> str:
+    path = Path(name).expanduser()
+    return Path(os.path.abspath(path)).name if path.exists() else path.name  # "." has no name
 
 
 def _check_distinct(evaluations: Sequence[Evaluation]) -> None:
@@ -218,11 +218,9 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
         _check_fits(evaluation, item.id, len(ids), room, model)
         prompts.append(tuple(ids))
 
-    def run(journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
         engine = settings.engine
-        generator = Generator(
-            model.programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
-        )
+        generator = Generator(programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens)
         entries = journal.read(("i", "tokens", "text", "finish"))
         known = {e["i"]: Generation(tuple(e["tokens"]), e["text"], e["finish"]) for e in entries}
         done = set(known)
@@ -262,8 +260,8 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
             owners += [number] * len(continuations)
     items = len(evaluation.items)
 
-    def run(journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
-        scorer = Scorer(model.programs, row_tokens=settings.engine.row_tokens)
+    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+        scorer = Scorer(programs, row_tokens=settings.engine.row_tokens)
         entries = journal.read(("i", "token_logprobs", "greedy"))
         known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
         waiting = set(range(len(requests))) - set(known)

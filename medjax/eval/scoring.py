@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import NUMBER, Item
 from medjax.eval import statistics
-from medjax.eval.tasks import LoadedTask
 
 _Pairs = list[tuple[Item, "Verdict"]]
 

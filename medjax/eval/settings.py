@@ -3,29 +3,9 @@
 from dataclasses import dataclass
 
 from medjax.config import field
+from medjax.infer.settings import EngineSettings, ModelSettings
 
 PROTOCOLS = ("strict", "choice-logprob", "kasai", "gestalt")
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The model that is graded."""
-
-    name: str = field(
-        "smollm2-135m",
-        help="Hugging Face folder, .gguf file, registered name (smollm2-135m, stories260k) or hub id organisation/name",
-        alias="--model",
-    )
-    revision: str | None = field(None, help="branch, tag or commit of a hub id", alias="--revision")
-    dtype: str = field(
-        "float32", help="of parameters and computation", alias="--dtype", choices=("float32", "bfloat16")
-    )
-    chat_template: str = field(
-        "auto",
-        help="auto: the checkpoint's own template if it has one; none: plain text",
-        alias="--chat-template",
-        choices=("auto", "none"),
-    )
 
 
 @dataclass(frozen=True)
@@ -88,40 +68,23 @@ class ProtocolSettings:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """How the work is laid out on the devices; scores do not depend on it."""
-
-    mesh: str = field(
-        "",
-        help="devices, such as data=4,tensor=2; default: every local accelerator along data, each with all the "
-        "weights, or one CPU",
-        alias="--mesh",
-    )
-    row_tokens: int = field(2048, help="tokens of a packed row, a multiple of 128")
-    batch_size: int = field(64, help="sequences that are generated together", alias="--batch-size")
-    backend: str = field("blockwise", help="attention", choices=("blockwise", "reference"))
-    compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")
-
-    def __post_init__(self):
-        if self.row_tokens < 128 or self.row_tokens % 128:
-            raise ValueError(f"row_tokens: got {self.row_tokens}, expected a multiple of 128.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: got {self.batch_size}, expected 1 or more.")
-
-
-@dataclass(frozen=True)
 class EvalSettings:
     """Everything `python -m medjax.eval` can be told."""
 
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = ModelSettings()  # noqa: RUF009  (frozen)
     task: TaskSettings = TaskSettings()
     protocol: ProtocolSettings = ProtocolSettings()
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = EngineSettings()  # noqa: RUF009
     out: str | None = field(None, help="run folder; default: runs/eval/<name>")
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
     seed: int = field(0, help="of the choice of examples and of the bootstrap")
     resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    compare: tuple[str, ...] = field(
+        (), help="two finished runs to compare, RUN_A,RUN_B; nothing is graded then", alias="--compare"
+    )
 
     def __post_init__(self):
         if self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
+        if len(self.compare) not in (0, 2):
+            raise ValueError(f"compare: got {len(self.compare)} runs, expected two; write --compare RUN_A,RUN_B.")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medjax.report.table import text_table
@@ -11,23 +12,29 @@ _FEW_SHOT_CONTEXT = 4096  # tokens that the longest IgakuQA question needs after
 
 
 def print_summary(results: dict[str, Any]) -> None:
-    """Print the table of a results.json."""
+    """Print the table of a results.json, and how the adapter differs from its base where both were graded."""
     record = results["medjax"]
-    rows = [_row(evaluation) for evaluation in record["evaluations"]]
-    header = ["set", "protocol", "items", "accuracy (95 % interval)", "chance", "points"]
+    both = "comparisons" in record
+    rows = [_row(evaluation, both) for evaluation in record["evaluations"]]
+    header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 % interval)", "chance", "points"]
     header += ["unparsed", "cut off", "prohibited"]
     print()
-    print(text_table(rows, header, align="llrrrrrrr"))
+    print(text_table(rows, header, align=("lll" if both else "ll") + "rrrrrrr"))
+    if both:
+        print()
+        print_comparisons(record["comparisons"], ("base", "adapter"))
     for evaluation in record["evaluations"]:
         for exam, score in evaluation["scores"]["by_exam"].items():
             verdict = score["verdict"]
             if verdict["result"] in ("pass", "fail"):
                 reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
                 print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
-        if evaluation["truncated_unparsed"] > _MANY * evaluation["n_items"]:
+        cut_off = evaluation["truncated_unparsed"]
+        if cut_off > _MANY * evaluation["n_items"]:
+            answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
             print(
-                f"{evaluation['id']}: {evaluation['truncated_unparsed']} answers were cut off before they could be "
-                "read; give them more room with --max-new-tokens"
+                f"{evaluation['id']}: {answers} cut off before anything could be read; "
+                "give more room with --max-new-tokens"
             )
     if changed := dict.fromkeys(name for e in record["evaluations"] for name in e["data"]["unpinned"]):
         print(f"data differ from the published files: {', '.join(changed)}")
@@ -43,12 +50,41 @@ def print_summary(results: dict[str, Any]) -> None:
     print(f"next     {_next(record, results['max_length'])}")
 
 
-def _row(evaluation: dict[str, Any]) -> list[str]:
+def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> None:
+    """Print paired differences, second minus first, as eval.comparison.compare gives them.
+
+    names  what the table calls the first and the second
+    """
+    first, second = names
+    rows = [_difference_row(comparison) for comparison in comparisons]
+    header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
+    header += [f"only {first} right", f"only {second} right", "p"]
+    print(text_table(rows, header, align="llrrrrrrr"))
+    print(f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact.")
+
+
+def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
+    low, high = comparison["accuracy_difference_interval"]
+    return [
+        f"{comparison['task']} ({comparison['language']})",
+        comparison["protocol"],
+        str(comparison["items"]),
+        f"{comparison['first_accuracy']:.1%}",
+        f"{comparison['second_accuracy']:.1%}",
+        f"{100 * comparison['accuracy_difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+        str(comparison["only_first"]),
+        str(comparison["only_second"]),
+        f"{comparison['p_value']:.2g}",
+    ]
+
+
+def _row(evaluation: dict[str, Any], both: bool) -> list[str]:
     score = evaluation["scores"]
     low, high = score["accuracy_interval"]
     return [
         f"{evaluation['task']} ({evaluation['language']})",
         evaluation["protocol"],
+        *([evaluation["variant"]] if both else []),
         str(score["items"]),
         f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})",
         f"{score['chance']['accuracy']:.1%}",

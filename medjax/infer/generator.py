@@ -6,6 +6,7 @@ together, several tokens a dispatch, until every one has met an end-of-sequence 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -52,6 +53,7 @@ class Generator:
         stop: Sequence[str] = (),
         done: Mapping[int, Generation] | None = None,
         on_generations: Callable[[dict[int, Generation]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> list[Generation]:
         """Continue every prompt.
 
@@ -59,6 +61,8 @@ class Generator:
         stop            texts that end a continuation, cut off; looked for after its first visible character
         done            generations already known by prompt index; batches known as a whole are not run again
         on_generations  called with those of each finished batch
+        on_text         called with a prompt's index and its text so far, each time some tokens are there; the last
+                        characters may be unfinished
 
         Raises ValueError when a prompt and its new tokens are longer than the model's context.
         """
@@ -85,7 +89,8 @@ class Generator:
             if all(i in results for i in batch):
                 continue
             prefix = prefix or self.programs.prefix(shared, max(MIN_ROW, min(self.row_tokens, 512)))
-            found = self._run([own[i] for i in batch], rows, room, len(shared), prefix, max_new_tokens, stop)
+            tell = partial(_tell, on_text, batch) if on_text else None
+            found = self._run([own[i] for i in batch], rows, room, len(shared), prefix, max_new_tokens, stop, tell)
             new = dict(zip(batch, found, strict=True))
             results.update(new)
             if on_generations:
@@ -97,7 +102,9 @@ class Generator:
         )
         return [results[i] for i in range(len(prompts))]
 
-    def _run(self, own, packed: Plan, room: int, shared: int, prefix: Prefix | None, max_new, stop) -> list[Generation]:
+    def _run(
+        self, own, packed: Plan, room: int, shared: int, prefix: Prefix | None, max_new, stop, tell
+    ) -> list[Generation]:
         """One batch: own are the prompts without the prefix, packed their rows."""
         b, p = self.batch_size, self.programs
         cache = p.empty_cache(b, room)
@@ -116,9 +123,9 @@ class Generator:
             )
         lengths = np.ones(b, np.int32)
         lengths[: len(own)] = [len(tokens) for tokens in own]
-        return self._decode(len(own), first, lengths, cache, prefix, max_new, stop)
+        return self._decode(len(own), first, lengths, cache, prefix, max_new, stop, tell)
 
-    def _decode(self, count, first, lengths, cache, prefix, max_new, stop) -> list[Generation]:
+    def _decode(self, count, first, lengths, cache, prefix, max_new, stop, tell) -> list[Generation]:
         ends = set(self.tokenizer.eos_ids)
         outputs: list[list[int]] = [[int(token)] for token in first[:count]]
         finished: list[Generation | None] = [self._finish(ids, ends, stop, max_new) for ids in outputs]
@@ -130,6 +137,9 @@ class Generator:
                 if finished[i] is None:
                     outputs[i] += new[i].tolist()
                     finished[i] = self._finish(outputs[i], ends, stop, max_new)
+                    if tell:
+                        generation = finished[i]
+                        tell(i, generation.text if generation else self.tokenizer.decode(outputs[i]))
         return [generation for generation in finished if generation is not None]
 
     def _finish(self, ids: list[int], ends: set[int], stop: Sequence[str], max_new: int) -> Generation | None:
@@ -146,6 +156,10 @@ class Generator:
         if kept is None and len(ids) < max_new:
             return None
         return Generation(tuple(body), text, reason)
+
+
+def _tell(on_text: Callable[[int, str], None], batch: Sequence[int], slot: int, text: str) -> None:
+    on_text(batch[slot], text)
 
 
 def _shifted(row: Row, shared: int) -> Row:

@@ -1,6 +1,6 @@
 """The compiled programs of the engine, shared by scoring and generation: run packed rows, read scores, hold a prefix.
 
-Every program is a pure function of (params, arrays), compiled ahead for each set of shapes. Shapes are few, because
+Every program is a pure function of (variables, arrays), compiled ahead for each set of shapes. Shapes are few, because
 rows have one length a job; `Programs.shapes` lists them with the seconds each took to compile.
 """
 
@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from medjax.infer.packing import Row, stack
 from medjax.models.decoder import Decoder, unembedding
 from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
+from medjax.nn.lora import LoraConfig
 from medjax.nn.ops import row_statistics, target_logits
 from medjax.store.loading import LoadedDecoder
 
@@ -30,15 +31,28 @@ class Programs:
 
     dtype      compute dtype
     backend    of nn.attention
+    lora       an adapter that runs beside the weights: its config and its factors, placed on the mesh
     precision  of matrix products: float32 means float32, also on devices that would use TF32 or bfloat16 for it
     """
 
-    def __init__(self, model: LoadedDecoder, *, dtype: str, backend: str):
+    def __init__(
+        self,
+        model: LoadedDecoder,
+        *,
+        dtype: str | jnp.dtype,
+        backend: str,
+        lora: tuple[LoraConfig, Any] | None = None,
+    ):
         self.model = model
         self.config = model.config
         self.mesh = model.mesh
         self.dtype = jnp.dtype(dtype)
-        self.decoder = Decoder(model.config, dtype=self.dtype, backend=backend)
+        self.backend = backend
+        config, factors = lora or (None, None)
+        self.decoder = Decoder(
+            model.config, dtype=self.dtype, backend=backend, lora=config, quantisation=model.quantisation
+        )
+        self.variables = {"params": model.params, "lora": factors} if lora else {"params": model.params}
         self.precision = "highest" if self.dtype == jnp.float32 else "default"
         self.shapes: dict[str, float] = {}
         self._compiled: dict[str, Callable] = {}
@@ -77,7 +91,7 @@ class Programs:
             arrays = {name: self.put(a, by_row=False) for name, a in stack([row], row_tokens, 1).items()}
             length = self.put(np.int32(start), by_row=False)
             name = f"prefix {row_tokens} into {capacity}"
-            k, v = self.run(name, self._prefix, self.model.params, k, v, length, arrays, donate=(1, 2))
+            k, v = self.run(name, self._prefix, self.variables, k, v, length, arrays, donate=(1, 2))
         return Prefix(k, v, self.put(np.int32(len(tokens)), by_row=False))
 
     def score(self, rows: list[Row], length: int, prefix: Prefix | None, reads: dict[str, np.ndarray]) -> Any:
@@ -91,7 +105,7 @@ class Programs:
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a, by_row=a.ndim > 0) for name, a in reads.items()}
         name = f"score {self.data_shards}x{length}{_after(prefix)}, up to {put['entry'].shape[1]} targets"
-        return self.run(name, self._score, self.model.params, prefix, arrays, put)
+        return self.run(name, self._score, self.variables, prefix, arrays, put)
 
     def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values to decode into: two arrays [layers, sequences, kv_heads, length, head_dim]."""
@@ -118,7 +132,7 @@ class Programs:
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a) for name, a in source.items()}
         name = f"prefill {self.data_shards}x{length} into {slots}x{room}{_after(prefix)}"
-        return self.run(name, self._prefill, self.model.params, prefix, cache, arrays, put, donate=(2,))
+        return self.run(name, self._prefill, self.variables, prefix, cache, arrays, put, donate=(2,))
 
     def decode(self, tokens: jax.Array, lengths: jax.Array, cache, prefix: Prefix | None, steps: int):
         """Greedy steps for every slot; the cache is donated.
@@ -130,27 +144,27 @@ class Programs:
         slots, room = cache[0].shape[1], cache[0].shape[3]
         name = f"decode {steps} steps of {slots}x{room}{_after(prefix)}"
         function = partial(self._decode, steps=steps)
-        return self.run(name, function, self.model.params, tokens, lengths, cache, prefix, donate=(3,))
+        return self.run(name, function, self.variables, tokens, lengths, cache, prefix, donate=(3,))
 
-    def apply(self, params, arrays, prefix):
+    def apply(self, variables, arrays, prefix):
         """Hidden states and keys and values of packed rows (inside jit)."""
         trees = forest(arrays["positions"], arrays["ends"])
-        return self.decoder.apply({"params": params}, arrays["tokens"], arrays["positions"], trees, prefix)
+        return self.decoder.apply(variables, arrays["tokens"], arrays["positions"], trees, prefix)
 
-    def _prefix(self, params, k, v, length, arrays):
-        _, (new_k, new_v) = self.apply(params, arrays, Prefix(k, v, length))
+    def _prefix(self, variables, k, v, length, arrays):
+        _, (new_k, new_v) = self.apply(variables, arrays, Prefix(k, v, length))
         return tuple(
             jax.lax.dynamic_update_slice(old, new[:, 0].astype(old.dtype), (0, length, 0, 0))
             for old, new in ((k, new_k), (v, new_v))
         )
 
-    def _score(self, params, prefix, arrays, reads):
-        hidden, _ = self.apply(params, arrays, prefix)
+    def _score(self, variables, prefix, arrays, reads):
+        hidden, _ = self.apply(variables, arrays, prefix)
         with jax.named_scope("vocabulary"):
-            return read_scores(hidden, unembedding(params), reads)
+            return read_scores(hidden, unembedding(variables["params"]), reads)
 
-    def _prefill(self, params, prefix, cache, arrays, source):
-        hidden, kv = self.apply(params, arrays, prefix)
+    def _prefill(self, variables, prefix, cache, arrays, source):
+        hidden, kv = self.apply(variables, arrays, prefix)
         row, place, count = source["row"], source["place"], source["count"]
         held = (jnp.arange(place.shape[1]) < count[:, None])[None, :, None, :, None]
         cache = tuple(
@@ -158,25 +172,23 @@ class Programs:
             for old, new in zip(cache, kv, strict=True)
         )
         last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        found = row_statistics(hidden[row, last], unembedding(params), VOCAB_CHUNK)
+        found = row_statistics(hidden[row, last], unembedding(variables["params"]), VOCAB_CHUNK)
         return cache, jnp.where(jnp.isfinite(found.logsumexp), found.argmax, -1)
 
-    def _decode(self, params, tokens, lengths, cache, prefix, steps):
+    def _decode(self, variables, tokens, lengths, cache, prefix, steps):
         rows = jnp.arange(tokens.shape[0])
         before = prefix.length if prefix else 0
 
         def step(carry, _):
             tokens, lengths, (k, v) = carry
             positions = (before + lengths)[:, None]
-            hidden, new = self.decoder.apply(
-                {"params": params}, tokens[:, None], positions, Cache(k, v, lengths), prefix
-            )
+            hidden, new = self.decoder.apply(variables, tokens[:, None], positions, Cache(k, v, lengths), prefix)
             # a finished sequence may run past its room; its writes are dropped
             k, v = (
                 old.at[:, rows, :, lengths].set(x[:, :, 0].swapaxes(0, 1).astype(old.dtype), mode="drop")
                 for old, x in zip((k, v), new, strict=True)
             )
-            tokens = row_statistics(hidden[:, 0], unembedding(params), VOCAB_CHUNK).argmax
+            tokens = row_statistics(hidden[:, 0], unembedding(variables["params"]), VOCAB_CHUNK).argmax
             return (tokens, lengths + 1, (k, v)), tokens
 
         (tokens, lengths, cache), made = jax.lax.scan(step, (tokens, lengths, cache), None, length=steps)

@@ -9,7 +9,15 @@
   params/layers/attention_norm/scale    [layers, embed]                    mlp_norm, …
   params/norm/scale                     [embed]
   params/unembedding                    [vocab, embed]                     absent when tied
+
+With `quantisation` a kernel is a dict of arrays in its place (nn.quant). With `lora` every target has factors in the
+collection `lora` (nn.lora), and `apply` takes {"params": params, "lora": lora}:
+
+  lora/layers/attention/query/a         [layers, embed, rank]              b: [layers, rank, heads, head_dim]
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,25 +25,40 @@ import jax.numpy as jnp
 
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import Cache, Forest, Prefix
+from medjax.nn.lora import LoraConfig
 from medjax.nn.rope import inverse_frequencies, rotation
 from medjax.nn.transformer import Block, Norm, parameter
 
 KeyValues = tuple[jax.Array, jax.Array]
 _NO_WINDOW = 2**30
 
+# what of a layer is kept for its backward pass; the rest is computed again
+REMAT: Mapping[str, Callable[..., bool] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class Decoder(nn.Module):
     """A decoder-only transformer of any family that DecoderConfig describes.
 
-    dtype    compute dtype; parameters keep theirs
-    backend  of nn.attention
-    length   total tokens, for checkpoints whose RoPE depends on it (dynamic); None: within the original context
+    dtype         compute dtype; parameters keep theirs
+    backend       of nn.attention
+    length        total tokens, for checkpoints whose RoPE depends on it (dynamic); None: within the original context
+    lora          adapters of the projections; with the rng "dropout" their dropout is on
+    quantisation  how the kernels of all projections are stored, of nn.quant.KINDS; None: as they are
+    remat         of REMAT, what the backward pass may reuse
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     backend: str = "blockwise"
     length: int | None = None
+    lora: LoraConfig | None = None
+    quantisation: str | None = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -81,12 +104,14 @@ class Decoder(nn.Module):
         scan = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True, "lora": True},
+            split_rngs={"params": True, "lora": True, "dropout": True},
             length=c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        # a frozen dataclass has all that BlockConfig asks for; only mypy also wants it settable
-        block = Block(c, self.backend, name="layers")  # type: ignore[arg-type]
+        remat: Any = Block
+        if self.remat != "none":
+            remat = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
+        block = remat(c, self.backend, self.lora, self.quantisation, name="layers")
         x, kv = scan(block, x, (kinds, own, shared))
         return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name="norm")(x), kv
 
@@ -96,9 +121,26 @@ def unembedding(params) -> jax.Array:
     return params["unembedding"] if "unembedding" in params else params["embedding"]
 
 
-def abstract_params(config: DecoderConfig):
-    """Shapes, logical axes and dtypes of all parameters, boxed as Linen metadata; nothing is allocated."""
+def abstract_variables(config: DecoderConfig, lora: LoraConfig | None = None, quantisation: str | None = None):
+    """Shapes, logical axes and dtypes of the collections `params` and, with adapters, `lora`; nothing is allocated.
+
+    Every leaf is boxed as Linen metadata, which parallel.sharding reads.
+    """
+    return jax.eval_shape(lambda key: _init(config, lora, quantisation, key), jax.random.key(0))
+
+
+def abstract_params(config: DecoderConfig, quantisation: str | None = None):
+    """The collection `params` of abstract_variables."""
+    return abstract_variables(config, None, quantisation)["params"]
+
+
+def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array):
+    """Fresh adapters, a tree of float32 arrays: A drawn, B zero. Under jit nothing else of the model is computed."""
+    return nn.unbox(_init(config, lora, None, key)["lora"])
+
+
+def _init(config, lora, quantisation, key):
     row = jnp.zeros((1, 1), jnp.int32)
     kv = jnp.zeros((config.layers, 1, config.kv_heads, 1, config.head_dim))
-    where = Cache(kv, kv, jnp.zeros(1, jnp.int32))
-    return jax.eval_shape(lambda key: Decoder(config).init(key, row, row, where), jax.random.key(0))["params"]
+    decoder = Decoder(config, lora=lora, quantisation=quantisation)
+    return decoder.init({"params": key, "lora": key}, row, row, Cache(kv, kv, jnp.zeros(1, jnp.int32)))

@@ -17,13 +17,16 @@ sliding windows need, are given apart: both choices above start at position 3.
 Back ends, all tested against "reference" on packed and branching input:
   reference   materialises every score; the definition
   blockwise   online softmax over key blocks (arXiv 2205.14135): no score matrix is ever whole, and key blocks before
-              the first tree that a query block touches are never computed
+              the first tree that a query block touches are never computed. Its gradient computes the scores of a block
+              again from their log-sum-exp (arXiv 2205.14135, 2307.08691); with a prefix it has none
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 BLOCK = 128  # tokens of a query block and of a key block; rows are multiples of it
 PREFIX_BLOCK = 256  # keys of the prefix taken at one time; prefix buffers are multiples of it
@@ -99,7 +102,9 @@ def attention(
     if backend == "reference":
         return _reference(q, k, v, trees, scale, window, prefix)
     if backend == "blockwise":
-        return _blockwise(q, k, v, trees, scale, window, prefix)
+        if prefix is None:
+            return _blockwise_differentiable(scale, q, k, v, trees, window)
+        return _blockwise(q, k, v, trees, scale, window, prefix)[0]
     raise ValueError(f"attention: got backend={backend!r}, expected one of {', '.join(BACKENDS)}.")
 
 
@@ -194,6 +199,7 @@ def _fold(state: _Running, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.A
 
 
 def _blockwise(q, k, v, trees, scale, window, prefix):
+    """The output [b, t, n, h] and the log-sum-exp of every query's scores [t / BLOCK, b, kv, groups * BLOCK]."""
     b, t, n, h = q.shape
     kv = k.shape[2]
     groups = n // kv
@@ -241,7 +247,7 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
             return _fold(running, q_block, cut(k, start, BLOCK, 2), cut(v, start, BLOCK, 2), seen)
 
         running = jax.lax.fori_loop(trees.first_block[i], i + 1, add, running)
-        return running.out / running.total[..., None]
+        return running.out / running.total[..., None], running.top + jnp.log(running.total)
 
     def narrow(x):  # [b, kv, groups * wide, …] -> [wide / BLOCK, b, kv, groups * BLOCK, …]
         x = x.reshape(b, kv, groups, wide // BLOCK, BLOCK, *x.shape[3:])
@@ -258,6 +264,78 @@ def _blockwise(q, k, v, trees, scale, window, prefix):
 
     # the queries of one kv head stand together: one large matmul a head
     q = (q * scale).reshape(b, t // wide, wide, kv, groups, h).transpose(1, 0, 3, 4, 2, 5)
-    out = jax.lax.map(block, (jnp.arange(t // wide), q.reshape(t // wide, b, kv, groups * wide, h)))
+    out, total = jax.lax.map(block, (jnp.arange(t // wide), q.reshape(t // wide, b, kv, groups * wide, h)))
     out = out.reshape(t // BLOCK, b, kv, groups, BLOCK, h).transpose(1, 0, 4, 2, 3, 5)
-    return out.reshape(b, t, n, h).astype(q.dtype)
+    return out.reshape(b, t, n, h).astype(q.dtype), total.reshape(t // BLOCK, b, kv, groups * BLOCK)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blockwise_differentiable(scale, q, k, v, trees, window):
+    return _blockwise(q, k, v, trees, scale, window, None)[0]
+
+
+def _blockwise_forward(scale, q, k, v, trees, window):
+    out, total = _blockwise(q, k, v, trees, scale, window, None)
+    out, total = checkpoint_name(out, "attention"), checkpoint_name(total, "attention")
+    return out, (q, k, v, trees, window, out, total)
+
+
+def _blockwise_backward(scale, residuals, d_out):
+    q, k, v, trees, window, out, total = residuals
+    b, t, n, h = q.shape
+    kv = k.shape[2]
+    groups = n // kv
+
+    def cut(x, start, axis):
+        return jax.lax.dynamic_slice_in_dim(x, start, BLOCK, axis)
+
+    def by_block(x):  # [b, t, n, …] -> [t / BLOCK, b, kv, groups * BLOCK, …], as the forward pass has them
+        x = x.reshape(b, t // BLOCK, BLOCK, kv, groups, *x.shape[3:])
+        x = jnp.moveaxis(x, (1, 0, 3, 4, 2), (0, 1, 2, 3, 4))
+        return x.reshape(t // BLOCK, b, kv, groups * BLOCK, *x.shape[5:])
+
+    k_rows, v_rows = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    # sum over s of weight * d weight, which every d score subtracts
+    shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def block(carry, inputs):
+        i, q_block, d_block, shared_block, total_block = inputs
+        query = i * BLOCK + jnp.arange(BLOCK)
+
+        def add(j, state):
+            dq, dk, dv = state
+            start = j * BLOCK
+            key = start + jnp.arange(BLOCK)
+            seen = (key <= query[:, None]) & (query[:, None] < cut(trees.ends, start, 1)[:, None, :])
+            if window is not None:
+                positions = cut(trees.positions, i * BLOCK, 1)[:, :, None], cut(trees.positions, start, 1)[:, None, :]
+                seen &= positions[0] - positions[1] < window
+            k_block, v_block = cut(k_rows, start, 2), cut(v_rows, start, 2)
+            scores = product("bkqh,bksh->bkqs", q_block, k_block) - total_block[..., None]
+            shape = scores.shape
+            scores = jnp.where(seen[:, None, None], scores.reshape(b, kv, groups, BLOCK, BLOCK), _MASKED)
+            weights = jnp.exp(scores.reshape(shape))
+            d_scores = weights * (product("bkqh,bksh->bkqs", d_block, v_block) - shared_block[..., None])
+            weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
+            dk_block = cut(dk, start, 2) + product("bkqs,bkqh->bksh", d_scores, q_block)
+            dv_block = cut(dv, start, 2) + product("bkqs,bkqh->bksh", weights, d_block)
+            return (
+                dq + product("bkqs,bksh->bkqh", d_scores, k_block),
+                jax.lax.dynamic_update_slice_in_dim(dk, dk_block, start, 2),
+                jax.lax.dynamic_update_slice_in_dim(dv, dv_block, start, 2),
+            )
+
+        state = jnp.zeros(q_block.shape, jnp.float32), *carry
+        dq, dk, dv = jax.lax.fori_loop(trees.first_block[i], i + 1, add, state)
+        return (dk, dv), dq
+
+    zeros = jnp.zeros(k_rows.shape, jnp.float32)
+    blocks = jnp.arange(t // BLOCK), by_block(q * scale), by_block(d_out), by_block(shared), total
+    (dk, dv), dq = jax.lax.scan(block, (zeros, zeros), blocks)
+    dq = dq.reshape(t // BLOCK, b, kv, groups, BLOCK, h).transpose(1, 0, 4, 2, 3, 5).reshape(b, t, n, h) * scale
+    dk, dv = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_blockwise_differentiable.defvjp(_blockwise_forward, _blockwise_backward)

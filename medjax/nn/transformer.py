@@ -1,19 +1,23 @@
 """The decoder block: projections that declare their parameters with logical axes, and the order of the steps.
 
 One block serves every family; what differs is data in the model's config (norm kind, biases, Q/K norms, parallel
-residual, norms after the sub-layers). Einsum letters: b batch, t tokens, d embed, n heads, k kv heads, h head_dim,
-f mlp.
+residual, norms after the sub-layers). A projection may keep its kernel quantised (nn.quant) and may have a low-rank
+adapter (nn.lora), which are declared here, where the kernel is. Einsum letters: b batch, t tokens, d embed, n heads,
+k kv heads, h head_dim, f mlp.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medjax.nn import ops
+from medjax.nn import ops, quant
 from medjax.nn.attention import Cache, Forest, Prefix, attention, cached_attention
+from medjax.nn.lora import LoraConfig, low_rank, merged_matmul, merging_pays
 from medjax.nn.rope import rotate
 
 
@@ -39,7 +43,9 @@ class BlockConfig(Protocol):
     query_scale: float
 
 
-def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+def parameter(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> jax.Array:
     """Declare a parameter of a module with the logical names of its axes, which parallel.sharding reads."""
     boxed: Any = nn.with_logical_partitioning(init, axes)
     return module.param(name, boxed, shape)
@@ -48,28 +54,96 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
 class Projection(nn.Module):
     """y = einsum(equation, x, kernel) (+ bias), parameters named kernel and bias.
 
-    equation  for instance "btd,dnh->btnh"
-    shape     of the kernel; axes its logical axis names
-    bias      how many trailing kernel axes the bias has, 0 for none
+    equation      for instance "btd,dnh->btnh": the axes that are summed come first in the kernel
+    shape         of the kernel; axes its logical axis names
+    bias          how many trailing kernel axes the bias has, 0 for none
+    lora          of its adapter, whose factors a [in..., rank] and b [rank, out...] lie in the collection `lora`
+    quantisation  of nn.quant: then `kernel` is a dict of arrays in the checkpoint's [out, in] order
     """
 
     equation: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     bias: int = 0
+    lora: LoraConfig | None = None
+    quantisation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes, result = self.equation.split(",")[1].split("->")
-        summed = [axis for axis, letter in enumerate(axes) if letter not in result]
-        kept = [axis for axis, letter in enumerate(axes) if letter in result]
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=summed, out_axis=kept)
-        kernel = parameter(self, "kernel", init, self.shape, self.axes)
-        y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        letters, result = self.equation.split(",")[1].split("->")
+        inputs = sum(letter not in result for letter in letters)
+        if self.lora or self.quantisation:
+            flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
+            y = self._adapted(flat, inputs).reshape(*flat.shape[:-1], *self.shape[inputs:])
+        else:
+            y = jnp.einsum(self.equation, x, self._kernel(inputs).astype(x.dtype))
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.shape[-self.bias :], self.axes[-self.bias :])
             y = y + bias.astype(x.dtype)
         return y
+
+    def _kernel(self, inputs: int) -> jax.Array:
+        summed, kept = tuple(range(inputs)), tuple(range(inputs, len(self.shape)))
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=summed, out_axis=kept)
+        return parameter(self, "kernel", init, self.shape, self.axes)
+
+    def _adapted(self, x: jax.Array, inputs: int) -> jax.Array:
+        """x [..., in] -> [..., out] with a quantised kernel, an adapter, or both."""
+        into, out = math.prod(self.shape[:inputs]), math.prod(self.shape[inputs:])
+        rows = x.reshape(-1, into)
+        kernel = None if self.quantisation else self._kernel(inputs).reshape(into, out)
+        if self.lora:
+            a, b = adapter(self, self.lora, self.shape, self.axes, inputs)
+            a, b = a.reshape(into, -1), b.reshape(-1, out)
+            dropped = self.lora.dropout and self.has_rng("dropout")
+            if kernel is not None and not dropped and merging_pays(len(rows), kernel, x.dtype):
+                return merged_matmul(rows, kernel, a, b, self.lora.scale).reshape(*x.shape[:-1], out)
+            thin = nn.Dropout(self.lora.dropout, deterministic=not dropped)(rows)
+            added = low_rank(thin, a, b, self.lora.scale)
+        if kernel is None:
+            stored = QuantisedKernel(self.quantisation, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")()
+            y = quant.quantised_matmul(rows, stored, self.quantisation)
+        else:
+            y = rows @ kernel.astype(x.dtype)
+        return (y + added if self.lora else y).reshape(*x.shape[:-1], out)
+
+
+class QuantisedKernel(nn.Module):
+    """The arrays of a quantised matrix [out, in], as nn.quant lays them out; axes: the logical names of both."""
+
+    kind: str
+    shape: tuple[int, int]
+    axes: tuple[str, str]
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        name_of = {"out": self.axes[0], "in": self.axes[1], None: None}
+        stored = {}
+        for name, (shape, dtype, axes) in quant.leaves(self.kind, *self.shape).items():
+            init = partial(nn.initializers.zeros, dtype=dtype)
+            stored[name] = parameter(self, name, init, shape, tuple(name_of[axis] for axis in axes))
+        return stored
+
+
+def adapter(
+    module: nn.Module, lora: LoraConfig, shape: tuple[int, ...], axes: tuple[str | None, ...], inputs: int
+) -> tuple[jax.Array, jax.Array]:
+    """Declare the factors of a kernel's adapter in the collection `lora`: a [in..., rank], b [rank, out...].
+
+    A is uniform within 1 / sqrt(fan-in), as PEFT draws it; B is zero.
+    """
+    parts = {
+        "a": ((*shape[:inputs], lora.rank), (*axes[:inputs], "rank")),
+        "b": ((lora.rank, *shape[inputs:]), ("rank", *axes[inputs:])),
+    }
+    draw = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(inputs)), out_axis=-1)
+
+    def declare(name: str, init: Callable) -> jax.Array:
+        size, names = parts[name]
+        boxed: Any = nn.with_logical_partitioning(init, names)
+        return module.variable("lora", name, lambda: boxed(module.make_rng("lora"), size, jnp.float32)).value
+
+    return declare("a", draw), declare("b", nn.initializers.zeros)
 
 
 class Norm(nn.Module):
@@ -90,6 +164,23 @@ class Norm(nn.Module):
         return ops.layer_norm(x, scale, bias, self.eps)
 
 
+class FusedLowRank(nn.Module):
+    """The adapter of GPT-NeoX's one projection for query, key and value: x [b, t, d] -> three [b, t, n, h]."""
+
+    lora: LoraConfig
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        d, n, h = self.shape
+        a, b = adapter(self, self.lora, (d, 3, n, h), ("embed", None, "heads", "head_dim"), 1)
+        dropped = self.lora.dropout and self.has_rng("dropout")
+        rows = nn.Dropout(self.lora.dropout, deterministic=not dropped)(x)
+        y = low_rank(rows.reshape(-1, d), a, b.reshape(self.lora.rank, -1), self.lora.scale)
+        y = y.reshape(*x.shape[:-1], 3, n, h)
+        return [y[..., part, :, :] for part in range(3)]
+
+
 class Attention(nn.Module):
     """Projected queries, keys and values, rotated, attended, projected back.
 
@@ -99,15 +190,25 @@ class Attention(nn.Module):
 
     config: BlockConfig
     backend: str
+    lora: LoraConfig | None = None
+    quantisation: str | None = None
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
         c = self.config
         d, n, kv, h = c.embed, c.heads, c.kv_heads, c.head_dim
         bias = 2 if c.qkv_bias else 0
-        q = Projection("btd,dnh->btnh", (d, n, h), ("embed", "heads", "head_dim"), bias, name="query")(x)
-        k = Projection("btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias, name="key")(x)
-        v = Projection("btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias, name="value")(x)
+
+        def project(name, equation, shape, axes, bias):
+            lora = self.lora if self.lora and name in self.lora.targets else None
+            return Projection(equation, shape, axes, bias, lora, self.quantisation, name=name)
+
+        q = project("query", "btd,dnh->btnh", (d, n, h), ("embed", "heads", "head_dim"), bias)(x)
+        k = project("key", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
+        v = project("value", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
+        if self.lora and "query_key_value" in self.lora.targets:
+            added = FusedLowRank(self.lora, (d, n, h), name="query_key_value")(x)
+            q, k, v = (y + extra for y, extra in zip((q, k, v), added, strict=True))
         if c.qk_norm:
             q = Norm("rms", c.norm_eps, c.norm_offset, "head_dim", name="query_norm")(q)
             k = Norm("rms", c.norm_eps, c.norm_offset, "head_dim", name="key_norm")(k)
@@ -120,8 +221,7 @@ class Attention(nn.Module):
                 y = attention(
                     q, k, v, trees=where, scale=c.query_scale, window=window, prefix=prefix, backend=self.backend
                 )
-        out_bias = 1 if c.out_bias else 0
-        y = Projection("btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), out_bias, name="out")(y)
+        y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)
         return y, (k, v)
 
 
@@ -129,6 +229,8 @@ class Mlp(nn.Module):
     """Feed-forward layer: gated (act(x W_gate) * x W_up) W_down, or plain act(x W_up) W_down."""
 
     config: BlockConfig
+    lora: LoraConfig | None = None
+    quantisation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -136,9 +238,14 @@ class Mlp(nn.Module):
         d, f = c.embed, c.mlp
         bias = 1 if c.mlp_bias else 0
         act = ops.ACTIVATIONS[c.activation]
-        y = Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="up")(x)
-        y = act(Projection("btd,df->btf", (d, f), ("embed", "mlp"), bias, name="gate")(x)) * y if c.gated else act(y)
-        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), bias, name="down")(y)
+
+        def project(name, equation, shape, axes):
+            lora = self.lora if self.lora and name in self.lora.targets else None
+            return Projection(equation, shape, axes, bias, lora, self.quantisation, name=name)
+
+        y = project("up", "btd,df->btf", (d, f), ("embed", "mlp"))(x)
+        y = act(project("gate", "btd,df->btf", (d, f), ("embed", "mlp"))(x)) * y if c.gated else act(y)
+        return project("down", "btf,fd->btd", (f, d), ("mlp", "embed"))(y)
 
 
 class Block(nn.Module):
@@ -146,6 +253,8 @@ class Block(nn.Module):
 
     config: BlockConfig
     backend: str
+    lora: LoraConfig | None = None
+    quantisation: str | None = None
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
@@ -154,7 +263,8 @@ class Block(nn.Module):
         def norm(name):
             return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name=name)
 
-        attend, mlp = Attention(c, self.backend, name="attention"), Mlp(c, name="mlp")
+        attend = Attention(c, self.backend, self.lora, self.quantisation, name="attention")
+        mlp = Mlp(c, self.lora, self.quantisation, name="mlp")
         y, kv = attend(norm("attention_norm")(x), rotation, window, where, prefix)
         if c.parallel_residual:
             return x + y + mlp(norm("mlp_norm")(x)), kv

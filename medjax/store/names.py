@@ -43,6 +43,16 @@ class Leaf:
             tensor = tensor.take(self.pick[1], axis=self.pick[0])
         return tensor.transpose(self.order) if self.order else tensor
 
+    def to_file(self, parameter: np.ndarray, tensor: np.ndarray) -> None:
+        """Parameter -> its part of the file tensor, a contiguous array of `shape` that is written in place."""
+        view = tensor.reshape(self.split) if self.split else tensor
+        if self.pick:
+            axis, index = self.pick
+            view = view[(slice(None),) * axis + (index,)]
+        if self.order:
+            view = view.transpose(self.order)
+        view[...] = parameter
+
     @property
     def is_stacked(self) -> bool:
         return "{}" in self.name

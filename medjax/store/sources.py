@@ -1,4 +1,4 @@
-"""Checkpoint files as they come: a folder of safetensors, a GGUF file, a llama2.c file.
+"""Checkpoint files as they come: a folder of safetensors, a GGUF file, a llama2.c file, medjax's own folder.
 
 A `Source` knows its DecoderConfig, which parameter is which tensor (store.names), and reads one tensor at a time as
 NumPy. Pickle formats are refused. `open_source(path)` chooses by what the path holds.
@@ -34,12 +34,13 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a checkpoint: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
+    """Open a checkpoint: a Hugging Face folder, a folder of store.native, a .gguf file, or a llama2.c .bin file.
 
     Raises FileNotFoundError or ValueError that say what was found and what is accepted.
     """
     from medjax.store.gguf import GgufSource, shard_count, split_message
     from medjax.store.llama2c import Llama2cSource, is_llama2c
+    from medjax.store.native import NativeSource, is_native
 
     path = Path(path)
     if path.is_file():
@@ -57,6 +58,8 @@ def open_source(path: str | Path) -> Source:
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a checkpoint folder or a .gguf file: correct the path."
         )
+    if is_native(path):
+        return NativeSource(path)
     if (path / "config.json").is_file():
         return HuggingFaceSource(path)
     ggufs = sorted(path.glob("*.gguf"))

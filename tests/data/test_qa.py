@@ -28,6 +28,7 @@ def test_a_line_becomes_an_item(tmp_path):
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "x.png").write_bytes(b"png")
     number = {"id": "n", "question": "How many?", "choices": [], "answer": ["7.20"], "image": "img/x.png"}
+    number["explanation"] = "pH of venous blood"
     first, second = read_jsonl(write(tmp_path, ROW, "", number))
     assert first == Item(
         id="q1",
@@ -42,6 +43,7 @@ def test_a_line_becomes_an_item(tmp_path):
     )
     assert (first.letters, first.num_answers, first.is_numeric) == (("a", "b", "c", "d", "e"), 2, False)
     assert (second.answer, second.letters, second.is_numeric, second.points) == (("7.20",), (), True, 1)
+    assert (first.explanation, second.explanation) == ("", "pH of venous blood")
     assert (second.image, second.needs_image) == (str(tmp_path / "img" / "x.png"), True)
 
 
@@ -57,6 +59,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
         ({"answr": ["a"]}, "line 2: answr: unknown field; did you mean answer?"),
         ({"zzz": 1}, "line 2: zzz: unknown field. Known are id, question, choices"),
         ({"id": 7}, "line 2: id: got 7, expected non-empty text"),
+        ({"explanation": 7}, "line 2: item q2: explanation: got 7, expected text"),
         ({"question": "  "}, "line 2: item q2: question: got '  ', expected non-empty text"),
         ({"choices": ["x"], "answer": ["a"], "prohibited": []}, "choices: got ('x',), expected no choice"),
         ({"choices": ["x", " "], "answer": ["a"], "prohibited": []}, "choices: choice b is blank"),

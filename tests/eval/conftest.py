@@ -21,10 +21,11 @@ def loaded_models():
 
 @pytest.fixture
 def compile_once(monkeypatch, loaded_models):
-    """Runs take the same model object for the same model, devices and backend."""
-    import medjax.eval.run as run
+    """Runs take the same model object for the same model, adapter, devices and backend."""
+    import medjax.infer.run as run
+    from medjax.infer.language_model import LanguageModel
 
-    load_model = run.load_model
+    load_model, with_adapter = run.load_model, LanguageModel.with_adapter
 
     def load(name, *, chat_template, progress, **options):
         key = (name, *sorted(options.items()))
@@ -33,7 +34,15 @@ def compile_once(monkeypatch, loaded_models):
         model = loaded_models[key]
         return model if chat_template == "auto" else replace(model, chat=None)
 
+    def adapted(model, path):
+        key = (id(model.decoder), str(path))
+        if key not in loaded_models:
+            loaded_models[key] = with_adapter(model, path)
+        found = loaded_models[key]
+        return replace(model, programs=found.programs, adapter=found.adapter, adapter_digest=found.adapter_digest)
+
     monkeypatch.setattr(run, "load_model", load)
+    monkeypatch.setattr(LanguageModel, "with_adapter", adapted)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from medjax.data.exams.sources import Files
+from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import Item, read_jsonl
 from medjax.eval.protocols import PromptTemplate, Protocol
 from medjax.eval.settings import ProtocolSettings
-from medjax.eval.sources import Files
-from medjax.eval.tasks import TASKS, load_task
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

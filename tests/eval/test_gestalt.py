@@ -2,9 +2,9 @@
 
 import pytest
 
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
 from medjax.eval.gestalt import extract, gold_text, is_asked, judge_gestalt
-from medjax.eval.tasks import load_task
 
 ITEM = Item("q", "?", ("甲状腺", "副腎", "1.5 mL", "心臓", "腎臓"), ("c",))
 

@@ -181,7 +181,7 @@ def test_special_tokens_in_an_item_are_refused_where_there_is_a_chat(tiny_folder
     ],
 )
 def test_every_way_to_end_has_its_status(exam, tmp_path, monkeypatch, capsys, error, status, message):
-    import medjax.eval.run as run
+    import medjax.infer.run as run
 
     def fail(*_, **__):
         raise error

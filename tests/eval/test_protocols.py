@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.protocols import PromptTemplate, Protocol, choose_demonstrations, normalised, pick
 from medjax.eval.settings import ProtocolSettings
-from medjax.eval.tasks import LoadedTask, load_task
 
 FIVE = ("肺炎", "喘息", "肺塞栓", "気胸", "心不全")
 DEMOS = (

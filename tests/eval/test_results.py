@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.protocols import Protocol, choose_demonstrations
 from medjax.eval.results import Evaluation, Finished, read_answers, results_json, sample_lines
 from medjax.eval.settings import EvalSettings, ModelSettings, ProtocolSettings, TaskSettings
-from medjax.eval.tasks import LoadedTask
 from medjax.infer.generator import Generation
 from medjax.infer.scorer import Score, Work
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
 from medjax.eval.scoring import Prediction, Verdict, aggregate, chance, judge, judge_kasai
-from medjax.eval.tasks import load_task
 
 FIVE = ("1", "2", "3", "4", "5")
 ITEM = Item("q", "?", FIVE, ("a", "c"), points=3, prohibited=("e",))

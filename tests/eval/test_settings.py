@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from medjax.config import ConfigError, load
+from medjax.data.exams.tasks import TASKS
 from medjax.eval.protocols import Protocol
 from medjax.eval.settings import EvalSettings
-from medjax.eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "eval").glob("*.toml"))

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from medjax.data.exams.tasks import load_task
 from medjax.eval.scoring import aggregate, judge_kasai
-from medjax.eval.tasks import load_task
 from medjax.report.exam import exam_report, summary_figure, wilson_interval
 from medjax.report.table import display_width
 

@@ -84,6 +84,10 @@ class Tokenizer(ABC):
     def token_text(self, token_id: int) -> str:
         """One token as the vocabulary spells it (byte-level "Ġin", SentencePiece "▁in", "<0x0A>")."""
 
+    def to_json(self) -> str:
+        """The text of a tokenizer.json that gives the same ids. Raises ValueError where this kind has none."""
+        raise ValueError(f"tokenizer: got kind {self.kind}, which is no tokenizer.json; copy its own file instead.")
+
     @cached_property
     def special_texts(self) -> frozenset[str]:
         """Tokens that `encode(special=True)` recognises where they are written and the default takes for text."""
@@ -175,6 +179,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def special_texts(self) -> frozenset[str]:
         return frozenset(token.content for token in self._pipeline.get_added_tokens_decoder().values() if token.special)
 
+    def to_json(self) -> str:
+        spec = json.loads(self._pipeline.to_str())
+        return json.dumps(spec | {"post_processor": bos_template(self)}, ensure_ascii=False)
+
     def _ids(self, text: str, *, special: bool, prefix: bool) -> list[int]:
         with self._lock:  # encode_special_tokens is a switch of the pipeline, not an argument
             pipeline = self._pipeline if prefix else self._without_prefix()
@@ -211,6 +219,21 @@ class HuggingFaceTokenizer(Tokenizer):
         if text is None:
             raise ValueError(f"token_text: got id {token_id}, expected one of the {self.vocab_size} of the vocabulary.")
         return text
+
+
+def bos_template(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The post-processor of a tokenizer.json that puts BOS in front, None for a tokenizer that does not."""
+    if not tokenizer.add_bos or tokenizer.bos_token is None:
+        return None
+    bos = {"SpecialToken": {"id": tokenizer.bos_token, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    entry = {"id": tokenizer.bos_token, "ids": [tokenizer.bos_id], "tokens": [tokenizer.bos_token]}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, bos, second],
+        "special_tokens": {tokenizer.bos_token: entry},
+    }
 
 
 def _drop_prefix(step: Any) -> Any:

@@ -17,6 +17,7 @@ Source: ggml-org/llama.cpp@00ad355 src/llama-vocab.cpp (names, defaults); karpat
 import functools
 import heapq
 import itertools
+import json
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Pipeline
 
 from medjax.data.text.special_tokens import SpecialIds, SpecialText
-from medjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer
+from medjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer, bos_template
 
 # Characters of a remembered stretch, at least: looking up many shorter ones takes longer than it saves
 _SHORTEST = 32
@@ -268,6 +269,39 @@ class ScoreMergeTokenizer(Tokenizer):
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"token_text: got id {token_id}, expected one of the {self.vocab_size} of the vocabulary.")
         return self._pieces[token_id]
+
+    def to_json(self) -> str:
+        """The same merges as a byte-pair encoding: every pair that joins to a piece, highest score first.
+
+        Equal ids need scores that differ, as those of SentencePiece's BPE do.
+        """
+
+        def spelled(piece: str) -> str:
+            return piece.replace(self._blank, "▁")
+
+        pairs = sorted(
+            (-score, self._id[piece], piece[:cut], piece[cut:])
+            for piece, score in self._score.items()
+            for cut in range(1, len(piece))
+            if piece[:cut] in self._id and piece[cut:] in self._id
+        )
+        pipeline = Pipeline(
+            models.BPE(
+                vocab={spelled(piece): i for i, piece in enumerate(self._pieces)},
+                merges=[(spelled(left), spelled(right)) for *_, left, right in pairs],
+                unk_token=None if self._unknown_id is None else spelled(self._pieces[self._unknown_id]),
+                byte_fallback=True,
+            )
+        )
+        blanks: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if self._prefix else []
+        pipeline.normalizer = normalizers.Sequence([*blanks, normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        pipeline.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if self._prefix else [])])
+        for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+            chosen = [piece for piece, its in zip(self._pieces, self._types, strict=True) if its == kind]
+            texts = chosen if special else [piece.replace(self._blank, " ") for piece in chosen]
+            pipeline.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
+        return json.dumps(json.loads(pipeline.to_str()) | {"post_processor": bos_template(self)}, ensure_ascii=False)
 
 
 def _required(metadata: Mapping[str, Any], name: str) -> Any:

@@ -25,7 +25,7 @@ NUMERIC = {
 
 
 def read_exam(language: str) -> list[dict[str, Any]]:
-    text = files("medjax.eval").joinpath("exams", f"mini_{language}.jsonl").read_text(encoding="utf-8")
+    text = files("medjax.data.exams").joinpath(f"mini_{language}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from medjax.assets import ORIGINS
+from medjax.data.exams import sources
+from medjax.data.exams.sources import Files, Rows
 from medjax.data.qa import Item
-from medjax.eval import sources
-from medjax.eval.sources import Files, Rows
 
 
 @dataclass(frozen=True)

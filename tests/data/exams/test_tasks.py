@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from medjax.eval.sources import JMMLU_SUBJECTS
-from medjax.eval.tasks import TASKS, PassRule, load_task
+from medjax.data.exams.sources import JMMLU_SUBJECTS
+from medjax.data.exams.tasks import TASKS, PassRule, load_task
 
 MULTI = {"igakuqa": Counter({1: 1702, 2: 243, 3: 55}), "denqa": Counter({1: 408, 2: 174, 3: 92, 4: 17, 5: 8})}
 
@@ -116,6 +116,8 @@ def test_pools_outside_the_test_set(shared_data):
     # yes 552, no 338, maybe 110 of all 1,000
     assert Counter(item.answer[0] for item in (*pubmedqa.items, *pubmedqa.fewshot)) == dict(a=552, b=338, c=110)
     assert pubmedqa.fewshot[0].context.split()
+    published = json.loads((shared_data / "pubmedqa" / "ori_pqal.json").read_text("utf-8"))
+    assert all(item.explanation == published[item.id]["LONG_ANSWER"] != "" for item in pubmedqa.fewshot)
     hundred = load_task("jmmlu-medical-100", data_dir=shared_data)
     assert (hundred.pool_is_test, len(hundred.fewshot)) == (False, 581)
     assert not {item.question for item in hundred.fewshot} & {item.question for item in hundred.items}

@@ -23,7 +23,7 @@ from typing import Any
 from medjax import assets
 from medjax.data.qa import Item, read_jsonl
 
-EXAMS = Path(__file__).parent / "exams"
+EXAMS = Path(__file__).parent
 JMMLU_SUBJECTS = (
     *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "human_sexuality"),
     *("medical_genetics", "nutrition", "professional_medicine", "professional_psychology", "virology"),
@@ -132,7 +132,7 @@ def benchmark(files: Files, language: str, *, file: str) -> Rows:
 
 
 def pubmedqa(files: Files, language: str) -> Rows:
-    """The 500 test questions of PubMedQA; demonstrations from the 500 other labelled ones, its train split."""
+    """The 500 test questions of PubMedQA; demonstrations from the 500 other labelled ones, with their long answers."""
     test = benchmark(files, language, file="pubmedqa.jsonl")
     (path,) = files.find("pubmedqa", "ori_pqal.json")
     asked = {item.id for item in test.items}
@@ -143,6 +143,7 @@ def pubmedqa(files: Files, language: str) -> Rows:
             choices=_YES_NO_MAYBE,
             answer=("abc"[_YES_NO_MAYBE.index(row["final_decision"])],),
             context=" ".join(row["CONTEXTS"]),
+            explanation=row["LONG_ANSWER"],
         )
         for name, row in json.loads(path.read_text("utf-8")).items()
         if name not in asked

@@ -1,0 +1,286 @@
+"""Keeping what is trained on apart from what is graded.
+
+Held-out records are chosen by a hash of their question, so that two copies of one question are on the same side. Exam
+items are looked for in the training records before a run, because a score on items that were trained on says nothing.
+
+Both compare letters and digits only: NFKC, lower case, without blanks and punctuation ("ＥＣＧ: 3 mV" -> "ecg3mv").
+
+An item is found in a record by runs of letters that both have (50, or 20 where most are Japanese): the share of the
+item's stem that such runs cover. A stem copied whole has share 1, a changed word costs little, and stems that only end
+in the same phrase share little; runs that stand in many items are left out altogether.
+
+    stem    七二歳の男性突然の胸痛を主訴に来院した心電図で…      record  七二歳の女性突然の胸痛を主訴に来院した心電図で…
+    run                  |<------ 20 letters or more ---- …                     |<------ the same
+
+A stem shorter than a run ("Which of the following is true?") is found where the record holds it and its choices as well.
+An item with less text than a run in all cannot be told from chance; it is listed as unchecked.
+
+Every record is read once, by hashes that roll over its letters: the time grows with the text, not with text x items.
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from medjax.data.text.packing import mix
+from medjax.data.text.records import Conversation, Record
+
+SHARE = 0.7  # of a stem's letters: from here on a record holds the item
+_RUN, _RUN_JAPANESE, _ANCHOR = 50, 20, 8  # letters
+_MANY_ITEMS = 16  # a run in more items than this is a phrase of the trade
+_BLOCK = 1 << 20  # letters hashed at one time
+_FILTER_BITS = 24
+_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
+_NOT_LETTERS = re.compile(r"[\W_]+")
+_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_HIGHEST = 1 << 64
+
+
+def normalise(text: str) -> str:
+    """Letters and digits of a text: NFKC, lower case."""
+    return _NOT_LETTERS.sub("", unicodedata.normalize("NFKC", text).lower())
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which records are held out: those whose question's hash is below `bound`, of 2^64."""
+
+    bound: int
+
+    def holds_out(self, record: Record) -> bool:
+        return question_hash(record) < self.bound
+
+
+NOTHING = Division(0)
+
+
+def question_hash(record: Record) -> int:
+    """A 64-bit hash of what is asked: the user's turns, instruction and input, or the text."""
+    asked = record.question
+    if isinstance(record, Conversation):
+        asked = "\n".join(message.content for message in record.messages if message.role == "user") or asked
+    return int.from_bytes(hashlib.blake2b(normalise(asked).encode(), digest_size=8).digest(), "big")
+
+
+def divide(records: Iterable[Record], *, fraction: float = 0.0, count: int = 0) -> Division:
+    """Choose what is held out: about a fraction of the records, or `count` of them.
+
+    Records that ask the same question go together, so `count` may be exceeded by the copies of the last one. For a
+    fraction the records are not read.
+
+    Raises ValueError for both or neither, a fraction outside of 0 to 1, and a count that leaves nothing to train on.
+    """
+    if (fraction > 0) == (count > 0) or not 0 <= fraction < 1 or count < 0:
+        raise ValueError(
+            f"held out: got the fraction {fraction} and the count {count}, expected one of them: a fraction between 0 "
+            "and 1, or a count of 1 or more."
+        )
+    if fraction:
+        return Division(round(fraction * _HIGHEST))
+    hashes = np.sort(np.fromiter((question_hash(record) for record in records), np.uint64))
+    if count >= len(hashes) or hashes[count - 1] == hashes[-1]:
+        raise ValueError(
+            f"held out: got a count of {count}, expected fewer than the {len(np.unique(hashes))} different questions "
+            f"of the {len(hashes)} records; lower it, or name a file of its own."
+        )
+    return Division(int(hashes[count - 1]) + 1)
+
+
+class Asked(NamedTuple):
+    """An exam item as text: its stem, and what comes with it (choices, context)."""
+
+    id: str
+    stem: str
+    details: tuple[str, ...] = ()
+
+
+class Overlap(NamedTuple):
+    """A training record that holds an item; share of the item's letters found in it."""
+
+    record: str
+    item: str
+    share: float
+
+
+class _Short(NamedTuple):
+    item: int
+    stem: str
+    details: tuple[str, ...]
+
+
+class _Runs:
+    """All runs of `length` letters of some texts, found again in other text.
+
+    texts  (item, text); of a text only its first run with `first_only`
+    """
+
+    def __init__(self, texts: Sequence[tuple[int, str]], length: int, first_only: bool = False) -> None:
+        self.length = length
+        hashes, items, offsets = [], [], []
+        for item, text in texts:
+            found = rolling_hashes(text[:length] if first_only else text, length)
+            hashes.append(found)
+            items.append(np.full(len(found), item))
+            offsets.append(np.arange(len(found)))
+        self._hashes = np.concatenate([*hashes, np.empty(0, np.uint64)])
+        order = np.argsort(self._hashes, kind="stable")
+        self._hashes = self._hashes[order]
+        self._items = np.concatenate([*items, np.empty(0, np.int64)])[order].astype(np.int64)
+        self._offsets = np.concatenate([*offsets, np.empty(0, np.int64)])[order].astype(np.int64)
+        self._filter = np.zeros(1 << _FILTER_BITS, bool)
+        self._filter[self._hashes >> np.uint64(64 - _FILTER_BITS)] = True
+
+    def rare(self) -> "_Runs":
+        """Without the runs that stand in many items; self is changed."""
+        _, inverse, counts = np.unique(self._hashes, return_inverse=True, return_counts=True)
+        keep = counts[inverse] <= _MANY_ITEMS
+        self._hashes, self._items, self._offsets = self._hashes[keep], self._items[keep], self._offsets[keep]
+        return self
+
+    def covered(self, items: int) -> np.ndarray:
+        """Letters of each item that its runs cover, [items]."""
+        return _union(self._items, self._offsets, self.length, items)
+
+    def find(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every run met: place in the text, item, offset in the item's text."""
+        met = rolling_hashes(text, self.length)
+        places = np.flatnonzero(self._filter[met >> np.uint64(64 - _FILTER_BITS)])
+        first = np.searchsorted(self._hashes, met[places], "left")
+        last = np.searchsorted(self._hashes, met[places], "right")
+        times = last - first
+        index = np.repeat(first - np.cumsum(times) + times, times) + np.arange(times.sum())
+        return np.repeat(places, times), self._items[index], self._offsets[index]
+
+
+class OverlapIndex:
+    """Exam items, to be looked for in training records.
+
+    unchecked  ids of items that hold too little text to be looked for
+    """
+
+    def __init__(self, items: Iterable[Asked]) -> None:
+        self._ids: list[str] = []
+        self.unchecked: list[str] = []
+        long: dict[int, list[tuple[int, str]]] = {_RUN: [], _RUN_JAPANESE: []}
+        others: list[tuple[_Short, int]] = []
+        for number, item in enumerate(items):
+            self._ids.append(item.id)
+            stem = normalise(item.stem)
+            details = tuple(part for part in map(normalise, item.details) if part)
+            run = _RUN_JAPANESE if 2 * len(_JAPANESE.findall(stem)) > len(stem) else _RUN
+            others.append((_Short(number, stem, details), run))
+            if len(stem) >= run:
+                long[run].append((number, stem))
+        self._runs = [_Runs(texts, length).rare() for length, texts in long.items()]
+        self._letters = sum(runs.covered(len(self._ids)) for runs in self._runs)
+        short = []
+        for entry, run in others:
+            # a stem of phrases that many items have is as good as none
+            if self._letters[entry.item] < max(run, len(entry.stem) / 2):
+                self._letters[entry.item] = 0
+                enough = len(entry.stem) + sum(map(len, entry.details)) >= run and len(_anchor(entry)) >= _ANCHOR
+                short.append(entry) if enough else self.unchecked.append(self._ids[entry.item])
+        self._short = {entry.item: entry for entry in short}
+        self._anchors = _Runs([(entry.item, _anchor(entry)) for entry in short], _ANCHOR, first_only=True)
+
+    def find(self, records: Iterable[Record], *, share: float = SHARE) -> list[Overlap]:
+        """Records that hold an item, in the order of the records; share is the least that counts."""
+        return [overlap for names, texts in _blocks(records) for overlap in self._search(names, texts, share)]
+
+    def _search(self, names: list[str], texts: list[str], share: float) -> list[Overlap]:
+        text = "\0".join(texts)
+        starts = np.concatenate([[0], np.cumsum([len(part) + 1 for part in texts])[:-1]]).astype(np.int64)
+        count = len(self._ids)
+        found: dict[int, float] = {}  # record x item -> share
+        for runs in self._runs:
+            places, items, offsets = runs.find(text)
+            pairs = (np.searchsorted(starts, places, "right") - 1) * count + items
+            which, inverse = np.unique(pairs, return_inverse=True)
+            letters = _union(inverse, offsets, runs.length, len(which))
+            whole = self._letters[which % count]
+            for pair, covered, size in zip(which.tolist(), letters.tolist(), whole.tolist(), strict=True):
+                if size and covered >= share * size:
+                    found[pair] = covered / size
+        places, items, _ = self._anchors.find(text)
+        for pair in np.unique((np.searchsorted(starts, places, "right") - 1) * count + items).tolist():
+            _, stem, details = self._short[pair % count]
+            record = texts[pair // count]
+            held = sum(len(part) for part in details if part in record)
+            letters = sum(map(len, details))
+            if stem in record and (not letters or held >= share * letters):
+                found[pair] = (len(stem) + held) / (len(stem) + letters)
+        return [Overlap(names[pair // count], self._ids[pair % count], found[pair]) for pair in sorted(found)]
+
+
+def refuse_overlap(records: Iterable[Record], items: Iterable[Asked], *, share: float = SHARE) -> list[str]:
+    """Check that no training record holds an exam item; returns the ids of the items that could not be checked.
+
+    Raises ValueError naming records and items otherwise.
+    """
+    index = OverlapIndex(items)
+    found = index.find(records, share=share)
+    if found:
+        held, where = len({o.item for o in found}), len({o.record for o in found})
+        named = "; ".join(f"{o.item} in {o.record} ({math.floor(100 * o.share)} %)" for o in found[:5])
+        more = "; …" if len(found) > 5 else ""
+        raise ValueError(
+            f"data: got {where} training records that hold {held} items of the evaluation: {named}{more}. Expected "
+            "none, since a score on items trained on says nothing; remove these records, or evaluate on other items."
+        )
+    return index.unchecked
+
+
+def rolling_hashes(text: str, length: int) -> np.ndarray:
+    """A 64-bit hash of every run of `length` characters: [len(text) - length + 1] uint64.
+
+    A polynomial in an odd base modulo 2^64, from its running sum: sum(c[i+j] base^j) = (P[i+length] - P[i]) base^-i.
+    """
+    if len(text) < length:
+        return np.empty(0, np.uint64)
+    codes = mix(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64))
+    powers, inverses = (_powers(base, len(text)) for base in (_BASE, pow(_BASE, -1, _HIGHEST)))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers)])
+    return mix((sums[length:] - sums[:-length]) * inverses[: len(text) - length + 1])
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)
+
+
+def _anchor(entry: _Short) -> str:
+    """What is looked for first: the longest of the item's texts, since it is the rarest."""
+    return max((*entry.details, entry.stem), key=len)
+
+
+def _union(groups: np.ndarray, offsets: np.ndarray, length: int, count: int) -> np.ndarray:
+    """Letters that the runs [offset, offset + length) of each group cover together, [count]."""
+    order = np.lexsort((offsets, groups))
+    groups, offsets = groups[order], offsets[order]
+    last = np.append(groups[1:] != groups[:-1], True)[: len(groups)]
+    following = np.append(offsets[1:], 0)[: len(offsets)]
+    covered = np.where(last, length, np.minimum(length, following - offsets))
+    return np.bincount(groups, weights=covered, minlength=count).astype(np.int64)
+
+
+def _blocks(records: Iterable[Record]) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and normalised texts of records, a block of them at a time."""
+    names: list[str] = []
+    texts: list[str] = []
+    letters = 0
+    for record in records:
+        names.append(record.id)
+        texts.append(normalise(" ".join(record.texts)))
+        letters += len(texts[-1]) + 1
+        if letters > _BLOCK:
+            yield names, texts
+            names, texts, letters = [], [], 0
+    if names:
+        yield names, texts

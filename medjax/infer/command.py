@@ -1,0 +1,61 @@
+"""What the commands that run a model have in common: where compiled programs are kept, and how a command ends.
+
+0  done
+1  the work failed: a full disk, not enough memory
+2  the call or the input was wrong: ValueError and FileNotFoundError, whose messages say what to do
+75  stopped by Ctrl-C or SIGTERM
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from medjax.infer.settings import EngineSettings
+
+
+def exit_status(prog: str, work: Callable[[], None], engine: EngineSettings, *, stopped: str) -> int:
+    """Do the work and return the exit status; what went wrong is told in one line on stderr.
+
+    engine   whose settings the advice for too little memory names
+    stopped  what is told when the user stops the work
+    """
+    try:
+        work()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # the reader, such as head, has seen enough; what is left goes nowhere, or Python complains as it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        return 75
+    except (MemoryError, RuntimeError) as error:
+        # JAX tells a full device by a RuntimeError with this status in its text
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).partition("\n")[0] or "out of memory"
+        print(
+            f"{prog}: {first}: got a run that does not fit into memory; lower --engine.row_tokens (now "
+            f"{engine.row_tokens}) or --batch-size (now {engine.batch_size}), take --dtype bfloat16 or --quantise, "
+            "or spread the weights with --mesh.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def keep_compiled(engine: EngineSettings) -> None:
+    """Keep compiled programs in the cache folder, where the settings want it and the environment names no other."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from medjax.assets import cache_folder
+
+    if engine.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
