@@ -16,11 +16,10 @@ job  JSON:
   documents      list of {"tokens": [...], "counted": [...]}; counted[i]: token i is a loss target
 
 Then it reads commands from standard input and answers on standard output, a line of JSON each:
-  {"do": "first_loss", "documents": [i, …]}                    -> {"loss"}: one batch, gradients too, nothing updated
-  {"do": "block", "steps": [[[i, …], …], …], "limit": SECONDS} -> seconds, cpu_seconds, steps, real_tokens,
-       computed_tokens (padding included), counted_tokens, losses; a step is one or more micro-batches of documents;
-       {"out_of_memory": true} when a step does not fit
-  {"do": "probe"}                                              -> {"matmul_gflops"}
+  {"do": "block", "steps": [[[i, …], …], …]}  -> seconds, cpu_seconds, steps, real_tokens, computed_tokens (padding
+        included), counted_tokens, losses; a step is one or more micro-batches, a micro-batch the numbers of its
+        documents; {"out_of_memory": true} when a step does not fit
+  {"do": "probe"}                              -> {"matmul_gflops"}
 The first answer, before any command, describes the peer. It ends with its input. Started by sft_vs_peft.py.
 """
 
@@ -58,7 +57,7 @@ def main() -> None:
     print(json.dumps(peer.description()), file=answers, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        run = {"first_loss": peer.first_loss, "block": peer.block, "probe": peer.probe}[command.pop("do")]
+        run = {"block": peer.block, "probe": peer.probe}[command.pop("do")]
         print(json.dumps(run(**command)), file=answers, flush=True)
 
 
@@ -157,12 +156,6 @@ class Peer:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def first_loss(self, documents: list[int]) -> dict[str, Any]:
-        """The loss of one batch, as a mean over its counted tokens; the gradients are computed and thrown away."""
-        loss = self._gradients(self._collate(documents), self._counted(documents))
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.item()}
 
     def block(self, steps: list[list[list[int]]]) -> dict[str, Any]:
         """Train; the clock covers padding, transfer, forward, backward and the optimiser, up to the last step's end."""

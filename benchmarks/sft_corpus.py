@@ -112,21 +112,3 @@ def initial_adapters(c: DecoderConfig, rank: int) -> dict[str, np.ndarray]:
         for layer in range(c.layers)
         for name, size in inputs.items()
     }
-
-
-def training_flops(c: DecoderConfig, rank: int, documents: Sequence[Document]) -> float:
-    """FLOPs of one training step's documents, padding left out and nothing computed twice.
-
-    A frozen matmul costs 4 a weight and token (forward, and the gradient of its input), an adapter's 6, the
-    vocabulary's 4 at counted tokens only. Attention is causal, so half of its square counts: 2 forward and 4 backward,
-    times heads, head_dim and length squared.
-    """
-    width, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sides = (
-        2 * (c.embed + width) + 2 * (c.embed + kv) + 3 * (c.embed + c.mlp)
-    )  # q and out, k and v, the three of the MLP
-    tokens = sum(len(document.tokens) for document in documents)
-    counted = sum(int(document.counted[1:].sum()) for document in documents)
-    squares = sum(len(document.tokens) ** 2 for document in documents)
-    matmuls = (4 * c.matmul_params + 6 * c.layers * rank * sides) * tokens
-    return matmuls + 4 * c.vocab_size * c.embed * counted + 6 * c.layers * width * squares

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from sft_corpus import Batches, Steps, spread
 
 from medjax.data.text.documents import Document
+from medjax.nn.lora import LoraConfig
 
 _TARGETS = {
     "query": "self_attn.q_proj",
@@ -30,7 +31,8 @@ _TARGETS = {
     "down": "mlp.down_proj",
 }
 _PROBE = {"float32": (1024, 576, 1536), "bfloat16": (4096, 4096, 14336)}  # the same as the peer's
-RANK, ALPHA, LEARNING_RATE = 16, 32.0, 2e-4
+LORA = LoraConfig(16, 32.0, tuple(_TARGETS))
+LEARNING_RATE = 2e-4
 _TRIAL_GROUPS = 2
 
 
@@ -82,9 +84,9 @@ class PeftSide:
             self._process.stdin.flush()
         return self._answer()
 
-    def first_loss(self, documents: list[int]) -> float:
-        """Mean loss over the counted tokens of one batch."""
-        return self._ask(do="first_loss", documents=documents)["loss"]
+    def first_losses(self, documents: list[int], steps: int) -> list[float]:
+        """Mean losses over the counted tokens of one batch, before each of some steps on it."""
+        return self.block([[documents]] * steps, "first steps")["losses"]
 
     def probe(self) -> float:
         """Matmul rate in GFLOP/s."""
@@ -101,7 +103,6 @@ class PeftSide:
     def trials(self, batches: Batches, sizes: list[int]) -> dict[int, float | None]:
         """Computed tokens/s of a few batches of similar lengths, by documents of a micro-batch; None: out of memory."""
         chosen = spread(batches, _TRIAL_GROUPS, lambda batch: float(batches.index(batch)))
-        self.block([[chosen[0][:1]]], "warm-up")
         rates: dict[int, float | None] = {}
         for size in sizes:
             steps = [[batch[start : start + size] for start in range(0, len(batch), size)] for batch in chosen]
@@ -125,7 +126,6 @@ class MedjaxSide:
         from medjax.data.text.documents import DocumentList
         from medjax.models.decoder import Decoder, abstract_variables, unembedding
         from medjax.nn.attention import forest
-        from medjax.nn.lora import LoraConfig
         from medjax.nn.loss import cross_entropy
         from medjax.store.loading import load_decoder
         from medjax.train.optimizer import optimizer
@@ -136,8 +136,7 @@ class MedjaxSide:
         print("medjax: loading", flush=True)
         start = time.perf_counter()
         loaded = load_decoder(model, dtype=options.dtype)
-        lora = LoraConfig(RANK, ALPHA, tuple(_TARGETS))
-        abstract = abstract_variables(loaded.config, lora)
+        abstract = abstract_variables(loaded.config, LORA)
         variables = {"params": loaded.params, "lora": stacked_adapters(adapters, abstract["lora"])}
         chosen = choose_trainable(abstract, ["lora"])
         trainable, self._frozen = split(variables, chosen)
@@ -147,7 +146,7 @@ class MedjaxSide:
         tx = optimizer(settings, 1)
         shapes = abstract_state(abstract, chosen, tx, loaded.mesh, loaded.rules)
         self._state = init_state(trainable, tx, shapes)
-        decoder = Decoder(loaded.config, dtype=jnp.dtype(options.dtype), lora=lora, remat=options.remat)
+        decoder = Decoder(loaded.config, dtype=jnp.dtype(options.dtype), lora=LORA, remat=options.remat)
 
         def loss(variables, batch, key):
             hidden, _ = decoder.apply(variables, batch.tokens, batch.positions, forest(batch.positions, batch.ends))
@@ -162,15 +161,15 @@ class MedjaxSide:
         self._options = options
         self.fill = self._batches.fill
         self.load_seconds = time.perf_counter() - start
-        self.compile_seconds = 0.0
+        self.first_step_seconds = 0.0
         self.device = jax.devices()[0].device_kind
 
     def description(self) -> dict[str, Any]:
         """What ran here."""
-        return {"load_seconds": self.load_seconds, "first_step_seconds": self.compile_seconds, "device": self.device}
+        return {"load_seconds": self.load_seconds, "first_step_seconds": self.first_step_seconds, "device": self.device}
 
-    def first_loss(self, documents: list[int]) -> float:
-        """Mean loss over the counted tokens of one batch of documents, taken from a first training step; compiles.
+    def first_losses(self, documents: list[int], steps: int) -> list[float]:
+        """Mean losses over the counted tokens of one batch, before each of some steps on it; compiles.
 
         Raises ValueError when the documents need more rows than a step has.
         """
@@ -185,11 +184,14 @@ class MedjaxSide:
             )
         epoch = packing.in_order()
         packed = [[chosen[i] for i in epoch.row(r)] for r in range(packing.rows)] + [[]] * (rows - packing.rows)
-        start = time.perf_counter()
-        self._state, metrics = self._step(self._state, self._frozen, fill_rows(packed, row))
-        loss = float(metrics.means["loss"])
-        self.compile_seconds = time.perf_counter() - start
-        return loss
+        batch = fill_rows(packed, row)
+        losses = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self._state, told = self._step(self._state, self._frozen, batch)
+            losses.append(float(told.means["loss"]))
+            self.first_step_seconds = self.first_step_seconds or time.perf_counter() - start
+        return losses
 
     def probe(self) -> float:
         """Matmul rate in GFLOP/s."""

@@ -30,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from machine import JAX_PLATFORMS, cores, cpu_name, hold_to_cores
 from peers import peer_python, peers_folder
 from sft_corpus import (
@@ -41,15 +42,16 @@ from sft_corpus import (
     padding_fill,
     shuffled_batches,
     spread,
-    training_flops,
 )
-from sft_sides import ALPHA, LEARNING_RATE, RANK, MedjaxSide, PeftSide
+from sft_sides import LEARNING_RATE, LORA, MedjaxSide, PeftSide
 
 from medjax.assets import resolve_model, sha256_file
 from medjax.data.text.documents import Document
 from medjax.models.decoder_config import DecoderConfig, from_hugging_face
 from medjax.store.sources import open_source
+from medjax.train.flops import TrainingFlops, attended_pairs, peak_of
 
+_FIRST_STEPS = 3  # on one batch: B moves first, then A as well
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}  # natural log, mean over the first step's counted tokens
 SHAPES = {  # fields of a Hugging Face config.json; 8b: the dimensions of Llama 3 8B
     "8b": {
@@ -68,16 +70,6 @@ SHAPES = {  # fields of a Hugging Face config.json; 8b: the dimensions of Llama 
         "num_key_value_heads": 2,
         "vocab_size": 512,
     },
-}
-_PEAK_TFLOPS = {  # bfloat16 without sparsity, from the makers' data sheets
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "A10": 125,
-    "L4": 121,
 }
 
 
@@ -192,15 +184,15 @@ def measure(
         "device": {"gpu": "cuda"}.get(options.device, "cpu"),
         "dtype": options.dtype,
         "threads": options.threads,
-        "lora": {"rank": RANK, "alpha": ALPHA},
+        "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
         "learning_rate": LEARNING_RATE,
     }
-    adapters = initial_adapters(config, RANK)
+    adapters = initial_adapters(config, LORA.rank)
     with PeftSide(python, job, adapters, documents, folder) as peer:
         ours = MedjaxSide(options, Path(model.get("gguf", model["folder"])), adapters, documents)
         shuffled = shuffled_batches(lengths, options.batch_size)
         first = shuffled[0]
-        losses = {"medjax": ours.first_loss(first), "peft": peer.first_loss(first)}
+        losses = {"medjax": ours.first_losses(first, _FIRST_STEPS), "peft": peer.first_losses(first, _FIRST_STEPS)}
 
         trials = peer.trials(grouped_batches(lengths, max(options.micro_batch_sizes)), options.micro_batch_sizes)
         best = max(trials, key=lambda size: trials[size] or 0.0)
@@ -246,7 +238,7 @@ def measure(
 
 
 def compare(
-    blocks: dict[str, list[dict[str, Any]]], losses: dict[str, float], options: argparse.Namespace
+    blocks: dict[str, list[dict[str, Any]]], losses: dict[str, list[float]], options: argparse.Namespace
 ) -> dict[str, Any]:
     """The ratios, of medians over the blocks."""
 
@@ -255,7 +247,7 @@ def compare(
 
     dynamic, grouped, ours = (rate(kind) for kind in ("dynamic", "grouped", "medjax"))
     best = max(rate(kind, "computed_tokens") for kind in ("dynamic", "grouped"))
-    first_loss_diff = abs(losses["medjax"] - losses["peft"])
+    differences = [abs(one - other) for one, other in zip(losses["medjax"], losses["peft"], strict=True)]
     return {
         "ratio": ours / dynamic,
         "ratio_peft": ours / dynamic,
@@ -265,8 +257,9 @@ def compare(
         "ratio_after": ours / rate("dynamic", some=slice(1, None)),
         "ratio_cpu_seconds": rate("medjax", by="cpu_seconds") / rate("dynamic", by="cpu_seconds"),
         "ratio_grouped_cpu_seconds": rate("medjax", by="cpu_seconds") / rate("grouped", by="cpu_seconds"),
-        "first_loss": losses,
-        "first_loss_diff": first_loss_diff,
+        "first_losses": losses,
+        "first_loss_diff": differences[0],
+        "first_losses_diff": differences,
         "tolerance": TOLERANCE[options.dtype],
         "real_tokens_per_second": {"medjax": ours, "peft": dynamic, "peft_grouped": grouped},
         "computed_tokens_per_second": {
@@ -285,18 +278,23 @@ def efficiency(
     device: str,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Useful FLOPs a second, the share of the best matmul rate probed here, and MFU where the peak is known."""
-    gflops = {}
-    for side, kind in (("medjax", "medjax"), ("peft", "dynamic"), ("peft_grouped", "grouped")):
-        of_block = (
-            training_flops(config, RANK, [documents[i] for i in block["documents"]]) / block["seconds"]
-            for block in blocks[kind]
-        )
-        gflops[side] = statistics.median(of_block) / 1e9
+    """Useful FLOPs a second (conventions of train.flops), their share of the matmul rate probed here, and of the peak."""
+    flops = TrainingFlops(config, "lora", LORA)
+
+    def useful(numbers: list[int]) -> float:
+        chosen = [documents[i] for i in numbers]
+        pairs = sum(attended_pairs(config, np.arange(len(document.tokens))) for document in chosen)
+        counted = sum(int(document.counted.sum()) for document in chosen)
+        return flops.of_step(sum(len(document.tokens) for document in chosen), pairs, counted)
+
+    gflops = {
+        side: statistics.median(useful(block["documents"]) / block["seconds"] for block in blocks[kind]) / 1e9
+        for side, kind in (("medjax", "medjax"), ("peft", "dynamic"), ("peft_grouped", "grouped"))
+    }
     probed = {"medjax": max(probes["medjax"]), "peft": max(probes["peft"])} | {"peft_grouped": max(probes["peft"])}
     peak = options.peak_tflops
-    if peak is None and options.device == "gpu":
-        peak = next((tflops for name, tflops in _PEAK_TFLOPS.items() if name.lower() in device.lower()), None)
+    if peak is None and (known := peak_of(device)):
+        peak = known / 1e12
     return {
         "useful_gflops": gflops,
         "matmul_fraction": {side: gflops[side] / probed[side] for side in gflops},
@@ -321,17 +319,18 @@ def print_table(result: dict[str, Any]) -> None:
     if result["mfu"]:
         rows.append((f"MFU, {result['peak_tflops']} TFLOP/s", *(f"{result['mfu'][side]:.1%}" for side in sides)))
     print(
-        f"\nLoRA r={RANK}, {settings['shape']}, {settings['dtype']}, documents {settings['documents']}: "
+        f"\nLoRA r={LORA.rank}, {settings['shape']}, {settings['dtype']}, documents {settings['documents']}: "
         f"{settings['corpus']} of {settings['corpus_tokens']:,} tokens, loss on {settings['loss']} tokens"
     )
     print(f"{device['cpu']}, {device['cores']} cores; medjax on {result['medjax']['device']}, ", end="")
     print(f"peft on {result['peft']['device']}; load average {device['load_average_1min']}")
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (22, 16, 22, 0), strict=True)))
-    losses = result["first_loss"]
+    losses = result["first_losses"]
     print(
-        f"first step's loss: {losses['medjax']:.6f} and {losses['peft']:.6f}, difference "
-        f"{result['first_loss_diff']:.1e}, allowed {result['tolerance']:.0e}"
+        f"first step's loss: {losses['medjax'][0]:.6f} and {losses['peft'][0]:.6f}, difference "
+        f"{result['first_loss_diff']:.1e}, allowed {result['tolerance']:.0e}; in the next steps on the same batch "
+        + ", ".join(f"{value:.1e}" for value in result["first_losses_diff"][1:])
     )
     print(
         f"medjax / peft: {result['ratio']:.2f} x real tokens/s against dynamic padding (blocks before medjax's "

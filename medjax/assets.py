@@ -143,6 +143,13 @@ def data_files(name: str, files: Sequence[str], data_dir: str | Path | None = No
     return [local[file] for file in files]
 
 
+def at_hand(name: str, data_dir: str | Path | None = None) -> bool:
+    """Whether files of a question set are here, or were fetched before; nothing is fetched to find out."""
+    origin = ORIGINS[name]
+    cached = cache_folder() / "github" / origin.repo.replace("/", "+") / origin.commit[:12]
+    return data_folder(name, data_dir) is not None or cached.is_dir()
+
+
 def fetch_file(repo: str, commit: str, path: str, sha256: str) -> Path:
     """One file of a GitHub repository at a commit, from the cache or else over https.
 

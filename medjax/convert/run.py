@@ -166,6 +166,8 @@ def _write_weights(
             if place.is_dir():
                 place.rmdir()
             place.parent.mkdir(parents=True, exist_ok=True)
+            if (path / "config.json").is_file():  # some tokenizers have their special ids there alone
+                files = [*files, path / "config.json"]
             origin = {"name": name, "adapter": adapter.where if adapter else None}
             save_native(place, decoder.config, params, files, quantisation=settings.quantisation, origin=origin)
     say(f"wrote {place} ({_size(place)}, {settings.quantisation or dtype})")

@@ -19,7 +19,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def tokenizer_files(source: Source, scratch: Path) -> tuple[list[Path], dict[str, Any]]:
-    """Files to lie beside the weights, and the token ids that config.json states.
+    """Files to lie beside the weights, without config.json, and the token ids that config.json states.
 
     scratch  an empty folder for files that have to be written first
     """

@@ -70,7 +70,7 @@ class InferSettings:
         None, help="prompts instead: one a line, or a .jsonl file with a prompt or messages a line; - is standard input"
     )
     system: str | None = field(None, help="system text that opens every conversation without one of its own")
-    max_new_tokens: int = field(256, help="of an answer; decoding is greedy, so an answer does not change")
+    max_new_tokens: int = field(256, help="of an answer; decoding is greedy", alias="--max-new-tokens")
     json: bool = field(False, help="print one JSON object an answer: prompt, text, tokens, why it ended")
 
     def __post_init__(self):

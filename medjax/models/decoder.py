@@ -27,7 +27,7 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import Cache, Forest, Prefix
 from medjax.nn.lora import LoraConfig
 from medjax.nn.rope import inverse_frequencies, rotation
-from medjax.nn.transformer import Block, Norm, parameter
+from medjax.nn.transformer import Block, Constrain, Norm, parameter, unconstrained
 
 KeyValues = tuple[jax.Array, jax.Array]
 _NO_WINDOW = 2**30
@@ -50,6 +50,7 @@ class Decoder(nn.Module):
     lora          adapters of the projections; with the rng "dropout" their dropout is on
     quantisation  how the kernels of all projections are stored, of nn.quant.KINDS; None: as they are
     remat         of REMAT, what the backward pass may reuse
+    constrain     holds activations to the sharding of their logical axes (parallel.sharding.Constraint)
     """
 
     config: DecoderConfig
@@ -59,6 +60,7 @@ class Decoder(nn.Module):
     lora: LoraConfig | None = None
     quantisation: str | None = None
     remat: str = "none"
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(
@@ -111,7 +113,7 @@ class Decoder(nn.Module):
         remat: Any = Block
         if self.remat != "none":
             remat = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
-        block = remat(c, self.backend, self.lora, self.quantisation, name="layers")
+        block = remat(c, self.backend, self.lora, self.quantisation, self.constrain, name="layers")
         x, kv = scan(block, x, (kinds, own, shared))
         return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name="norm")(x), kv
 

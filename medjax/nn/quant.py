@@ -11,11 +11,10 @@ where `out` and `in` stand for the product of the output and of the input axes; 
   int8   codes int8 [out, in], scale float32 [out]              w = code * scale
   int4   codes uint8 [out, in / 2], packed like nf4's, scale float32 [out, in / group]     w = (code - 8) * scale
 
-Code books, blocks and bytes are those of bitsandbytes, so that a QLoRA base is the same numbers here and there. Codes
-are equal code for code. The same arrays dequantise to the same bits outside jit; inside it the compiler fuses the
-multiply-add of an absmax, whose last digit may then differ. The offset, a mean, is rounded differently too: about one
-absmax in 10,000 then lies a step of its 8 bits away. Integer scales are the largest magnitude over
-7.5 or 127.5, not 7 or 127: the last code then stands for a whole step too, and every error is within half a step that
+Code books, blocks and bytes are those of bitsandbytes, so that a QLoRA base is the same numbers here and there: codes
+are equal code for code, and the same arrays dequantise to the same bits. Quantising, the offset may differ in its last
+digit, as a mean is added up in another order; about one absmax in 20,000 is then rounded to the code beside. Integer
+scales are the largest magnitude over 7.5 or 127.5, not 7 or 127: every error is still within half a step, and the step
 is 7 % finer at 4 bits.
 
 `quantised_matmul` keeps nothing but the codes for its backward pass and expands them once more there. Differentiating
@@ -84,7 +83,9 @@ DYNAMIC_MAP = _dynamic_map()
 # bitsandbytes on the CPU finds the nearest of the 256 on a grid of 65,536 points over [-1, 1]; so does this. It is the
 # nearest itself but for one value in 600, which lies between two codes to 1.5e-5
 _GRID = 65535
-_GRID_BOUNDS = (((DYNAMIC_MAP[:-1].astype(np.float64) + DYNAMIC_MAP[1:]) / 2 + 1) * (_GRID / 2)).astype(np.float32)
+_GRID_CODES = np.searchsorted(
+    (DYNAMIC_MAP[:-1].astype(np.float64) + DYNAMIC_MAP[1:]) / 2, np.arange(_GRID + 1) * (2 / _GRID) - 1
+).astype(np.uint8)
 
 
 class Leaf(NamedTuple):
@@ -202,11 +203,11 @@ def _quantise(kind: str, matrix: jax.Array) -> dict[str, jax.Array]:
     out, in_ = matrix.shape
     if kind == "int8":
         scale = jnp.max(jnp.abs(matrix), axis=1) / 127.5
-        return {"codes": _steps(matrix, scale[:, None], 128).astype(jnp.int8), "scale": scale}
+        return {"codes": _steps(matrix, scale[:, None], 127).astype(jnp.int8), "scale": scale}
     if kind == "int4":
         groups = matrix.reshape(out, -1, _group(in_))
         scale = jnp.max(jnp.abs(groups), axis=2) / 7.5
-        codes = (_steps(groups, scale[..., None], 8) + 8).astype(jnp.uint8)
+        codes = (_steps(groups, scale[..., None], 7) + 8).astype(jnp.uint8)
         return {"codes": _pack(codes.reshape(out, in_)), "scale": scale}
     blocks = matrix.reshape(out, -1, BLOCK)
     absmax = jnp.max(jnp.abs(blocks), axis=2)
@@ -216,9 +217,8 @@ def _quantise(kind: str, matrix: jax.Array) -> dict[str, jax.Array]:
     rest = (absmax - offset).reshape(-1)
     rest = jnp.pad(rest, (0, -rest.size % ABSMAX_BLOCK)).reshape(-1, ABSMAX_BLOCK)
     scale = jnp.max(jnp.abs(rest), axis=1)
-    grid = jnp.floor((rest * _inverse(scale)[:, None] + 1) * 0.5 * _GRID + 0.5)
-    absmax_codes = jnp.searchsorted(jnp.asarray(_GRID_BOUNDS), grid).astype(jnp.uint8)
-    absmax_codes = jnp.where(scale[:, None] > 0, absmax_codes, 0)
+    grid = ((rest * _inverse(scale)[:, None] + 1) * 0.5 * _GRID + 0.5).astype(jnp.int32)
+    absmax_codes = jnp.where(scale[:, None] > 0, jnp.asarray(_GRID_CODES)[grid], 0)
     return {
         "codes": _pack(codes.reshape(out, in_)),
         "absmax_codes": absmax_codes.reshape(-1)[: absmax.size].reshape(absmax.shape),
@@ -236,8 +236,8 @@ def _above(x: jax.Array, bounds: np.ndarray) -> jax.Array:
     return reduce(jnp.add, [(x > bound).astype(jnp.uint8) for bound in bounds])
 
 
-def _steps(x: jax.Array, scale: jax.Array, codes: int) -> jax.Array:
-    return jnp.clip(jnp.round(x / jnp.where(scale > 0, scale, 1)), -codes, codes - 1)
+def _steps(x: jax.Array, scale: jax.Array, most: int) -> jax.Array:
+    return jnp.clip(jnp.round(x / jnp.where(scale > 0, scale, 1)), -most, most)
 
 
 def _pack(codes: jax.Array) -> jax.Array:
@@ -271,4 +271,6 @@ def _absmax(arrays: Mapping[str, Any]) -> jax.Array:
     """The largest magnitude of each block, [out, in / 64] float32."""
     codes = jnp.asarray(arrays["absmax_codes"])
     scale = jnp.repeat(arrays["absmax_scale"], ABSMAX_BLOCK)[: codes.size].reshape(codes.shape)
-    return jnp.asarray(DYNAMIC_MAP)[codes] * scale + arrays["absmax_offset"]
+    product = jnp.asarray(DYNAMIC_MAP)[codes] * scale
+    # bitsandbytes rounds here; the maximum changes nothing, but keeps the compiler from a fused multiply-add
+    return jnp.maximum(product, np.finfo(np.float32).min) + arrays["absmax_offset"]

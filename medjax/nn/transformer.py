@@ -43,6 +43,15 @@ class BlockConfig(Protocol):
     query_scale: float
 
 
+# (array, logical axis names …) -> the array, held to their sharding (parallel.sharding.Constraint)
+Constrain = Callable[..., jax.Array]
+
+
+def unconstrained(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Leaves the sharding to the compiler."""
+    return x
+
+
 def parameter(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> jax.Array:
@@ -192,6 +201,7 @@ class Attention(nn.Module):
     backend: str
     lora: LoraConfig | None = None
     quantisation: str | None = None
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
@@ -215,12 +225,14 @@ class Attention(nn.Module):
         with jax.named_scope("rope"):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         with jax.named_scope("attention"):
+            q, k, v = (self.constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
             if isinstance(where, Cache):
                 y = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
             else:
                 y = attention(
                     q, k, v, trees=where, scale=c.query_scale, window=window, prefix=prefix, backend=self.backend
                 )
+        y = self.constrain(y, "batch", "seq", None, None)
         y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)
         return y, (k, v)
 
@@ -255,6 +267,7 @@ class Block(nn.Module):
     backend: str
     lora: LoraConfig | None = None
     quantisation: str | None = None
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
@@ -263,8 +276,9 @@ class Block(nn.Module):
         def norm(name):
             return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name=name)
 
-        attend = Attention(c, self.backend, self.lora, self.quantisation, name="attention")
+        attend = Attention(c, self.backend, self.lora, self.quantisation, self.constrain, name="attention")
         mlp = Mlp(c, self.lora, self.quantisation, name="mlp")
+        x = self.constrain(x, "batch", "seq", None)
         y, kv = attend(norm("attention_norm")(x), rotation, window, where, prefix)
         if c.parallel_residual:
             return x + y + mlp(norm("mlp_norm")(x)), kv

@@ -1,9 +1,11 @@
 """Who is sharded how: one table from logical axis names to mesh axes.
 
 Parameters name their axes where they are declared (nn.transformer); `Rules` maps the names to mesh axes; a dimension
-that a mesh axis does not divide stays whole (9 heads on tensor=2), which `table` shows.
+that a mesh axis does not divide stays whole (9 heads on tensor=2), which `table` shows. Activations are told the same
+way where the compiler could choose worse: `Constraint` is what a model calls on them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +19,16 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Rules:
-    """Mesh axes of each logical axis; None keeps it whole."""
+    """Mesh axes of each logical axis; None keeps it whole.
+
+    seq              tokens of a row, outside attention
+    attention_heads  heads inside attention, where every token of a row is needed: the axis that splits tokens elsewhere
+                     splits heads there (arXiv 2309.14509)
+    """
 
     batch: MeshAxes = ("data", "fsdp")
-    seq: MeshAxes = None
+    seq: MeshAxes = "sequence"
+    attention_heads: MeshAxes = ("tensor", "sequence")
     embed: MeshAxes = "fsdp"
     heads: MeshAxes = "tensor"
     kv_heads: MeshAxes = "tensor"
@@ -34,26 +42,47 @@ class Rules:
 
 PRESETS: Mapping[str, Rules] = {
     "default": Rules(),
-    "replicated": Rules(embed=None, heads=None, kv_heads=None, mlp=None, vocab=None),
+    "replicated": Rules(embed=None, heads=None, kv_heads=None, mlp=None, vocab=None, attention_heads="sequence"),
 }
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """The PartitionSpec of an array with these logical axes; a mesh axis is used once, and only where it divides."""
+    """The PartitionSpec of an array with these logical axes; a mesh axis is used once, and only where it divides.
+
+    Of several mesh axes for one logical axis the last are left out until the rest divides.
+    """
     used: set[str] = set()
     entries: list[MeshAxes] = []
     for name, size in zip(axes, shape, strict=True):
         wanted = getattr(rules, name) if name else None
         names = (wanted,) if isinstance(wanted, str) else (wanted or ())
-        ways = 1
-        for axis in names:
-            ways *= mesh.shape[axis]
-        if ways == 1 or size % ways or used & set(names):
+        while names and (size % ways(mesh, names) or used & set(names)):
+            names = names[:-1]
+        if ways(mesh, names) == 1:
             entries.append(None)
         else:
             used |= set(names)
-            entries.append(wanted)
+            entries.append(names[0] if len(names) == 1 else names)
     return PartitionSpec(*entries)
+
+
+def ways(mesh: Mesh, axes: MeshAxes) -> int:
+    """Into how many parts these mesh axes split."""
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Holds an array inside jit to the sharding of its logical axes, or leaves it to the compiler on one device."""
+
+    mesh: Mesh
+    rules: Rules
+
+    def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        if self.mesh.size == 1:
+            return x
+        spec = partition_spec(axes, x.shape, self.mesh, self.rules)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
 def is_box(leaf: Any) -> bool:

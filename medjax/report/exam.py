@@ -4,9 +4,10 @@ Both take the dict that stands in results.json and draw every proportion on the 
 
   ├────┆──●────┼─────────┼─────────┤     ● accuracy   ── 95 % interval   ┆ accuracy by guessing
 
-Intervals of whole evaluations and exams are those of the dict (bootstrap over items). For sections and categories,
-which may hold a handful of items, the Wilson interval is computed here. The page loads nothing, runs no script, and
-shows every key of the record, those it does not know included; text of models and items is escaped.
+A run of a base and its adapter also shows their paired differences (report.differences). Intervals of whole
+evaluations and exams are those of the dict (bootstrap over items). For sections and categories, which may hold a
+handful of items, the Wilson interval is computed here. The page loads nothing, runs no script, and shows every key of
+the record, those it does not know included; text of models and items is escaped.
 """
 
 import math
@@ -18,19 +19,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from medjax.report import differences, drawing
 from medjax.report.table import display_width
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
 _FOLD_ABOVE = 4  # evaluations whose breakdowns are shown unfolded
 _COLUMN = 14  # categories that stand in one column
+_SHOWN_APART = ("evaluations", "comparisons", "examples")
 _NEEDED = ("id", "task", "language", "protocol", "scores")
 _NORMALISATIONS = {"sum": "sum", "token": "per token", "byte": "per byte", "character": "per character"}
-
-# light colours; the page overrides them by class to follow the reader's colour scheme
-_INK, _MUTED, _RULE, _ACCENT = "#1c2430", "#5b6675", "#d5dbe3", "#0b6b8f"
-_TONES = {"pass": "#17733a", "fail": "#b3261e", "incomplete": "#8a5a00", "none": _MUTED}
-_FONT = "system-ui, 'Segoe UI', 'Hiragino Sans', 'Noto Sans CJK JP', 'Noto Sans JP', sans-serif"
 
 _WIDTH, _ROW, _TOP = 820, 42, 74  # of the figure, pixels
 
@@ -68,7 +66,7 @@ def exam_report(results: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(percent=_percent, number=_number)
+    page.filters.update(percent=drawing.percent, number=drawing.number)
     return page.get_template("template.html").render(
         model=record.get("model", {}).get("name", "unnamed model"),
         date=_date(results),
@@ -76,11 +74,13 @@ def exam_report(results: Mapping[str, Any]) -> str:
         evaluations=evaluations,
         with_sections=any(evaluation["whole"]["parts"] for evaluation in evaluations),
         fold=len(evaluations) > _FOLD_ABOVE,
-        axis=_axis(),
-        key=_plot(0.6, 0.3, 0.9, 0.05),
+        axis=drawing.axis("0", "50", "100 %"),
+        key=drawing.plot(0.6, 0.3, 0.9, 0.05),
+        comparisons=differences.rows(record.get("comparisons", ())),
+        difference_axis=differences.axis(record.get("comparisons", ())),
         examples=[_example(example, languages) for example in examples[:MOST_EXAMPLES]],
         examples_given=len(examples),
-        run_record=list(_flat({key: record[key] for key in record if key not in ("evaluations", "examples")})),
+        run_record=list(_flat({key: record[key] for key in record if key not in _SHOWN_APART})),
         command=record.get("command", ""),
     )
 
@@ -92,52 +92,58 @@ def summary_figure(results: Mapping[str, Any]) -> str:
     """
     record = _record(results)
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
-    names = [_cut_to(evaluation["name"], 32) for evaluation in evaluations]
-    remarks = [_cut_to(f"{_number(e['whole']['items'])} items · {e['protocol']}", 40) for e in evaluations]
+    names = [drawing.cut_to(evaluation["name"], 32) for evaluation in evaluations]
+    remarks = [
+        drawing.cut_to(f"{drawing.number(e['whole']['items'])} items · {e['protocol']}", 40) for e in evaluations
+    ]
     # pixels a column: the mean of DejaVu Sans, the widest font to fall back on, at sizes 14 bold and 12
-    widest = max([8.8 * display_width(name) for name in names] + [7 * display_width(text) for text in remarks])
+    names_shown = [*names, *differences.names(record.get("comparisons", ()))]
+    widest = max([8.8 * display_width(name) for name in names_shown] + [7 * display_width(text) for text in remarks])
     left, right = 24 + math.ceil(max(120, widest)) + 20, _WIDTH - 210
     bottom = _TOP + _ROW * len(evaluations)
+    paired, more = differences.figure(record.get("comparisons", ()), left, right, bottom + 58)
     model = record.get("model", {}).get("name", "unnamed model")
     parts = [
         Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewBox="0 0 {0} {1}" '
             'font-family="{2}" role="img">\n<title>Accuracy of {3}</title>\n'
             '<rect width="{0}" height="{1}" fill="#ffffff"/>'
-        ).format(_WIDTH, bottom + 58, _FONT, model),
-        _text(24, 32, _cut_to(model, 70), 18, _INK, weight=600),
-        _text(24, 52, "share of questions answered correctly", 12, _MUTED),
+        ).format(_WIDTH, bottom + 58 + more, drawing.FONT, model),
+        drawing.text(24, 32, drawing.cut_to(model, 70), 18, drawing.INK, weight=600),
+        drawing.text(24, 52, "share of questions answered correctly", 12, drawing.MUTED),
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        x = _position(share, left, right)
-        parts.append(_line(x, _TOP, x, bottom, _RULE))
-        parts.append(_text(x, bottom + 17, f"{share:.0%}".replace("%", " %"), 12, _MUTED, anchor="middle"))
+        x = drawing.position(share, left, right)
+        parts.append(drawing.line(x, _TOP, x, bottom, drawing.RULE))
+        parts.append(
+            drawing.text(x, bottom + 17, f"{share:.0%}".replace("%", " %"), 12, drawing.MUTED, anchor="middle")
+        )
     for row, (evaluation, name, remark) in enumerate(zip(evaluations, names, remarks, strict=True)):
         parts += _figure_row(evaluation, name, remark, _TOP + _ROW * (row + 0.5), left, right)
     legend = "●\u00a0accuracy \u2003━\u00a095 % interval \u2003┆\u00a0by guessing"
-    parts.append(_text((left + right) / 2, bottom + 42, legend, 12, _MUTED, anchor="middle"))
-    return Markup("\n").join([*parts, Markup("</svg>\n")])
+    parts.append(drawing.text((left + right) / 2, bottom + 42, legend, 12, drawing.MUTED, anchor="middle"))
+    return Markup("\n").join([*parts, *paired, Markup("</svg>\n")])
 
 
 def _figure_row(
     evaluation: Mapping[str, Any], name: str, remark: str, y: float, left: float, right: float
 ) -> list[Markup]:
     whole = evaluation["whole"]
-    accuracy, low, high = (_position(whole[key], left, right) for key in ("accuracy", "low", "high"))
-    guess, verdict = _position(whole["chance"], left, right), evaluation["verdict"]
+    accuracy, low, high = (drawing.position(whole[key], left, right) for key in ("accuracy", "low", "high"))
+    guess, verdict = drawing.position(whole["chance"], left, right), evaluation["verdict"]
     marks = [
-        _text(24, y - 3, name, 14, _INK, weight=600),
-        _text(24, y + 13, remark, 12, _MUTED),
-        _line(guess, y - 14, guess, y + 14, _MUTED, dashed=True),
-        _line(low, y, high, y, _ACCENT, width=3),
-        _line(low, y - 5, low, y + 5, _ACCENT, width=1.5),
-        _line(high, y - 5, high, y + 5, _ACCENT, width=1.5),
-        Markup('<circle cx="{:.2f}" cy="{:g}" r="5" fill="{}"/>').format(accuracy, y, _ACCENT),
-        _text(right + 84, y - 3, _percent(whole["accuracy"]), 14, _INK, weight=600, anchor="end"),
-        _text(right + 94, y - 3, f"{100 * whole['low']:.1f} – {100 * whole['high']:.1f}", 12, _MUTED),
+        drawing.text(24, y - 3, name, 14, drawing.INK, weight=600),
+        drawing.text(24, y + 13, remark, 12, drawing.MUTED),
+        drawing.line(guess, y - 14, guess, y + 14, drawing.MUTED, dashed=True),
+        drawing.line(low, y, high, y, drawing.ACCENT, width=3),
+        drawing.line(low, y - 5, low, y + 5, drawing.ACCENT, width=1.5),
+        drawing.line(high, y - 5, high, y + 5, drawing.ACCENT, width=1.5),
+        Markup('<circle cx="{:.2f}" cy="{:g}" r="5" fill="{}"/>').format(accuracy, y, drawing.ACCENT),
+        drawing.text(right + 84, y - 3, drawing.percent(whole["accuracy"]), 14, drawing.INK, weight=600, anchor="end"),
+        drawing.text(right + 94, y - 3, f"{100 * whole['low']:.1f} – {100 * whole['high']:.1f}", 12, drawing.MUTED),
     ]
     if verdict["tone"] != "none":
-        marks.append(_text(right + 94, y + 13, verdict["label"], 12, _TONES[verdict["tone"]], weight=600))
+        marks.append(drawing.text(right + 94, y + 13, verdict["label"], 12, drawing.TONES[verdict["tone"]], weight=600))
     return marks
 
 
@@ -168,7 +174,7 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": f"{entry['task']} · {entry['language']}",
         "language": entry["language"],
-        "protocol": entry["protocol"],
+        "protocol": f"{entry['protocol']} · {entry['variant']}" if entry.get("variant") else entry["protocol"],
         "limit": entry.get("limit"),
         "whole": whole,
         "verdict": _verdict(scores["by_exam"]),
@@ -190,7 +196,7 @@ def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
         "high": high,
         "chance": score["chance"]["accuracy"],
         "prohibited_max": cuts.get("prohibited_max"),
-        "plot": _plot(score["accuracy"], low, high, score["chance"]["accuracy"]),
+        "plot": drawing.plot(score["accuracy"], low, high, score["chance"]["accuracy"]),
         "parts": {
             name: {"points": score[f"{name}_points"], "total": score[f"{name}_total"], "cut": cuts.get(f"{name}_min")}
             for name in ("required", "general")
@@ -242,7 +248,7 @@ def _bars(groups: Mapping[str, Mapping[str, Any]], guess: float) -> list[dict[st
     for label, total in groups.items():
         low, high = wilson_interval(total["correct"], total["items"])
         share = total["correct"] / total["items"]
-        plot = _plot(share, low, high, guess, bar=True)
+        plot = drawing.plot(share, low, high, guess, bar=True)
         rows.append({"label": label, **total, "accuracy": share, "low": low, "high": high, "plot": plot})
     return rows
 
@@ -254,33 +260,35 @@ def _normalised(entry: Mapping[str, Any], items: int) -> dict[str, dict[str, int
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     scores, work = entry["scores"], entry.get("work") or {}
-    yield f"{_number(scores['correct'])} of {_number(scores['items'])} questions right"
-    yield f"{_percent(scores['chance']['accuracy'])} expected by guessing"
+    yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
+    yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
     if entry.get("limit") is not None:
-        yield f"limited to {_number(entry['limit'])} questions"
+        yield f"limited to {drawing.number(entry['limit'])} questions"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
-        yield f"{_number(left_out)} left out, as the protocol cannot ask them"
+        yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if cut_off := entry.get("truncated"):
-        yield f"{_number(cut_off)} answers cut off at the limit of new tokens"
+        yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"]:
-        share = _percent(plain["accuracy"])
-        yield f"{_number(plain['correct'])} of the {_number(plain['items'])} without an image right ({share})"
+        share, shown = drawing.percent(plain["accuracy"]), drawing.number(plain["items"])
+        yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
-        yield f"{_number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
+        yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
     if work.get("tokens_requested"):
-        saved = _percent(work["tokens_saved"] / work["tokens_requested"])
-        yield f"{_number(work['tokens_computed'])} tokens computed, {saved} saved by sharing"
+        saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
+        yield f"{drawing.number(work['tokens_computed'])} tokens computed, {saved} saved by sharing"
     if work.get("items_per_second"):
         yield f"{work['items_per_second']:.3g} questions/s"
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    model, versions = record.get("model", {}), record.get("versions", {})
+    model, versions, adapter = (record.get(key, {}) for key in ("model", "versions", "adapter"))
     changed = dict.fromkeys(n for e in record["evaluations"] for n in e.get("data", {}).get("unpinned", ()))
     facts = [
+        ("Adapter", f"{adapter['name']}, rank {adapter['rank']}" if adapter else ""),
         ("Parameters", _magnitude(model["parameters"]) if model.get("parameters") else ""),
         ("Computed in", model.get("dtype", "")),
+        ("Quantised to", model.get("quantisation") or ""),
         ("Devices", record.get("devices", "")),
         ("Wall time", _duration(record["wall_seconds"]) if "wall_seconds" in record else ""),
         ("medjax", versions.get("medjax", "")),
@@ -329,78 +337,10 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, "none" if value in (None, {}, [], ()) else str(value)
 
 
-def _plot(accuracy: float, low: float, high: float, guess: float, *, bar: bool = False) -> Markup:
-    """A proportion on an axis of 0 to 100 % that fills the width it is given: coordinates are percentages."""
-    # the inner svg starts at half the height, so that marks keep their size in rows of any height
-    ticks = Markup("").join(
-        Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%" stroke="{1}"/>').format(tick, _RULE)
-        for tick in (0, 25, 50, 75, 100)
-    )
-    body = (
-        Markup('<rect class="bar" x="0" y="-6" width="{0:.2f}%" height="12" fill="{1}" fill-opacity="0.3"/>')
-        if bar
-        else Markup('<circle class="dot" cx="{0:.2f}%" cy="0" r="4.5" fill="{1}"/>')
-    ).format(100 * accuracy, _ACCENT)
-    span = Markup("").join(
-        Markup('<line class="{}" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}" stroke="{}"/>').format(name, *at, _ACCENT)
-        for name, at in (
-            ("interval", (100 * low, 100 * high, 0, 0)),
-            ("cap", (100 * low, 100 * low, -4, 4)),
-            ("cap", (100 * high, 100 * high, -4, 4)),
-        )
-    )
-    chance = Markup('<line class="chance" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="100%" stroke="{1}"/>')
-    label = f"{_percent(accuracy)}, 95 % interval {_percent(low)} to {_percent(high)}, {_percent(guess)} by guessing"
-    return Markup('<svg class="plot" role="img" aria-label="{}">{}{}<svg y="50%">{}{}</svg></svg>').format(
-        label, ticks, chance.format(100 * guess, _MUTED), body, span
-    )
-
-
-def _axis() -> Markup:
-    labels = [
-        Markup('<text x="{}%" y="100%" dy="-3" text-anchor="{}">{}</text>').format(at, anchor, text)
-        for at, anchor, text in ((0, "start", "0"), (50, "middle", "50"), (100, "end", "100 %"))
-    ]
-    return Markup('<svg class="axis" aria-hidden="true">{}</svg>').format(Markup("").join(labels))
-
-
-def _position(share: float, left: float, right: float) -> float:
-    return left + share * (right - left)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1, dashed: bool = False) -> Markup:
-    dash = Markup(' stroke-dasharray="3 3"') if dashed else ""
-    return Markup('<line x1="{:.2f}" y1="{:g}" x2="{:.2f}" y2="{:g}" stroke="{}" stroke-width="{:g}"{}/>').format(
-        x1, y1, x2, y2, colour, width, dash
-    )
-
-
-def _text(x: float, y: float, text: str, size: int, colour: str, *, weight: int = 400, anchor: str = "start") -> Markup:
-    return Markup(
-        '<text x="{:.2f}" y="{:g}" font-size="{}" fill="{}" font-weight="{}" text-anchor="{}">{}</text>'
-    ).format(x, y, size, colour, weight, anchor, text)
-
-
-def _cut_to(text: str, columns: int) -> str:
-    if display_width(text) <= columns:
-        return text
-    while display_width(text) > columns - 1:
-        text = text[:-1]
-    return text + "…"
-
-
 def _date(results: Mapping[str, Any]) -> str:
     if not results.get("date"):
         return ""
     return datetime.fromtimestamp(results["date"], UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
-
-
-def _number(value: int | float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def _magnitude(count: int) -> str:

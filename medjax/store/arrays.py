@@ -14,7 +14,7 @@ import errno
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 _CHUNK = 64 << 20  # bytes
+_SHARED = 16 << 20  # bytes
 _IN_FLIGHT = 4  # gigabytes
 _SHOWN = 4  # differences told in one message
 _QUOTED = 200  # characters of a foreign message
@@ -90,18 +91,31 @@ def handler(largest: int = 0) -> Any:
     import orbax.checkpoint as ocp
 
     _quieten()
-    # what is read but not yet on its device takes host memory; one array must fit
+    kinds = ocp.type_handlers
     return ocp.PyTreeCheckpointHandler(
-        use_compression=False, restore_concurrent_gb=max(_IN_FLIGHT, -(-largest // 10**9))
+        use_compression=False,
+        # what is read but not yet on its device takes host memory; one array must fit
+        restore_concurrent_gb=max(_IN_FLIGHT, -(-largest // 10**9)),
+        type_handler_registry=kinds.create_type_handler_registry(
+            (np.ndarray, kinds.NumpyHandler()),
+            # replicas share the writing of large arrays; for small ones it would compile a slice for every shape
+            (jax.Array, kinds.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED)),
+        ),
     )
 
 
-def save_arguments(leaves: Mapping[str, Any]) -> Any:
-    """What to write, for `handler`. NumPy leaves are copied: a save in the background must not see later changes."""
+def save_arguments(leaves: Mapping[str, Any], *, by_first_axis: Container[str] = ()) -> Any:
+    """What to write, for `handler`. NumPy leaves are copied: a save in the background must not see later changes.
+
+    by_first_axis  names of leaves that are read along their first axis: no chunk spans two places of it
+    """
     import orbax.checkpoint as ocp
 
     held = {name: leaf if isinstance(leaf, jax.Array) else np.array(leaf) for name, leaf in leaves.items()}
-    return ocp.args.PyTreeSave(held, save_args={name: ocp.SaveArgs(chunk_byte_size=_CHUNK) for name in held})
+    how = {
+        name: ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=(0,) if name in by_first_axis else ()) for name in held
+    }
+    return ocp.args.PyTreeSave(held, save_args=how)
 
 
 def read_leaves(path: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -177,10 +177,15 @@ def _without_divisors(rope: Rope) -> Rope:
 
 def _as_read(rope: Rope) -> Rope:
     """Without what its rule does not read, which sources fill in or leave out as they like."""
-    read = {"default": (), "linear": ("factor",), "dynamic": ("factor", "original_length")}
-    kept = read.get(rope.scaling, ("factor", "original_length", "low", "high"))
-    names = ("factor", "original_length", "low", "high")
-    return replace(rope, **{name: None for name in names if name not in kept})
+    scaled, stretched = rope.scaling != "default", rope.scaling not in ("default", "linear")
+    blended = stretched and rope.scaling != "dynamic"
+    return replace(
+        rope,
+        factor=rope.factor if scaled else None,
+        original_length=rope.original_length if stretched else None,
+        low=rope.low if blended else None,
+        high=rope.high if blended else None,
+    )
 
 
 def _written(c: DecoderConfig) -> dict[str, Any]:
@@ -206,13 +211,14 @@ def _written(c: DecoderConfig) -> dict[str, Any]:
             "rotary_pct": rope.dim / c.head_dim,
             "use_parallel_residual": c.parallel_residual,
             "attention_bias": c.qkv_bias,
-            "rope_scaling": _rope_scaling(rope),
+            "rope_scaling": _rope_scaling(rope, "type"),
         }
     values |= {
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.head_dim,
         "rope_theta": rope.theta,
-        "rope_scaling": _rope_scaling(rope),
+        # transformers 5 lays it over a table that has a rope_type already, and would not see the older key
+        "rope_scaling": _rope_scaling(rope, "rope_type" if gemma else "type"),
     }
     if c.family == "llama":
         values |= {"attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias}
@@ -237,11 +243,12 @@ def _written(c: DecoderConfig) -> dict[str, Any]:
     return values
 
 
-def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+def _rope_scaling(rope: Rope, key: str) -> dict[str, Any] | None:
+    """The table of one rule; key names the rules that are older than the key rope_type."""
     if rope.scaling == "default":
         return None
-    if rope.scaling in ("linear", "dynamic"):  # the only ones older than the key rope_type
-        return {"type": rope.scaling, "factor": rope.factor}
+    if rope.scaling in ("linear", "dynamic"):
+        return {key: rope.scaling, "factor": rope.factor}
     values = {
         "rope_type": rope.scaling,
         "factor": rope.factor,

@@ -75,10 +75,11 @@ def load_decoder(
             f"{path}: got kernels that are stored as {stored}, expected floats to quantise to {quantisation}; leave "
             "the quantisation out, or take the checkpoint they were made from."
         )
-    if isinstance(source, NativeSource) and quantisation == stored and not float32:
-        # stacked as it lies there, so that a process reads its own shards only
-        return LoadedDecoder(source.config, source.load(mesh, rules, dtype, progress), mesh, rules, source, stored)
     params: dict[str, Any] = {}
+    if isinstance(source, NativeSource) and quantisation in (None, stored):
+        # stacked as it lies there, so that a process reads its own shards only
+        params = source.load(mesh, rules, dtype, float32=float32, progress=progress)
+        return LoadedDecoder(source.config, params, mesh, rules, source, stored)
     work = _by_source_leaf(abstract_params(source.config, quantisation or stored))
     for done, (keys, box) in enumerate(work.items()):
         own = np.dtype(jnp.dtype("float32" if "/".join(keys) in float32 else dtype))

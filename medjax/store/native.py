@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def save_native(
 
     try:
         with ocp.Checkpointer(arrays.handler()) as writer:  # waits for all processes before and after
-            writer.save(temporary / _WEIGHTS, args=arrays.save_arguments(leaves))
+            stacked = {name for name in leaves if _is_stacked(name)}
+            writer.save(temporary / _WEIGHTS, args=arrays.save_arguments(leaves, by_first_axis=stacked))
         if arrays.is_primary():
             for file in files:
                 shutil.copyfile(file, temporary / file.name)
@@ -134,16 +135,23 @@ class NativeSource:
         }
 
     def load(
-        self, mesh: Mesh, rules: Rules, dtype: str | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        mesh: Mesh,
+        rules: Rules,
+        dtype: str | None = None,
+        *,
+        float32: Container[str] = frozenset(),
+        progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """The parameters, stacked and sharded; one array after the other, and of each only this process's shards.
 
         dtype     of everything that is not quantised, default: as stored
+        float32   names such as "layers/mlp_norm/scale" that are float32 whatever dtype says
         progress  called with (arrays done, arrays in all)
         Raises ValueError naming the folder when its files are damaged.
         """
         params: dict[str, Any] = {}
-        wanted = _abstract(self.config, self.quantisation, mesh, rules, dtype or self.dtype)
+        wanted = _abstract(self.config, self.quantisation, mesh, rules, dtype or self.dtype, float32)
         for done, (name, leaf) in enumerate(wanted.items()):
             node = params
             *parents, last = name.split("/")
@@ -206,7 +214,11 @@ def config_from_json(found: Mapping[str, Any], where: str = RECORD) -> DecoderCo
 
 
 def _leaf(name: str, shape: tuple[int, ...]) -> Leaf:
-    return Leaf(f"{name}/{{}}", shape[1:]) if name.startswith("layers/") else Leaf(name, shape)
+    return Leaf(f"{name}/{{}}", shape[1:]) if _is_stacked(name) else Leaf(name, shape)
+
+
+def _is_stacked(name: str) -> bool:
+    return name.startswith("layers/")
 
 
 @functools.lru_cache(maxsize=8)  # a model is traced for it
@@ -216,18 +228,17 @@ def _boxes(config: DecoderConfig, quantisation: str | None) -> Mapping[str, Any]
 
 
 def _abstract(
-    config: DecoderConfig, quantisation: str | None, mesh: Mesh, rules: Rules, dtype: str
+    config: DecoderConfig, quantisation: str | None, mesh: Mesh, rules: Rules, dtype: str, float32: Container[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Leaf name -> shape, dtype and place; the parts of quantised kernels keep their own dtypes."""
     plain = _boxes(config, None)
-    return {
-        name: jax.ShapeDtypeStruct(
-            box.value.shape,
-            jnp.dtype(dtype) if name in plain else box.value.dtype,
-            sharding=NamedSharding(mesh, partition_spec(box.names, box.value.shape, mesh, rules)),
-        )
-        for name, box in _boxes(config, quantisation).items()
-    }
+
+    def wanted(name: str, box: Any) -> jax.ShapeDtypeStruct:
+        kind = jnp.dtype("float32" if name in float32 else dtype) if name in plain else box.value.dtype
+        place = NamedSharding(mesh, partition_spec(box.names, box.value.shape, mesh, rules))
+        return jax.ShapeDtypeStruct(box.value.shape, kind, sharding=place)
+
+    return {name: wanted(name, box) for name, box in _boxes(config, quantisation).items()}
 
 
 def _check_shapes(found: Mapping[str, Any], config: DecoderConfig, quantisation: str | None, where: str) -> None:

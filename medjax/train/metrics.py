@@ -170,9 +170,9 @@ class Rates:
 
 
 def memory() -> dict[str, float]:
-    """Most memory used so far, GiB: of the fullest local device with its limit, or of the process where that is unknown.
+    """Most memory used so far, GiB: of the fullest local device, with its limit, or else of the process.
 
-    {"device_memory_gib": ..., "device_memory_limit_gib": ...} or, on a CPU, {"process_memory_gib": ...}
+    {"device_memory_gib": ..., "device_memory_limit_gib": ...} or, on CPUs, {"process_memory_gib": ...}
     """
     import jax
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from medjax.config import field
+from medjax.parallel.distributed import DistributedSettings
 
 QUANTISATIONS = ("nf4", "int8", "int4")
 REMAT = ("none", "dots", "attention", "full")
@@ -62,11 +63,11 @@ class DataSettings:
     template: str = field(
         "auto",
         help="how a record becomes text; auto: the checkpoint's chat template if it has one, else plain",
-        choices=("auto", "chat", "alpaca", "alpaca_ja", "swallow_ja", "plain"),
+        choices=("auto", "chat", "plain", "alpaca", "jallm", "swallow"),
     )
     explanations: bool = field(True, help="exam sets: the answer is followed by its explanation, where there is one")
     counted: str = field(
-        "response", help="which tokens the loss counts; plain text counts all", choices=("response", "all")
+        "responses", help="which tokens the loss counts; plain text counts all", choices=("responses", "all")
     )
     window: int = field(512, help="tokens of a row, a multiple of 128", alias="--window")
     too_long: str = field(
@@ -161,10 +162,6 @@ class MeshSettings:
 
     shape: str = field("", help="such as data=2,fsdp=4,tensor=2; default: all devices along fsdp", alias="--mesh")
     rules: str = field("default", help="sharding preset", choices=("default", "replicated"))
-    coordinator: str | None = field(None, help="host:port of process 0, for several processes without a scheduler")
-    processes: int | None = field(None, help="number of processes, with coordinator")
-    process_id: int | None = field(None, help="of this process, with coordinator")
-    timeout: int = field(1800, help="seconds to wait for all processes")
 
 
 @dataclass(frozen=True)
@@ -208,6 +205,7 @@ class TrainSettings:
     train: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     mesh: MeshSettings = MeshSettings()
+    distributed: DistributedSettings = DistributedSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from small_runs import arguments, results_of, samples_of
-from tiny_adapter import ALPHA, RANK, TARGETS, write_merged, write_run
+from tiny_adapter import ALPHA, RANK, TARGETS, write_merged, write_rounded, write_run
 from tiny_checkpoint import write_checkpoint
 
 from medjax.data.text.tokenizer import load_tokenizer
@@ -121,6 +121,24 @@ def test_another_adapter_is_another_run(both, tiny_folder, exam, tmp_path, capsy
     again = write_run(tmp_path / "copy", tiny_folder, seed=6)
     assert main(arguments(tiny_folder, exam, out, "--adapter", str(again), "--protocol", "choice-logprob")) == 0
     assert "holds this run already" in capsys.readouterr().out
+
+
+def test_a_quantised_base_is_the_rounded_model(tiny_folder, exam, tmp_path, capsys):
+    rounded, run = write_rounded(tmp_path / "rounded", tiny_folder), write_run(tmp_path / "run", tiny_folder)
+    more = ("--protocol", "choice-logprob", "--adapter", str(run))
+    assert main(arguments(rounded, exam, tmp_path / "plain", *more)) == 0
+    assert main(arguments(tiny_folder, exam, tmp_path / "int8", *more, "--quantise", "int8")) == 0
+    record = results_of(tmp_path / "int8")["medjax"]
+    assert record["model"]["quantisation"] == "int8"
+    assert record["model"]["parameters"] == results_of(tmp_path / "plain")["medjax"]["model"]["parameters"]
+    assert "--quantisation int8" in record["command"]
+    for name in (LOGPROB, f"{LOGPROB}_adapter"):
+        found, expected = (_logprobs(samples_of(tmp_path / out, name)) for out in ("int8", "plain"))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    again = arguments(tiny_folder, exam, tmp_path / "int8", *more)
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "held another run (quantisation: int8 -> absent)" in capsys.readouterr().out
 
 
 def test_eight_devices_give_the_scores_of_one(both, tiny_folder, adapter_run, exam, tmp_path):

@@ -1,4 +1,4 @@
-"""A random adapter of the tiny checkpoint as a training run leaves it, and the checkpoint with it merged by NumPy."""
+"""A random adapter of the tiny checkpoint as a training run leaves it; copies of it merged and rounded by NumPy."""
 
 import json
 import shutil
@@ -45,5 +45,17 @@ def write_merged(folder, base, run):
             a, b = (leaves[f"layers/{place}/{target}/{part}"][layer] for part in "ab")
             added = a.reshape(-1, RANK).astype(np.float64) @ b.reshape(RANK, -1) * ALPHA / RANK
             weights[f"model.layers.{layer}.{name}.weight"] += added.T.astype(np.float32)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def write_rounded(folder, base):
+    """A copy of the base checkpoint whose projections are rounded to int8 with one scale a row."""
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    for name, matrix in weights.items():
+        if "_proj" in name:
+            scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
+            weights[name] = np.round(matrix / scale) * scale
     save_file(weights, folder / "model.safetensors")
     return folder

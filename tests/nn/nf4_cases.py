@@ -1,4 +1,4 @@
-"""Matrices for NF4 and what is kept of their quantised form; the oracle nf4_oracle.json holds that form by bitsandbytes.
+"""Matrices for NF4, and what is kept of their quantised form; nf4_oracle.json holds it as bitsandbytes makes it.
 
 Inputs are made of integers, so that every float32 of them is exact and the file need not hold them.
 """
@@ -62,6 +62,7 @@ def record(codes, absmax_codes, absmax_scale, absmax_offset, values) -> dict:
         "absmax_codes": [int(code) for code in absmax_codes],
         "absmax_scale": [float(scale) for scale in np.ravel(absmax_scale)],
         "absmax_offset": float(absmax_offset),
+        "values_sha256": hashlib.sha256(values.astype(np.float32).tobytes()).hexdigest(),
         "values": [float(value) for value in values[np.linspace(0, values.size - 1, SAMPLES).astype(int)]],
     }
 

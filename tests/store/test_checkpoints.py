@@ -20,6 +20,7 @@ from checkpoint_trees import abstract, host_tree, placed, same_bits, shardings
 from jax.sharding import NamedSharding, PartitionSpec
 
 from medjax.parallel.mesh import make_mesh
+from medjax.store import arrays
 from medjax.store.checkpoints import Checkpoints
 
 EIGHT = "data=2,fsdp=2,tensor=2"
@@ -70,6 +71,14 @@ def test_a_mesh_that_saved_on_fewer_devices(tmp_path):
         checkpoints.save(step, tree, {})
         tree = checkpoints.restore(step, abstract(make_mesh(mesh, jax.devices()[:devices])))
     assert same_bits(tree, host_tree(3))
+
+
+def test_replicas_that_share_the_writing(tmp_path, monkeypatch):
+    """As they do for large arrays: each device writes a part of what it holds in common with others."""
+    monkeypatch.setattr(arrays, "_SHARED", 1)
+    checkpoints = opened(tmp_path)
+    checkpoints.save(1, placed(host_tree(1), make_mesh(EIGHT)), {})
+    assert same_bits(checkpoints.restore(1, abstract(make_mesh("fsdp=2,tensor=2", jax.devices()[:4]))), host_tree(1))
 
 
 def test_meta_and_listing(of_eight):
@@ -175,9 +184,7 @@ def test_leaves_that_differ_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^a: got a shape without a sharding, expected where to put it; give jax"):
         checkpoints.restore(1, whole)
     whole["a"] = jax.ShapeDtypeStruct((3,), np.float32, sharding=NamedSharding(make_mesh(""), PartitionSpec("data")))
-    with pytest.raises(
-        ValueError, match=r"^a: got PartitionSpec\('data',\) for shape \(3,\), expected a sharding that"
-    ):
+    with pytest.raises(ValueError, match=r"^a: got P\w*\('data',\) for shape \(3,\), expected a sharding that"):
         checkpoints.restore(1, whole)
 
 

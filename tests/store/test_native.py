@@ -111,6 +111,9 @@ def test_quantised_kernels_stay_quantised(tmp_path, kind):
     narrow = source.load(other, RULES, "bfloat16")
     assert same_bits(narrow["layers"]["mlp"], host["layers"]["mlp"])
     assert same_bits(narrow["embedding"], host["embedding"].astype(jnp.bfloat16))
+    mixed = source.load(other, RULES, "bfloat16", float32={"layers/mlp_norm/scale"})
+    assert same_bits(mixed["layers"]["mlp_norm"], host["layers"]["mlp_norm"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(mixed["layers"]["attention_norm"])} == {jnp.dtype("bfloat16")}
     with pytest.raises(ValueError, match=r"params: layers/attention/key/kernel: got no such leaf, expected float32\["):
         save_native(tmp_path / "plain", config, params)
 

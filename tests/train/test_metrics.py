@@ -1,5 +1,6 @@
 """The log of a run: each step once whatever happened before, and times that add up."""
 
+import contextlib
 import json
 import resource
 
@@ -102,9 +103,9 @@ def test_wall_time_is_split_and_adds_up(clock):
         clock.now += 10
         with wall.spent("data"):
             clock.now += 1
-        with pytest.raises(RuntimeError), wall.spent("save"):
+        with contextlib.suppress(OSError), wall.spent("save"):
             clock.now += 4
-            raise RuntimeError
+            raise OSError("disk full")
         clock.now += 5
     assert wall.read() == {
         **{"step": 15.0, "data": 1.0, "compile": 0.0, "evaluate": 0.0, "save": 4.0, "restore": 2.0, "other": 3.0}

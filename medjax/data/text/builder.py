@@ -5,10 +5,10 @@
                    train.npz       lengths and counts of all documents, all that is kept in memory
                    report.json     what was cut and dropped
 
-The digest is that of everything that decides the tokens: the files' content, the tokenizer, the template, the window and
-the other options. The same data a second time is found, not made; a changed file is made anew beside it. A folder gets
-its name by a rename when it is complete, so one that was interrupted is never used, and processes that prepare the same
-data at once do not meet.
+The digest is that of everything that decides the tokens: the files' content, the tokenizer, the template, the window
+and the other options. The same data a second time is found, not made; a changed file is made anew beside it. A folder
+gets its name by a rename when it is complete, so one that was interrupted is never used, and processes that prepare the
+same data at once do not meet.
 
 tensorflow-datasets orders documents by a hash of their number, in files of bounded size, with at most 1 GB in memory.
 TensorFlow is not needed. Source of the format: tensorflow-datasets 4.9, file_format "array_record".
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from medjax.assets import sha256_file
 from medjax.data.text.documents import Cut, Document, Report, Tally, tokenise
-from medjax.data.text.overlap import NOTHING, Division, divide
+from medjax.data.text.overlap import NOTHING, divide
 from medjax.data.text.records import Paths, Record, find_files, read
 from medjax.data.text.templates import Template
 from medjax.data.text.tokenizer import Tokenizer
@@ -137,9 +137,8 @@ def _open(folder: Path, digest: str) -> Prepared:
 
 
 def _report(row: dict[str, Any]) -> Report:
-    tallies = {name: Tally(**row.pop(name)) for name in ("truncated", "split")}
-    dropped = {reason: Tally(**tally) for reason, tally in row.pop("dropped").items()}
-    return Report(**row, **tallies, dropped=dropped)
+    row = row | {name: Tally(**row[name]) for name in ("truncated", "split")}
+    return Report(**row | {"dropped": {reason: Tally(**tally) for reason, tally in row["dropped"].items()}})
 
 
 def _contents(path: Path) -> Iterator[tuple[str, str]]:

@@ -12,8 +12,9 @@ in the same phrase share little; runs that stand in many items are left out alto
     stem    七二歳の男性突然の胸痛を主訴に来院した心電図で…      record  七二歳の女性突然の胸痛を主訴に来院した心電図で…
     run                  |<------ 20 letters or more ---- …                     |<------ the same
 
-A stem shorter than a run ("Which of the following is true?") is found where the record holds it and its choices as well.
-An item with less text than a run in all cannot be told from chance; it is listed as unchecked.
+A stem shorter than a run ("Which of the following is true?"), or changed too often for one, is found by the item's
+choices or context: the record must hold them, word for word, and most of the stem in short pieces. An item with less
+text than a run in all cannot be told from chance; it is listed as unchecked.
 
 Every record is read once, by hashes that roll over its letters: the time grows with the text, not with text x items.
 """
@@ -33,6 +34,7 @@ from medjax.data.text.records import Conversation, Record
 
 SHARE = 0.7  # of a stem's letters: from here on a record holds the item
 _RUN, _RUN_JAPANESE, _ANCHOR = 50, 20, 8  # letters
+_PIECE, _PIECE_JAPANESE = 10, 4  # letters of a stem that count once the choices are there
 _MANY_ITEMS = 16  # a run in more items than this is a phrase of the trade
 _BLOCK = 1 << 20  # letters hashed at one time
 _FILTER_BITS = 24
@@ -101,17 +103,36 @@ class Asked(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """A training record that holds an item; share of the item's letters found in it."""
+    """A training record that holds an item; share of the stem's letters found in it."""
 
     record: str
     item: str
     share: float
 
 
-class _Short(NamedTuple):
-    item: int
+class _Entry(NamedTuple):
+    """An item, normalised; run and piece are the letters that its language asks for."""
+
     stem: str
     details: tuple[str, ...]
+    run: int
+    piece: int
+
+    @property
+    def anchor(self) -> str:
+        """What is looked for first: the longest detail, since it is the rarest; the stem where they are short."""
+        longest = max(self.details, key=len, default="")
+        return longest if len(longest) >= _ANCHOR else self.stem
+
+    def share_in(self, record: str) -> tuple[float, float]:
+        """Shares of the stem's letters, and of the details', that a normalised text holds."""
+        letters = sum(map(len, self.details))
+        held = sum(len(part) for part in self.details if part in record)
+        if self.stem in record:
+            return 1.0, held / max(letters, 1)
+        offsets = [i for i in range(len(self.stem) - self.piece + 1) if self.stem[i : i + self.piece] in record]
+        covered = _union(np.zeros(len(offsets), np.int64), np.array(offsets, np.int64), self.piece, 1)
+        return covered[0] / max(len(self.stem), 1), held / max(letters, 1)
 
 
 class _Runs:
@@ -167,27 +188,30 @@ class OverlapIndex:
     def __init__(self, items: Iterable[Asked]) -> None:
         self._ids: list[str] = []
         self.unchecked: list[str] = []
-        long: dict[int, list[tuple[int, str]]] = {_RUN: [], _RUN_JAPANESE: []}
-        others: list[tuple[_Short, int]] = []
-        for number, item in enumerate(items):
+        self._entries: list[_Entry] = []
+        for item in items:
             self._ids.append(item.id)
             stem = normalise(item.stem)
             details = tuple(part for part in map(normalise, item.details) if part)
-            run = _RUN_JAPANESE if 2 * len(_JAPANESE.findall(stem)) > len(stem) else _RUN
-            others.append((_Short(number, stem, details), run))
-            if len(stem) >= run:
-                long[run].append((number, stem))
-        self._runs = [_Runs(texts, length).rare() for length, texts in long.items()]
-        self._letters = sum(runs.covered(len(self._ids)) for runs in self._runs)
-        short = []
-        for entry, run in others:
-            # a stem of phrases that many items have is as good as none
-            if self._letters[entry.item] < max(run, len(entry.stem) / 2):
-                self._letters[entry.item] = 0
-                enough = len(entry.stem) + sum(map(len, entry.details)) >= run and len(_anchor(entry)) >= _ANCHOR
-                short.append(entry) if enough else self.unchecked.append(self._ids[entry.item])
-        self._short = {entry.item: entry for entry in short}
-        self._anchors = _Runs([(entry.item, _anchor(entry)) for entry in short], _ANCHOR, first_only=True)
+            japanese = 2 * len(_JAPANESE.findall(stem)) > len(stem)
+            sizes = (_RUN_JAPANESE, _PIECE_JAPANESE) if japanese else (_RUN, _PIECE)
+            self._entries.append(_Entry(stem, details, *sizes))
+        numbered = list(enumerate(self._entries))
+        self._runs = [
+            _Runs([(number, entry.stem) for number, entry in numbered if entry.run == run], run).rare()
+            for run in (_RUN, _RUN_JAPANESE)
+        ]
+        covered = np.sum([runs.covered(len(numbered)) for runs in self._runs], axis=0)
+        # a stem of phrases that many items have is as good as none
+        enough = [covered[number] >= max(entry.run, len(entry.stem) / 2) for number, entry in numbered]
+        self._letters = np.where(np.array(enough, bool), covered, 0)
+        anchors = []
+        for number, entry in numbered:
+            if len(entry.stem) + sum(map(len, entry.details)) >= entry.run and len(entry.anchor) >= _ANCHOR:
+                anchors.append((number, entry.anchor))
+            elif not enough[number]:
+                self.unchecked.append(self._ids[number])
+        self._anchors = _Runs(anchors, _ANCHOR, first_only=True)
 
     def find(self, records: Iterable[Record], *, share: float = SHARE) -> list[Overlap]:
         """Records that hold an item, in the order of the records; share is the least that counts."""
@@ -202,19 +226,15 @@ class OverlapIndex:
             places, items, offsets = runs.find(text)
             pairs = (np.searchsorted(starts, places, "right") - 1) * count + items
             which, inverse = np.unique(pairs, return_inverse=True)
-            letters = _union(inverse, offsets, runs.length, len(which))
-            whole = self._letters[which % count]
-            for pair, covered, size in zip(which.tolist(), letters.tolist(), whole.tolist(), strict=True):
-                if size and covered >= share * size:
-                    found[pair] = covered / size
+            shares = _union(inverse, offsets, runs.length, len(which)) / np.maximum(self._letters[which % count], 1)
+            checked = (self._letters[which % count] > 0) & (shares >= share)
+            found |= dict(zip(which[checked].tolist(), shares[checked].tolist(), strict=True))
         places, items, _ = self._anchors.find(text)
         for pair in np.unique((np.searchsorted(starts, places, "right") - 1) * count + items).tolist():
-            _, stem, details = self._short[pair % count]
-            record = texts[pair // count]
-            held = sum(len(part) for part in details if part in record)
-            letters = sum(map(len, details))
-            if stem in record and (not letters or held >= share * letters):
-                found[pair] = (len(stem) + held) / (len(stem) + letters)
+            entry = self._entries[pair % count]
+            stem, details = entry.share_in(texts[pair // count])
+            if stem >= share and (details >= share or not entry.details):
+                found[pair] = max(stem, found.get(pair, 0.0))
         return [Overlap(names[pair // count], self._ids[pair % count], found[pair]) for pair in sorted(found)]
 
 
@@ -253,11 +273,6 @@ def _powers(base: int, count: int) -> np.ndarray:
     factors = np.full(count, base, np.uint64)
     factors[0] = 1
     return np.cumprod(factors)
-
-
-def _anchor(entry: _Short) -> str:
-    """What is looked for first: the longest of the item's texts, since it is the rarest."""
-    return max((*entry.details, entry.stem), key=len)
 
 
 def _union(groups: np.ndarray, offsets: np.ndarray, length: int, count: int) -> np.ndarray:

@@ -315,6 +315,13 @@ def _text(row: Mapping[str, Any], field: str, where: str, optional: bool = False
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: {field}: got {_shown(value)}, expected text; correct or remove the record.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {field}: got half of a character ({value[error.start]!r}), expected text that UTF-8 can write; "
+            "correct or remove the record."
+        ) from None
     return value
 
 

@@ -1,0 +1,77 @@
+"""Exam sets as training data: the labelled questions that a set holds beside those it asks.
+
+`pubmedqa:train` names the 500 questions of PubMedQA outside its test split. Each becomes a conversation in the words of
+the protocol `choice-logprob`, so that what is trained is what is graded; its answer is the text of the right choice and,
+where the set has one, a line of explanation after it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from medjax.assets import at_hand
+from medjax.data.exams import wording
+from medjax.data.exams.tasks import TASKS, load_task
+from medjax.data.qa import Item
+from medjax.data.text.overlap import Asked
+
+_PART = ":train"
+
+
+def is_training_part(name: str) -> bool:
+    """Whether a name means the training part of an exam set, such as pubmedqa:train."""
+    return name.endswith(_PART)
+
+
+def write_training_part(
+    name: str, folder: Path, *, chat: bool, explanations: bool, data_dir: str | Path | None = None
+) -> Path:
+    """Write the training part of a set as a JSONL file of records; its name tells its content.
+
+    chat  conversations; else prompt and response, joined as the protocol joins them without a chat template
+
+    Raises ValueError for an unknown set, and for one without questions beside those it asks.
+    """
+    task = load_task(name.removesuffix(_PART), data_dir=data_dir)
+    if task.pool_is_test:
+        raise ValueError(
+            f"data: {name}: the set holds no questions but those it asks, expected a set with a training part "
+            "(pubmedqa, jmmlu-medical-100); name another set, or files of your own."
+        )
+    lines = [json.dumps(_record(item, task.language, chat, explanations), ensure_ascii=False) for item in task.fewshot]
+    text = "\n".join(lines) + "\n"
+    path = folder / f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    return path
+
+
+def _record(item: Item, language: str, chat: bool, explanations: bool) -> dict[str, object]:
+    system, question = wording.system(language), wording.question(item, language, asks_letter=False)
+    answer = wording.answer(item, as_letters=False)
+    if explanations and item.explanation:
+        answer += "\n" + item.explanation
+    if chat:
+        turns = (("system", system), ("user", question), ("assistant", answer))
+        return {"id": item.id, "messages": [{"role": role, "content": content} for role, content in turns]}
+    return {"id": item.id, "prompt": f"{system}\n{question}", "response": wording.answer_gap(question) + answer}
+
+
+def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> Iterator[Asked]:
+    """The items of exam sets, in all their languages, as texts to look for in training data.
+
+    names  of sets or paths of .jsonl exams; "auto" stands for every set whose files are at hand
+    Raises what load_task raises.
+    """
+    known = [name for name, task in TASKS.items() if task.name != "jmmlu-medical-11"]  # the user's own folder
+    auto = [name for name in known if all(at_hand(source, data_dir) for source in TASKS[name].sets)]
+    for name in dict.fromkeys(part for name in names for part in (auto if name == "auto" else [name])):
+        for language in TASKS[name].languages if name in TASKS else (None,):
+            task = load_task(name, language=language, data_dir=data_dir)
+            for item in task.items:
+                context = (item.context,) if item.context else ()
+                yield Asked(f"{name} {item.id}", item.question, (*item.choices, *context))

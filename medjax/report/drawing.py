@@ -1,0 +1,91 @@
+"""Marks of a report: proportions on an axis, lines and text of a figure, and numbers as they are shown."""
+
+from markupsafe import Markup
+
+from medjax.report.table import display_width
+
+# light colours; the page overrides them by class to follow the reader's colour scheme
+INK, MUTED, RULE, ACCENT = "#1c2430", "#5b6675", "#d5dbe3", "#0b6b8f"
+TONES = {"pass": "#17733a", "fail": "#b3261e", "incomplete": "#8a5a00", "none": MUTED}
+FONT = "system-ui, 'Segoe UI', 'Hiragino Sans', 'Noto Sans CJK JP', 'Noto Sans JP', sans-serif"
+
+
+def plot(accuracy: float, low: float, high: float, guess: float, *, bar: bool = False) -> Markup:
+    """A proportion, its interval and what guessing gives, on an axis of 0 to 100 %."""
+    label = f"{percent(accuracy)}, 95 % interval {percent(low)} to {percent(high)}, {percent(guess)} by guessing"
+    return marks((accuracy, low, high), guess, label, bar=bar)
+
+
+def marks(places: tuple[float, float, float], reference: float, label: str, *, bar: bool = False) -> Markup:
+    """A dot (or a bar), an interval and a dashed line on an axis that fills the width it is given.
+
+    places     of the dot and of the ends of the interval, as shares of the axis, like that of the dashed reference
+    label      for readers who do not see it
+    """
+    value, low, high = places
+    # the inner svg starts at half the height, so that marks keep their size in rows of any height
+    ticks = Markup("").join(
+        Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%" stroke="{1}"/>').format(tick, RULE)
+        for tick in (0, 25, 50, 75, 100)
+    )
+    body = (
+        Markup('<rect class="bar" x="0" y="-6" width="{0:.2f}%" height="12" fill="{1}" fill-opacity="0.3"/>')
+        if bar
+        else Markup('<circle class="dot" cx="{0:.2f}%" cy="0" r="4.5" fill="{1}"/>')
+    ).format(100 * value, ACCENT)
+    span = Markup("").join(
+        Markup('<line class="{}" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}" stroke="{}"/>').format(name, *at, ACCENT)
+        for name, at in (
+            ("interval", (100 * low, 100 * high, 0, 0)),
+            ("cap", (100 * low, 100 * low, -4, 4)),
+            ("cap", (100 * high, 100 * high, -4, 4)),
+        )
+    )
+    chance = Markup('<line class="chance" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="100%" stroke="{1}"/>')
+    return Markup('<svg class="plot" role="img" aria-label="{}">{}{}<svg y="50%">{}{}</svg></svg>').format(
+        label, ticks, chance.format(100 * reference, MUTED), body, span
+    )
+
+
+def axis(*labels: str) -> Markup:
+    """The labels of an axis at its start, middle and end."""
+    places = zip((0, 50, 100), ("start", "middle", "end"), labels, strict=True)
+    marks = [
+        Markup('<text x="{}%" y="100%" dy="-3" text-anchor="{}">{}</text>').format(at, anchor, label)
+        for at, anchor, label in places
+    ]
+    return Markup('<svg class="axis" aria-hidden="true">{}</svg>').format(Markup("").join(marks))
+
+
+def position(share: float, left: float, right: float) -> float:
+    return left + share * (right - left)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1, dashed: bool = False) -> Markup:
+    dash = Markup(' stroke-dasharray="3 3"') if dashed else ""
+    return Markup('<line x1="{:.2f}" y1="{:g}" x2="{:.2f}" y2="{:g}" stroke="{}" stroke-width="{:g}"{}/>').format(
+        x1, y1, x2, y2, colour, width, dash
+    )
+
+
+def text(x: float, y: float, text: str, size: int, colour: str, *, weight: int = 400, anchor: str = "start") -> Markup:
+    return Markup(
+        '<text x="{:.2f}" y="{:g}" font-size="{}" fill="{}" font-weight="{}" text-anchor="{}">{}</text>'
+    ).format(x, y, size, colour, weight, anchor, text)
+
+
+def cut_to(text: str, columns: int) -> str:
+    """The text, or its beginning and "…" where it is wider than so many columns of a terminal."""
+    if display_width(text) <= columns:
+        return text
+    while display_width(text) > columns - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,305 @@
+"""The job of adapting a decoder to text: settings -> documents, batches, model, loss.
+
+Whatever can be refused without the weights is refused before they are read: data files, overlap with exam items, mesh
+and batch sizes, names of trained parameters.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medjax.assets import cache_folder, resolve_model
+from medjax.data.batches import Batches, HeldOut, to_global
+from medjax.data.exams.training import asked_items, is_training_part, write_training_part
+from medjax.data.text.builder import Prepared, prepare
+from medjax.data.text.documents import Cut
+from medjax.data.text.loading import tokenizer_of
+from medjax.data.text.overlap import refuse_overlap
+from medjax.data.text.packing import Batch
+from medjax.data.text.records import read
+from medjax.data.text.templates import load_template
+from medjax.data.text.tokenizer import Tokenizer
+from medjax.models.decoder import Decoder, abstract_variables, init_lora, unembedding
+from medjax.models.decoder_config import DecoderConfig
+from medjax.nn.attention import forest
+from medjax.nn.lora import LoraConfig
+from medjax.nn.loss import cross_entropy
+from medjax.parallel.mesh import make_mesh
+from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, shardings, ways
+from medjax.store.adapters import Adapter, files_digest, model_sizes, write_adapter
+from medjax.store.loading import load_decoder
+from medjax.store.native import save_native
+from medjax.store.sources import Source, open_source
+from medjax.train.flops import TrainingFlops, attended_pairs, real_tokens
+from medjax.train.job import Job, Work
+from medjax.train.optimizer import optimizer
+from medjax.train.settings import DataSettings, TrainSettings
+from medjax.train.state import Tree, choose_trainable, split
+from medjax.train.step import Loss
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A checkpoint that was looked at, not read: its weights come later."""
+
+    path: Path
+    source: Source
+    tokenizer: Tokenizer
+
+
+def language_job(settings: TrainSettings, say: Callable[[str], None], progress: Callable[[int, int], None]) -> Job:
+    """Prepare the data and everything else that a run needs, but the weights.
+
+    say       called with one line for the user at a time
+    progress  of reading weights, called with (parameters done, parameters in all)
+
+    Raises ValueError or FileNotFoundError with one sentence that says what to do.
+    """
+    mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1"), PRESETS[settings.mesh.rules]
+    check_divides(settings, mesh, rules)
+    path = resolve_model(settings.model.name, settings.model.revision)
+    source = open_source(path)
+    base = _Base(path, source, tokenizer_of(path, source.files, source.metadata, source.config.vocab_size))
+    lora = lora_config(settings, source.config)
+    abstract = abstract_variables(source.config, lora, settings.model.quantisation)
+    chosen = choose_trainable(abstract, settings.train.trainable)
+    prepared = _documents(settings, base, say)
+    t, window = settings.train, settings.data.window
+    train = Batches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
+    held_out = HeldOut(prepared.held_out, window=window, rows=t.batch_size) if prepared.held_out else None
+    for part, report in prepared.reports.items():
+        say(f"{part.replace('_', '-')}: {report}")
+    steps = t.steps or train.steps(t.epochs)
+    say(f"{train.rows_per_epoch} rows of {window} tokens an epoch, {100 * train.fill:.1f} % filled; {steps} steps")
+    identity = {
+        "base": base_digest(source),
+        "tokenizer": base.tokenizer.digest,
+        "lora": asdict(lora) if lora else None,
+        "quantisation": settings.model.quantisation,
+        "trainable": sorted(settings.train.trainable),
+    }
+    flops = TrainingFlops(source.config, "lora" if lora else "full", lora)
+    return Job(
+        abstract=abstract,
+        load=partial(load_variables, settings, mesh, rules, lora, chosen, progress),
+        chosen=chosen,
+        loss=language_loss(settings, source.config, lora, mesh, rules, chosen),
+        tx=optimizer(settings.optimizer, steps),
+        mesh=mesh,
+        rules=rules,
+        batch=batch_sharding(mesh, rules, t.batch_size, window),
+        train=train,
+        held_out=held_out,
+        work=partial(_work, flops),
+        identity=identity,
+        export=partial(_export, settings, base, lora, identity),
+        records={
+            "steps": steps,
+            "data": {
+                "digest": prepared.digest,
+                "reports": {part: str(report) for part, report in prepared.reports.items()},
+                "rows_per_epoch": train.rows_per_epoch,
+                "fill": round(train.fill, 4),
+            },
+            "model": {"name": settings.model.name, **model_sizes(source.config)},
+        },
+        dropout=bool(lora and lora.dropout),
+    )
+
+
+def lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig | None:
+    """The adapters of a run; None when none are trained. Raises ValueError for a target that the family lacks."""
+    if not any(name == "lora" or name.startswith("lora/") for name in settings.train.trainable):
+        return None
+    targets = settings.lora.targets
+    fused = config.family == "gpt_neox"
+    lacking = [name for name in targets if name == "query_key_value" and not fused or name == "gate" and not config.gated]
+    if lacking:
+        raise ValueError(
+            f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; leave it out of "
+            f"{', '.join(targets)}."
+        )
+    return LoraConfig(**asdict(settings.lora))
+
+
+def check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
+    """Raise ValueError when a batch or a row cannot be split over the mesh, naming axis and sizes that would do."""
+    t, window = settings.train, settings.data.window
+    parts = ways(mesh, rules.batch)
+    if t.batch_size % (parts * t.accumulation):
+        each = parts * t.accumulation
+        axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.batch or () if mesh.shape[axis] > 1)
+        raise ValueError(
+            f"train.batch_size: got {t.batch_size} rows, expected a multiple of {each} "
+            f"({axes or 'one device'}, accumulation {t.accumulation}); use {-(-t.batch_size // each) * each}, or change "
+            "the mesh or the accumulation."
+        )
+    along = ways(mesh, rules.seq)
+    if window % (128 * along):
+        raise ValueError(
+            f"data.window: got {window} tokens, expected a multiple of {128 * along}, since sequence={along} splits "
+            f"rows into parts of a multiple of 128; use {-(-window // (128 * along)) * 128 * along}, or another mesh."
+        )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules, batch_size: int, window: int) -> NamedSharding:
+    """How every array of a batch [batch, window] lies."""
+    return NamedSharding(mesh, partition_spec(("batch", "seq"), (batch_size, window), mesh, rules))
+
+
+def base_digest(source: Source) -> str:
+    """sha256 over the files that decide the base model's numbers."""
+    return files_digest(source.files)
+
+
+def load_variables(
+    settings: TrainSettings,
+    mesh: Mesh,
+    rules: Rules,
+    lora: LoraConfig | None,
+    chosen: frozenset[str],
+    progress: Callable[[int, int], None],
+) -> Tree:
+    """Read the weights and draw the adapters, in place; trained parameters in float32."""
+    m = settings.model
+    loaded = load_decoder(
+        resolve_model(m.name, m.revision),
+        dtype=m.dtype,
+        mesh=mesh,
+        rules=rules,
+        quantisation=m.quantisation,
+        float32=frozenset(name.removeprefix("params/") for name in chosen if name.startswith("params/")),
+        progress=progress,
+    )
+    variables: Tree = {"params": loaded.params}
+    if lora:
+        places = shardings(abstract_variables(loaded.config, lora)["lora"], mesh, rules)
+        draw = jax.jit(partial(init_lora, loaded.config, lora), out_shardings=places)
+        variables["lora"] = draw(jax.random.key(settings.train.seed))
+    return variables
+
+
+def language_loss(
+    settings: TrainSettings,
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    mesh: Mesh,
+    rules: Rules,
+    chosen: frozenset[str],
+) -> Loss:
+    """Next-token cross-entropy over the counted targets of a Batch; means: loss (with z-loss), nll, accuracy."""
+    m, t = settings.model, settings.train
+    decoder = Decoder(
+        config,
+        dtype=jnp.dtype(m.dtype),
+        backend=m.backend,
+        lora=lora,
+        quantisation=m.quantisation,
+        remat=t.remat,
+        constrain=Constraint(mesh, rules),
+    )
+    shards = ways(mesh, rules.batch), ways(mesh, rules.seq)
+    table = "params/embedding" if config.tied else "params/unembedding"
+
+    def loss(variables: Tree, batch: Batch, key: jax.Array | None):
+        trees = forest(batch.positions, batch.ends)
+        hidden, _ = decoder.apply(
+            variables, batch.tokens, batch.positions, trees, rngs={} if key is None else {"dropout": key}
+        )
+        total, sums = cross_entropy(
+            hidden,
+            unembedding(variables["params"]),
+            batch.targets,
+            batch.weights,
+            z_weight=t.z_loss,
+            shards=shards,
+            trains_table=table in chosen,
+        )
+        counted = jnp.sum(batch.weights)
+        return total, {"loss": total, "nll": sums.nll, "accuracy": sums.right, "counted": counted}
+
+    return loss
+
+
+def _documents(settings: TrainSettings, base: _Base, say: Callable[[str], None]) -> Prepared:
+    d = settings.data
+    if not d.files:
+        raise ValueError(
+            "data.files: got no file, expected at least one; name JSONL, Parquet or text files with --data, or "
+            "pubmedqa:train for the training part of an exam set."
+        )
+    name = d.template
+    if name == "auto":
+        name = "chat" if base.tokenizer.chat_template else "plain"
+    template = load_template(name, base.tokenizer)
+    cache = cache_folder() / "documents"
+    files = _files(d, d.files, cache / "sets", name == "chat")
+    held = _files(d, d.held_out, cache / "sets", name == "chat")
+    if "none" not in d.exams:
+        unchecked = refuse_overlap(read(files), asked_items(d.exams, d.data_dir))
+        say(f"data: no exam item found in it{f' ({len(unchecked)} items are too short to tell)' if unchecked else ''}")
+    long = {"auto": ("truncate", "split")}.get(d.too_long, (d.too_long, d.too_long))
+    make = partial(
+        prepare,
+        template=template,
+        tokenizer=base.tokenizer,
+        cut=Cut(d.window, long=long[0], long_text=long[1], counted=d.counted),
+        cache=cache,
+    )
+    if not held:
+        return make(files, count=d.held_out_count)
+    train, apart = make(files), make(held)
+    digest = hashlib.sha256((train.digest + apart.digest).encode()).hexdigest()
+    reports = {"train": train.reports["train"], "held_out": apart.reports["train"]}
+    return Prepared(digest, train.folder, train.train, apart.train, reports)
+
+
+def _files(d: DataSettings, names: Sequence[str], folder: Path, chat: bool) -> list[Path]:
+    """The files that names mean; training parts of exam sets are written to the folder first."""
+    return [
+        write_training_part(name, folder, chat=chat, explanations=d.explanations, data_dir=d.data_dir)
+        if is_training_part(name)
+        else Path(name)
+        for name in names
+    ]
+
+
+def _work(flops: TrainingFlops, batch: Batch) -> Work:
+    real = real_tokens(batch.positions, batch.ends)
+    pairs = attended_pairs(flops.config, batch.positions[real])
+    tokens = int(real.sum())
+    return Work(tokens, real.size, flops.of_step(tokens, pairs, float(np.sum(batch.weights != 0))))
+
+
+def _export(
+    settings: TrainSettings,
+    base: _Base,
+    lora: LoraConfig | None,
+    identity: Mapping[str, Any],
+    folder: Path,
+    trained: Tree,
+    variables: Callable[[], Tree],
+) -> str:
+    """Write RUN/adapter, and RUN/model where more than adapters was trained. Returns what to do next."""
+    model = settings.model.name
+    if lora:
+        adapter = Adapter(
+            lora,
+            trained["lora"],
+            model,
+            identity["base"],
+            identity["tokenizer"],
+            model_sizes(base.source.config),
+        )
+        write_adapter(folder / "adapter", adapter)
+    if "params" not in trained:
+        return f"python -m medjax.eval --model {model} --adapter {folder}"
+    raise NotImplementedError

@@ -1,0 +1,91 @@
+"""Adapter against base in the page and the figure: every mark stands where its number is."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from test_exam import SVG, cells, evaluation, page, results
+
+from medjax.report.exam import summary_figure
+
+
+def comparison(value=0.05, low=-0.0125, high=0.1125, **more):
+    return {
+        **{"task": "mini", "language": "ja", "protocol": "strict-0shot", "first": "x", "second": "x_adapter"},
+        **{"items": 80, "first_accuracy": 0.4, "second_accuracy": 0.4 + value},
+        **{"accuracy_difference": value, "accuracy_difference_interval": [low, high]},
+        **{"points_difference": 6, "points_difference_interval": [-2.0, 14.0]},
+        **{"only_first": 3, "only_second": 7, "p_value": 0.34375, **more},
+    }
+
+
+def both(*comparisons):
+    graded = [evaluation(variant="base"), evaluation(id="mini_ja_strict-0shot_adapter", variant="adapter")]
+    adapter = {"name": "runs/train/ward", "rank": 16, "digest": "56" * 32}
+    return results(*graded, comparisons=list(comparisons), adapter=adapter)
+
+
+def test_the_page_shows_the_numbers_of_the_record():
+    root = page(both(comparison(), comparison(-0.2, -0.31, -0.1, task="igakuqa", p_value=1e-7)))
+    first, second = cells(root.one("table", id="comparisons"))
+    assert first == [
+        *("mini · ja strict-0shot", "80", "40.0 %", "45.0 %", "+5.0 −1.2 – +11.2", "", "3", "7", "0.34"),
+    ]
+    assert second[:5] == ["igakuqa · ja strict-0shot", "80", "40.0 %", "20.0 %", "−20.0 −31.0 – −10.0"]
+    assert second[-1] == "1e-07"
+    rows = cells(root.one("table", id="summary"))
+    assert [row[0] for row in rows if len(row) > 1] == [
+        "mini · ja strict-0shot · base",
+        "mini · ja strict-0shot · adapter",
+    ]
+    facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
+    assert facts["Adapter"] == "runs/train/ward, rank 16"
+    (run, *_) = (cells(table) for table in root.all("table", class_="record"))
+    assert ["adapter.digest", "56" * 32] in run
+    assert not [key for key, _ in run if key.startswith("comparisons")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit"), [(-0.01, 0.05, 5), (-0.051, 0.02, 10), (0.0, 0.15, 20), (0.3, 0.5, 50), (-0.6, 0.6, 100)]
+)
+def test_the_axis_of_the_page_holds_every_interval(low, high, limit):
+    value = (low + high) / 2
+    table = page(both(comparison(value, low, high), comparison(0.0, 0.0, 0.0))).one("table", id="comparisons")
+    assert [text.text for text in table.one("svg", class_="axis").all("text")] == [f"−{limit}", "0", f"+{limit}"]
+    plot, still = table.all("svg", class_="plot")
+    span = plot.one("line", class_="interval").attributes
+    at = [float(text.rstrip("%")) for text in (span["x1"], plot.one("circle").attributes["cx"], span["x2"])]
+    assert at == [pytest.approx(50 + 50 * 100 * share / limit, abs=0.006) for share in (low, value, high)]
+    assert plot.one("line", class_="chance").attributes["x1"] == "50.00%"
+    assert still.one("circle").attributes["cx"] == "50.00%"
+    assert still.attributes["aria-label"] == "0.0 percentage points, 95 % interval 0.0 to 0.0"
+
+
+def test_the_figure_maps_differences_to_its_axis():
+    made = both(comparison(), comparison(-0.2, -0.31, -0.1, task="igakuqa"))
+    figure = ElementTree.fromstring(summary_figure(made))
+    plain = ElementTree.fromstring(summary_figure(results(*made["medjax"]["evaluations"])))
+    height = float(figure.get("height"))
+    assert figure.get("viewBox").split()[3] == f"{height:g}"
+    assert height > float(plain.get("height")) + 2 * 42
+    texts = figure.findall(f"{SVG}text")
+    ticks = {t.text: float(t.get("x")) for t in texts if re.fullmatch(r"[+−]\d+", t.text)}
+    zero = (ticks["−50"] + ticks["+50"]) / 2
+    points = (ticks["+50"] - ticks["−50"]) / 100
+    assert ticks == {
+        f"{n:+d}".replace("-", "−"): pytest.approx(zero + n * points, abs=0.01) for n in (-50, -25, 25, 50)
+    }
+    dots = figure.findall(f"{SVG}circle")[2:]
+    spans = [line for line in figure.findall(f"{SVG}line") if line.get("stroke-width") == "3"][2:]
+    for dot, span, numbers in zip(dots, spans, [(5, -1.25, 11.25), (-20, -31, -10)], strict=True):
+        at = [float(value) for value in (dot.get("cx"), span.get("x1"), span.get("x2"))]
+        assert at == [pytest.approx(zero + number * points, abs=0.011) for number in numbers]
+    lowest = max(float(t.get("y")) for t in texts)
+    assert lowest < height - 10
+    assert {"+5.0", "−20.0", "−1.2 – +11.2", "−31.0 – −10.0"} <= {t.text for t in texts}
+
+
+def test_nothing_of_it_without_a_comparison():
+    root = page(results())
+    assert [table for table in root.all("table") if table.attributes.get("id") == "comparisons"] == []
+    assert "percentage points" not in summary_figure(results())
