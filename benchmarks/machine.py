@@ -14,11 +14,13 @@ def cores() -> set[int]:
 
 
 def hold_to_cores(threads: int, device: str) -> None:
-    """Give this process and its children `threads` cores (CPU runs), before JAX counts them; choose JAX's platform.
+    """Give this process and its children `threads` cores (CPU runs); choose JAX's platform. Before JAX starts it.
 
     Raises ValueError when there are fewer cores, or when cores cannot be chosen and there are more.
     """
-    os.environ["JAX_PLATFORMS"] = JAX_PLATFORMS[device]
+    import jax
+
+    jax.config.update("jax_platforms", JAX_PLATFORMS[device])  # the environment counts only before the first import
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave the peer room on a GPU
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     if device != "cpu" or len(cores()) == threads:

@@ -104,6 +104,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--shape", choices=("smollm2", *SHAPES), help="smollm2: the real model; others are random (gpu, tpu: 8b)"
     )
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), help="of both sides (cpu: float32, else bfloat16)")
     parser.add_argument("--layers", type=int, help="of a random model, to make it smaller")
     parser.add_argument("--documents", choices=KINDS, help="see sft_corpus.py (mixed; synthetic for random models)")
     parser.add_argument("--loss", choices=("all", "response"), default="all", help="which tokens count (all)")
@@ -141,7 +142,7 @@ def _options() -> argparse.Namespace:
         parser.error(f"--layers: got {options.layers} for smollm2, expected it with a random model only")
     options.documents = options.documents or ("mixed" if options.shape == "smollm2" else "synthetic")
     options.rows = options.rows or max(1, options.batch_size * options.window // options.row)
-    options.dtype = "float32" if options.device == "cpu" else "bfloat16"
+    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     return options
 
 
@@ -278,7 +279,7 @@ def efficiency(
     device: str,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Useful FLOPs a second (conventions of train.flops), their share of the matmul rate probed here, and of the peak."""
+    """Useful FLOPs a second by the conventions of train.flops, and their shares of the probed rate and of the peak."""
     flops = TrainingFlops(config, "lora", LORA)
 
     def useful(numbers: list[int]) -> float:

@@ -167,3 +167,40 @@ def test_a_stop_signal_reaches_both_processes(environment):
         time.sleep(0.3)  # and set their handlers
         running.terminate()
         assert running.wait(timeout=20) == 75
+
+
+def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
+    """The real command: two processes with four devices each against one process with one device."""
+    monkeypatch.syspath_prepend(str(LAUNCH.parent / "tests" / "eval"))
+    from tiny_checkpoint import write_checkpoint
+
+    write_checkpoint(tmp_path / "model", seed=5)
+    notes = [{"text": f"Case {i}: fever for {i % 9} days, then cough. Assessment: pneumonia."} for i in range(60)]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    options = [
+        *("--model", tmp_path / "model", "--data", tmp_path / "notes.jsonl", "--data.exams", "none"),
+        *("--data.held_out_count", "8", "--window", "128", "--batch-size", "8", "--steps", "3", "--log.every", "1"),
+        *("--log.sinks", "[]", "--out"),
+    ]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        **{"PYTHONPATH": str(LAUNCH.parent), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        **{"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+    }
+    commands = {
+        "one": [sys.executable, "-m", "medjax.train", *options, tmp_path / "one"],
+        "two": ["bash", LAUNCH / "local_2process.sh", *options, tmp_path / "two", "--mesh", "data=2,fsdp=4"],
+    }
+    losses, printed = {}, {}
+    for name, command in commands.items():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        losses[name], printed[name] = [json.loads(line)["loss"] for line in lines], done.stdout
+    assert len(losses["one"]) == 3
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+    for number in (0, 1):
+        assert (
+            f"process {number} of 2 on {os.uname().nodename}: 4 local of 8 devices (cpu), mesh data=2,fsdp=4"
+            in (printed["two"])
+        )

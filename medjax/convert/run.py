@@ -169,8 +169,8 @@ def _write_weights(
             if (path / "config.json").is_file():  # some tokenizers have their special ids there alone
                 files = [*files, path / "config.json"]
             origin = {"name": name, "adapter": adapter.where if adapter else None}
-            save_native(place, decoder.config, params, files, quantisation=settings.quantisation, origin=origin)
-    say(f"wrote {place} ({_size(place)}, {settings.quantisation or dtype})")
+            save_native(place, decoder.config, params, files, quantisation=decoder.quantisation, origin=origin)
+    say(f"wrote {place} ({_size(place)}, {decoder.quantisation or dtype})")
     say(f"next: python -m medjax.eval --model {place}")
 
 

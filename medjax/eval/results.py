@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,7 +102,8 @@ def read_answers(evaluation: Evaluation, outputs: Sequence[Any]) -> list[Answer]
 
 
 def _read_scores(evaluation: Evaluation, item: Item, prompt: Prompt, scores: list[Score]) -> Answer:
-    verdict = judge(item, Prediction(item.id, None))  # of an item without choices, where nothing can be scored
+    # of an item without choices, where nothing can be scored
+    verdict = replace(judge(item, Prediction(item.id, None)), unparsed=False, asked=False)
     metrics = dict.fromkeys(_LM_EVAL.values(), float(verdict.correct))
     picked: tuple[str, ...] | None = None
     if scores:
@@ -174,6 +175,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
         "points": answer.verdict.points,
         "prohibited": answer.verdict.prohibited,
         "unparsed": answer.verdict.unparsed,
+        "asked": answer.verdict.asked,
         "truncated": answer.truncated,
     }
 
@@ -378,6 +380,7 @@ def _examples(finished: Sequence[Finished], each: int = 4, most: int = 12) -> li
                     "picked": list(answer.picked) if answer.picked is not None else None,
                     "text": answer.text,
                     "correct": answer.verdict.correct,
+                    "asked": answer.verdict.asked,
                 }
             )
     return found[:most]

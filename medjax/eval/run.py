@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medjax.config import load, to_toml
-from medjax.data.exams.tasks import LoadedTask, load_task
+from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.qa import Item
 from medjax.eval.protocols import Prompt, PromptTemplate, Protocol, choose_demonstrations
 from medjax.eval.record import identity, protocol_record
@@ -120,7 +120,8 @@ def _tasks(settings: EvalSettings) -> list[LoadedTask]:
     loaded = []
     for name in t.names:
         base, _, suffix = name.rpartition(":")
-        named, language = (base, suffix) if base and suffix in ("ja", "en") else (name, t.language)
+        has_language = base in TASKS or base.endswith(".jsonl") or (base and suffix in ("ja", "en"))
+        named, language = (base, suffix) if has_language else (name, t.language)
         loaded.append(
             load_task(
                 named,

@@ -37,12 +37,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one prediction scored."""
+    """How one prediction scored; asked False: the protocol cannot put the item, which counts as wrong."""
 
     correct: bool
     points: int | float
     prohibited: bool
     unparsed: bool
+    asked: bool = True
 
 
 def judge(item: Item, prediction: Prediction) -> Verdict:
@@ -96,10 +97,10 @@ def aggregate(
     resamples  of the bootstrap over items behind the 95 % intervals [low, high]
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, unparsed, withdrawn, chance, text_only, by_section, by_category, by_exam; with required sections
-    also required_points, required_total, general_points and general_total. Each entry of by_exam holds the same and
-    the official `verdict`: "pass", "fail", "incomplete" when some questions of the exam were not asked, or "none"
-    when no cut-off is known, with the reasons.
+    prohibited_ids, unparsed, not_asked, withdrawn, chance, text_only, by_section, by_category, by_exam; with required
+    sections also required_points, required_total, general_points and general_total. Each entry of by_exam holds the
+    same and the official `verdict`: "pass", "fail", "incomplete" when some questions of the exam were not asked, or
+    "none" when no cut-off is known, with the reasons.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -131,6 +132,7 @@ def _score(task: LoadedTask, pairs: _Pairs, resamples: int, seed: int) -> dict[s
     score["prohibited_ids"] = [item.id for item, verdict in pairs if verdict.prohibited]
     score["prohibited"] = len(score["prohibited_ids"])
     score["unparsed"] = sum(verdict.unparsed for _, verdict in pairs)
+    score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
     guesses = [chance(item) for item, _ in pairs]
     score["chance"] = {

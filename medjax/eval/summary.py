@@ -29,6 +29,9 @@ def print_summary(results: dict[str, Any]) -> None:
             if verdict["result"] in ("pass", "fail"):
                 reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
                 print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
+        if count := evaluation["scores"]["not_asked"]:
+            items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
+            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
         cut_off = evaluation["truncated_unparsed"]
         if cut_off > _MANY * evaluation["n_items"]:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
@@ -99,9 +102,13 @@ def _next(record: dict[str, Any], context: int) -> str:
     """A command that goes one step further than this run did."""
     name = record["model"]["name"]
     model = "" if name == "smollm2-135m" else f" --model {shlex.quote(name)}"
+    model += f" --adapter {shlex.quote(record['adapter']['name'])}" if "adapter" in record else ""
     is_mini = all(evaluation["task"] == "mini" for evaluation in record["evaluations"])
     if is_mini and context >= _FEW_SHOT_CONTEXT:
         return f"python -m medjax.eval{model} --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50"
     if any(evaluation["limit"] for evaluation in record["evaluations"]):
         return re.sub(r" --limit \d+", "", record["command"]) + "  (all items)"
-    return "python -m medjax.eval --model <another model> with the same sets and protocol, to compare"
+    return (
+        "python -m medjax.eval --model <another model> with the same sets and protocol, then python -m medjax.eval "
+        f"--compare {shlex.quote(record['folder'])},<its folder>"
+    )

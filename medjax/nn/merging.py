@@ -41,7 +41,7 @@ def merge(params: Tree, lora: Tree, scale: float, *, donate: bool = False) -> di
         if isinstance(kernel, Mapping):
             raise ValueError(
                 f"{'/'.join(path)}/kernel: got quantised weights ({', '.join(kernel)}), expected floats; "
-                "load the base without quantising it, then merge."
+                "load the base without quantising it, or take the checkpoint that it was made from."
             )
         node["kernel"] = (_add_in_place if donate else _add)(kernel, a, b, scale, kernel.sharding)
     return merged

@@ -81,7 +81,7 @@ def _dynamic_map() -> np.ndarray:
 
 DYNAMIC_MAP = _dynamic_map()
 # bitsandbytes on the CPU finds the nearest of the 256 on a grid of 65,536 points over [-1, 1]; so does this. It is the
-# nearest itself but for one value in 600, which lies between two codes to 1.5e-5
+# nearest itself but for about one value in 500, which lies between two codes to 1.5e-5
 _GRID = 65535
 _GRID_CODES = np.searchsorted(
     (DYNAMIC_MAP[:-1].astype(np.float64) + DYNAMIC_MAP[1:]) / 2, np.arange(_GRID + 1) * (2 / _GRID) - 1
@@ -254,9 +254,9 @@ def _scaled(values: jax.Array, scale: jax.Array) -> jax.Array:
 def _nf4_values(codes: jax.Array) -> jax.Array:
     """NF4_BOOK[codes], chosen by the four bits of a code.
 
-    Elementwise, so that every back end fuses and vectorises it: on a CPU as fast as a gather from the table, which a
-    TPU would do one element at a time. In integers, because the constants of a jnp.where are whole arrays, and
-    jax.lax.scan computes those before its loop: 16 matrices that live as long as it runs.
+    Elementwise, so that every back end can fuse and vectorise it; on a CPU it takes as long as a gather from the table.
+    In integers, because the constants of a jnp.where are whole arrays, and jax.lax.scan computes those before its loop:
+    16 matrices that live as long as it runs.
     """
     codes = codes.astype(jnp.int32)
     table = [np.int32(value) for value in NF4_BOOK.view(np.int32)]

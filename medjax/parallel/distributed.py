@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CLEAN_STATUSES = (0, 75)  # done; stopped early by SIGTERM, every process at the same step
 _VARIABLES = {"coordinator": "MEDJAX_COORDINATOR", "processes": "MEDJAX_PROCESSES", "process_id": "MEDJAX_PROCESS_ID"}
+_JOINING = "medjax-distributed-start"  # name of the thread
 _SPARE_SECONDS = 600  # by which JAX's own time is longer than ours
 
 
@@ -99,7 +100,7 @@ def start(settings: DistributedSettings | None = None, environment: Mapping[str,
         except BaseException as error:
             failed.append(error)
 
-    joining = threading.Thread(target=join, name="medjax-distributed-start", daemon=True)
+    joining = threading.Thread(target=join, name=_JOINING, daemon=True)
     joining.start()
     looking = min(10.0, settings.timeout_s / 4)  # seconds before the end, when the others have not given up yet
     joining.join(settings.timeout_s - looking)  # in a thread also so that Ctrl-C is heard meanwhile
@@ -159,14 +160,17 @@ def banner(mesh: "Mesh") -> str:
 def leave(status: int) -> int:
     """Return the exit status of a command, after leaving the run: the last thing that its main function does.
 
-    0 and 75 shut down in step with the other processes. After another status, or when `start` has failed, the others
-    cannot be waited for: this process ends at once and the call does not return, unless the run is of one process.
+    0 and 75 shut down in step with the other processes. After another status, or when `start` was not through, the
+    others cannot be waited for: this process ends at once and the call does not return, unless the run is of one.
     """
     import jax
 
     if not jax.distributed.is_initialized():
         return status
-    if status not in CLEAN_STATUSES:
+    waiting = any(
+        thread.name == _JOINING for thread in threading.enumerate()
+    )  # a client that never joined cannot leave
+    if status not in CLEAN_STATUSES or waiting:
         _end(status)
     jax.distributed.shutdown()
     return status

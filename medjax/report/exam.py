@@ -266,6 +266,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"limited to {drawing.number(entry['limit'])} questions"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
+    if not_asked := scores.get("not_asked"):
+        yield f"{drawing.number(not_asked)} without choices not asked, which counts as wrong"
     if cut_off := entry.get("truncated"):
         yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
@@ -312,7 +314,8 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
     if example["correct"]:
         tone, label = "pass", "right"
     else:
-        tone, label = ("incomplete", "unparsed") if picked is None else ("fail", "wrong")
+        reading = "unparsed" if example.get("asked", True) else "not asked"
+        tone, label = ("incomplete", reading) if picked is None else ("fail", "wrong")
     return {
         **{key: item.get(key, "") for key in ("id", "question", "context")},
         "evaluation": example["evaluation"],

@@ -294,7 +294,7 @@ def _file_tensor(params: Mapping[str, Any], parts: list[Part], offset: float, dt
         if isinstance(node, Mapping):
             raise ValueError(
                 f"{'/'.join(path)}: got quantised weights ({', '.join(node)}), expected floats; load the checkpoint "
-                "without quantising it, then export."
+                "without quantising it, or take the one that it was made from."
             )
         value = np.asarray(_whole(node) if layer is None else _layer(node, layer))
         if offset and path[-1] == "scale":

@@ -80,25 +80,21 @@ def load_decoder(
         # stacked as it lies there, so that a process reads its own shards only
         params = source.load(mesh, rules, dtype, float32=float32, progress=progress)
         return LoadedDecoder(source.config, params, mesh, rules, source, stored)
-    work = _by_source_leaf(abstract_params(source.config, quantisation or stored))
+    work = _by_source_leaf(abstract_params(source.config, quantisation))
     for done, (keys, box) in enumerate(work.items()):
         own = np.dtype(jnp.dtype("float32" if "/".join(keys) in float32 else dtype))
         node = params
         for key in keys[:-1]:
             node = node.setdefault(key, {})
-        if isinstance(box, dict) and not stored:
+        array: Any
+        if isinstance(box, dict):
             array = _load_quantised(source, source.leaves[keys], box, mesh, rules, quantisation or "")
-        elif isinstance(box, dict):
-            array = {
-                name: _load_leaf(source, source.leaves[*keys, name], part, mesh, rules, np.dtype(part.value.dtype))
-                for name, part in box.items()
-            }
         else:
             array = _load_leaf(source, source.leaves[keys], box, mesh, rules, own)
         node[keys[-1]] = array
         if progress:
             progress(done + 1, len(work))
-    return LoadedDecoder(source.config, params, mesh, rules, source, quantisation or stored)
+    return LoadedDecoder(source.config, params, mesh, rules, source, quantisation)
 
 
 def _by_source_leaf(tree: dict[str, Any], at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

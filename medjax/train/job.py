@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -12,16 +12,7 @@ from medjax.parallel.sharding import Rules
 from medjax.train.state import Tree
 from medjax.train.step import Loss
 
-
-class Source(Protocol):
-    """Batches by number, as medjax.data.batches makes them; `rows` is the part of a batch that a process needs."""
-
-    rows: int
-    window: int
-
-    def batch_at(self, step: int, rows: slice | None = None) -> Any: ...
-
-    def document_ids(self, step: int, rows: slice | None = None) -> list[str]: ...
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,19 +29,20 @@ class Job:
     """One training job, ready to run.
 
     abstract      boxed tree of all variables
-    load          gives the variables in place, sharded; trained leaves float32
+    load          gives the variables in place, sharded; trained leaves float32; its argument is called with
+                  (parameters done, parameters in all)
     chosen        paths of the trained leaves
     loss          see train.step.Loss; its means are logged under their names
-    train         batches; held_out: batches of the held-out loss, or None with the number 0
+    train         medjax.data.batches.Batches; held_out: HeldOut, or None
     batch         sharding of every array of a batch
     work          what a whole batch (host arrays) costs
     identity      what makes a checkpoint of this run usable by it: base, tokenizer, adapter settings
-    export        (folder, variables' trained part, step) -> sentence: write what can be used elsewhere
+    export        (run folder, variables) -> command to go on with: write what other commands use
     records       "data" and "model" facts for the report, plain JSON values
     """
 
     abstract: Tree
-    load: Callable[[], Tree]
+    load: Callable[[Progress], Tree]
     chosen: frozenset[str]
     loss: Loss
     tx: optax.GradientTransformation
@@ -61,6 +53,6 @@ class Job:
     held_out: Any
     work: Callable[[Any], Work]
     identity: Mapping[str, Any]
-    export: Callable[[Path, Tree, int], str]
+    export: Callable[[Path, Tree], str]
     records: Mapping[str, Any]
     dropout: bool

@@ -5,6 +5,8 @@ and batch sizes, names of trained parameters.
 """
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from medjax.assets import cache_folder, resolve_model
-from medjax.data.batches import Batches, HeldOut, to_global
+from medjax.data.batches import Batches, HeldOut
 from medjax.data.exams.training import asked_items, is_training_part, write_training_part
 from medjax.data.text.builder import Prepared, prepare
 from medjax.data.text.documents import Cut
@@ -32,6 +34,7 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import forest
 from medjax.nn.lora import LoraConfig
 from medjax.nn.loss import cross_entropy
+from medjax.parallel.distributed import barrier, is_main
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, shardings, ways
 from medjax.store.adapters import Adapter, files_digest, model_sizes, write_adapter
@@ -39,10 +42,10 @@ from medjax.store.loading import load_decoder
 from medjax.store.native import save_native
 from medjax.store.sources import Source, open_source
 from medjax.train.flops import TrainingFlops, attended_pairs, real_tokens
-from medjax.train.job import Job, Work
+from medjax.train.job import Job, Progress, Work
 from medjax.train.optimizer import optimizer
 from medjax.train.settings import DataSettings, TrainSettings
-from medjax.train.state import Tree, choose_trainable, split
+from medjax.train.state import Tree, choose_trainable
 from medjax.train.step import Loss
 
 
@@ -55,11 +58,10 @@ class _Base:
     tokenizer: Tokenizer
 
 
-def language_job(settings: TrainSettings, say: Callable[[str], None], progress: Callable[[int, int], None]) -> Job:
+def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     """Prepare the data and everything else that a run needs, but the weights.
 
-    say       called with one line for the user at a time
-    progress  of reading weights, called with (parameters done, parameters in all)
+    say  called with one line for the user at a time
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
@@ -89,7 +91,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None], progress: 
     flops = TrainingFlops(source.config, "lora" if lora else "full", lora)
     return Job(
         abstract=abstract,
-        load=partial(load_variables, settings, mesh, rules, lora, chosen, progress),
+        load=partial(load_variables, settings, mesh, rules, lora, chosen),
         chosen=chosen,
         loss=language_loss(settings, source.config, lora, mesh, rules, chosen),
         tx=optimizer(settings.optimizer, steps),
@@ -121,7 +123,8 @@ def lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig | 
         return None
     targets = settings.lora.targets
     fused = config.family == "gpt_neox"
-    lacking = [name for name in targets if name == "query_key_value" and not fused or name == "gate" and not config.gated]
+    absent = {"query_key_value": not fused, "gate": not config.gated}
+    lacking = [name for name in targets if absent.get(name)]
     if lacking:
         raise ValueError(
             f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; leave it out of "
@@ -139,8 +142,8 @@ def check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
         axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.batch or () if mesh.shape[axis] > 1)
         raise ValueError(
             f"train.batch_size: got {t.batch_size} rows, expected a multiple of {each} "
-            f"({axes or 'one device'}, accumulation {t.accumulation}); use {-(-t.batch_size // each) * each}, or change "
-            "the mesh or the accumulation."
+            f"({axes or 'one device'}, accumulation {t.accumulation}); use {-(-t.batch_size // each) * each}, or "
+            "change the mesh or the accumulation."
         )
     along = ways(mesh, rules.seq)
     if window % (128 * along):
@@ -166,7 +169,7 @@ def load_variables(
     rules: Rules,
     lora: LoraConfig | None,
     chosen: frozenset[str],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Tree:
     """Read the weights and draw the adapters, in place; trained parameters in float32."""
     m = settings.model
@@ -285,21 +288,20 @@ def _export(
     lora: LoraConfig | None,
     identity: Mapping[str, Any],
     folder: Path,
-    trained: Tree,
-    variables: Callable[[], Tree],
+    variables: Tree,
 ) -> str:
-    """Write RUN/adapter, and RUN/model where more than adapters was trained. Returns what to do next."""
-    model = settings.model.name
+    """Write RUN/adapter, or RUN/model where parameters of the model were trained. Returns the command to go on with."""
+    model, config = settings.model.name, base.source.config
     if lora:
-        adapter = Adapter(
-            lora,
-            trained["lora"],
-            model,
-            identity["base"],
-            identity["tokenizer"],
-            model_sizes(base.source.config),
-        )
+        adapter = Adapter(lora, variables["lora"], model, identity["base"], identity["tokenizer"], model_sizes(config))
         write_adapter(folder / "adapter", adapter)
-    if "params" not in trained:
+    if set(settings.train.trainable) == {"lora"}:
         return f"python -m medjax.eval --model {model} --adapter {folder}"
-    raise NotImplementedError
+    place = folder / "model"
+    if is_main():
+        shutil.rmtree(place, ignore_errors=True)
+    barrier("model folder")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = tokenizer_files(base.path, base.source.metadata, Path(temporary))
+        save_native(place, config, variables["params"], files, quantisation=settings.model.quantisation)
+    return f"python -m medjax.eval --model {place}" + (f" --adapter {folder}" if lora else "")

@@ -23,8 +23,8 @@ class TrainProgress:
     def __init__(self, steps: int, start: int = 0, *, shown: bool = True, label: str = "train"):
         self._live = sys.stderr.isatty()
         self._shown, self._label = shown, label
-        self._steps, self._start, self._done = steps, start, start
-        self._began = time.monotonic()
+        self._steps, self._done = steps, start
+        self._first: tuple[int, float] | None = None  # a step and when it was done: before it, time went elsewhere
         self._tqdm = tqdm(
             desc=label,
             total=steps,
@@ -46,6 +46,7 @@ class TrainProgress:
         """Say that a step is done."""
         self._tqdm.update(step - self._done)
         self._done = step
+        self._first = self._first or (step, time.monotonic())
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
         """Show a line of metrics.jsonl: its loss, tokens_per_s, mfu and held_out_loss, as far as they are there."""
@@ -65,9 +66,10 @@ class TrainProgress:
             print(text, file=sys.stderr, flush=True)
 
     def _time_left(self) -> str:
-        done = self._done - self._start
-        seconds = (time.monotonic() - self._began) / done * (self._steps - self._done) if done else math.inf
-        return str(tqdm.format_interval(seconds)) if math.isfinite(seconds) else "?"
+        step, since = self._first or (self._done, 0.0)
+        if step == self._done:
+            return "?"
+        return str(tqdm.format_interval((time.monotonic() - since) / (self._done - step) * (self._steps - self._done)))
 
 
 def _parts(values: Mapping[str, Any]) -> list[str]:

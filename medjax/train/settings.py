@@ -9,6 +9,7 @@ QUANTISATIONS = ("nf4", "int8", "int4")
 REMAT = ("none", "dots", "attention", "full")
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
+_DISTRIBUTED = DistributedSettings()
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class TrainSettings:
     train: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     mesh: MeshSettings = MeshSettings()
-    distributed: DistributedSettings = DistributedSettings()
+    distributed: DistributedSettings = _DISTRIBUTED
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")

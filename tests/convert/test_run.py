@@ -1,6 +1,7 @@
-"""Conversions there and back, through the command: the same numbers, the same tokens, or a message that says why not."""
+"""Conversions there and back, through the command: the same numbers and the same tokens."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,8 +34,6 @@ def base(tmp_path):
 
 
 def of_base(adapter, folder):
-    from dataclasses import replace
-
     return replace(adapter, base=str(folder), base_digest=files_digest(open_source(folder).files))
 
 
@@ -69,10 +68,10 @@ def test_dtype_is_that_of_the_source_unless_told(tmp_path):
     ):
         out = convert(source, "hf", tmp_path / f"out{number}", *more)
         assert {str(tensor.dtype) for tensor in load_file(out / "model.safetensors").values()} == {dtype}
-        want = bfloat16_tensors(tensors)["model.norm.weight"] if "bfloat16" in (dtype, source.name) else None
-        if source is narrow:
-            got = load_file(out / "model.safetensors")["model.norm.weight"]
-            np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
+        got = load_file(out / "model.safetensors")["model.norm.weight"]
+        rounded = bfloat16_tensors(tensors)["model.norm.weight"]
+        want = rounded if source is narrow or dtype == "bfloat16" else tensors["model.norm.weight"]
+        np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
     native = convert(narrow, "medjax", tmp_path / "native")
     assert NativeSource(native).dtype == "bfloat16"
 
@@ -165,8 +164,6 @@ def test_a_fused_projection_is_told(tmp_path, capsys):
 
 
 def test_an_adapter_without_digest_is_told_and_gets_one(tmp_path, base, capsys):
-    from dataclasses import replace
-
     write_peft(tmp_path / "peft", replace(adapter_of("llama", TARGETS), base="org/base"), CONFIG_OF["llama"])
     out = convert(base, "adapter", tmp_path / "out", "--adapter", tmp_path / "peft")
     assert f"was trained on org/base and keeps no digest; taken for an adapter of {base}" in capsys.readouterr().out
@@ -185,3 +182,7 @@ def test_quantised(tmp_path, kind, bits):
     assert np.prod(codes["shape"]) == 2 * 128 * 64 * bits / 8
     assert main([str(out), "--to", "hf", "--out", str(tmp_path / "back")]) == 2
     assert sorted(place.name for place in tmp_path.iterdir()) == ["in", "out"]
+    again = NativeSource(convert(out, "medjax", tmp_path / "again"))  # stays as it is stored
+    np.testing.assert_array_equal(
+        again.read("layers/mlp/up/kernel/codes/1"), source.read("layers/mlp/up/kernel/codes/1")
+    )

@@ -100,8 +100,9 @@ def test_choices_are_ranked_by_every_normalisation():
     # the two best are the gold set, whatever their order
     assert (two.picked, two.verdict.correct) == (("a", "d"), True)
     assert two.metrics["acc"] == 1.0
-    # nothing to score: wrong and unparsed
-    assert (number.picked, number.verdict.correct, number.verdict.unparsed) == (None, False, True)
+    # nothing to score: not asked, and wrong
+    verdict = number.verdict
+    assert (number.picked, verdict.correct, verdict.unparsed, verdict.asked) == (None, False, False, False)
     assert number.metrics == dict.fromkeys(("acc", "acc_norm", "acc_bytes", "acc_per_token"), 0.0)
     assert one.resps == [[[repr(sum(score.token_logprobs)), "False"]] for score in ROWS]
     assert one.filtered == [pair for (pair,) in one.resps]
@@ -237,7 +238,7 @@ def test_answers_cut_off_are_counted_apart_from_wrong_ones():
     assert [(s["truncated"], s["unparsed"]) for s in samples] == [(True, True), (True, False), (False, True)]
     strict, scored = _results(run, _finish(SCORING, [ROWS, TWO, []]))["medjax"]["evaluations"]
     assert (strict["truncated"], strict["truncated_unparsed"], strict["scores"]["unparsed"]) == (2, 1, 2)
-    assert (scored["truncated"], scored["truncated_unparsed"], scored["scores"]["unparsed"]) == (0, 0, 1)
+    assert (scored["truncated"], scored["truncated_unparsed"], scored["scores"]["unparsed"]) == (0, 0, 0)
     assert "truncated" not in strict["scores"]
 
 
@@ -287,7 +288,7 @@ def test_the_exam_record_stands_under_medjax():
     results = _results(_finish(SCORING, [ROWS, TWO, []]))
     (evaluation,) = results["medjax"]["evaluations"]
     scores = evaluation["scores"]
-    assert (scores["correct"], scores["points"], scores["points_total"], scores["unparsed"]) == (2, 4, 5, 1)
+    assert (scores["correct"], scores["points"], scores["points_total"], scores["not_asked"]) == (2, 4, 5, 1)
     assert (scores["required_points"], scores["required_total"], scores["general_total"]) == (3, 3, 2)
     assert evaluation["normalised"] == pytest.approx({"sum": 2 / 3, "character": 2 / 3, "byte": 2 / 3, "token": 1 / 3})
     assert evaluation["data"]["digest"] == "data-digest"

@@ -94,7 +94,10 @@ def test_a_run_writes_its_folder_and_its_numbers_agree(whole, exam_rows, loaded_
     assert record["scores"]["points"] == sum(row["points"] for row, ok in zip(exam_rows, right, strict=True) if ok)
     assert record["scores"]["points_total"] == sum(row["points"] for row in exam_rows)
     prohibited = sum(bool({*(s["picked"] or ())} & {*s["doc"].get("prohibited", ())}) for s in scored)
-    assert (record["scores"]["prohibited"], record["scores"]["unparsed"]) == (prohibited, 1)
+    assert (record["scores"]["prohibited"], record["scores"]["unparsed"]) == (prohibited, 0)
+    assert record["scores"]["not_asked"] == 1
+    assert [s["doc"]["id"] for s in scored if not s["asked"]] == ["q11"]
+    assert "ward_en_choice-logprob-0shot: 1 item that asks for a number was not asked" in printed
     assert record["scores"]["by_exam"]["ward"]["verdict"]["result"] == "none"
     assert f"results  {out}/results.json" in printed
     # three requests against one at a time, nothing shared, dense attention

@@ -9,6 +9,7 @@ def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
     scores = {
         **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
+        "not_asked": 0,
     }
     evaluation = {
         **{"id": "exam_en_strict-0shot", "task": "exam", "language": "en", "protocol": "strict-0shot"},
@@ -37,6 +38,13 @@ def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
         "cut off": "41",
         "prohibited": "3",
     }
+
+
+def test_one_answer_is_not_answers(capsys):
+    results = _results(both=1)
+    results["medjax"]["evaluations"][0]["n_items"] = 10
+    print_summary(results)
+    assert "exam_en_strict-0shot: 1 answer was cut off before anything could be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("both", "shown"), [(5, []), (6, ["6"])])

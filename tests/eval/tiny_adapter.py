@@ -55,7 +55,7 @@ def write_rounded(folder, base):
     weights = load_file(base / "model.safetensors")
     for name, matrix in weights.items():
         if "_proj" in name:
-            scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
-            weights[name] = np.round(matrix / scale) * scale
+            scale = np.abs(matrix).max(axis=1, keepdims=True) / np.float32(127.5)
+            weights[name] = np.clip(np.round(matrix / scale), -127, 127) * scale
     save_file(weights, folder / "model.safetensors")
     return folder

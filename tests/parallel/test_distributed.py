@@ -35,8 +35,6 @@ distributed.barrier("ready")
 ones = jax.make_array_from_callback((8,), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))),
                                     lambda at: jnp.arange(8.0)[at])
 print("sum", float(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)), flush=True)
-if mode == "other names":
-    distributed.barrier(f"step {jax.process_index()}")
 if mode == "error" and jax.process_index() == 1:
     raise KeyError("lost")
 if mode == "status" and jax.process_index() == 1:
@@ -51,7 +49,6 @@ if mode == "sigterm":
     print("stopped after", step)
     sys.exit(distributed.leave(75))
 if mode in ("error", "status"):
-    time.sleep(1)
     distributed.barrier("never")
 sys.exit(distributed.leave(0))
 """
@@ -123,27 +120,14 @@ def test_sigterm_for_one_process_stops_all_after_the_same_step():
     assert len(steps) == 1
 
 
-def test_a_barrier_of_two_names_is_an_error():
-    for status, _, err in processes("other names", (0, 1)):
-        assert status == 1
-        assert "name mismatch" in err
-
-
-@pytest.mark.parametrize(
-    ("number", "diagnosis"),
-    [
-        (0, "not all of them have called in"),
-        (1, r"127.0.0.1 answers, but nothing listens on port \d+, so process 0 is not running"),
-    ],
-)
-def test_a_process_alone_says_what_it_waited_for_and_what_to_check(number, diagnosis):
-    ((status, out, err),) = processes("plain", (number,), timeout_s=2)
+def test_a_process_alone_says_what_it_waited_for_and_what_to_check():
+    ((status, out, err),) = processes("plain", (0,), timeout_s=2)
     assert status == 1
     assert "Check failure stack trace" not in err  # JAX's own end, from C++
     first, *checks = out.splitlines()
     assert re.fullmatch(
-        rf"TimeoutError distributed: process {number} of 2 on \S+ at 127.0.0.1:\d+ waited 2 s in vain for the run's "
-        rf"other processes: {diagnosis}. Check:",
+        r"TimeoutError distributed: process 0 of 2 on \S+ at 127.0.0.1:\d+ waited 2 s in vain for the run's "
+        r"other processes: not all of them have called in. Check:",
         first,
     )
     assert [check.split()[1] for check in checks] == ["are", "has", "is", "is", "if"]
@@ -158,10 +142,18 @@ def test_two_of_three_processes_say_that_another_is_missing():
     assert "other processes: process 0 listens, so another process is missing. Check:" in one[1]
 
 
-def test_a_host_that_no_one_knows_is_told():
-    ((status, out, _),) = processes("plain", (1,), timeout_s=2, coordinator="nowhere.invalid:8476")
-    assert status == 1
-    assert "the name nowhere.invalid is not known here" in out
+def test_what_a_connection_to_process_0_tells():
+    port = free_port()
+
+    def told(address):
+        return distributed._diagnosis(DistributedSettings(coordinator=address, processes=2, process_id=1))
+
+    assert told(f"127.0.0.1:{port}") == (
+        f": 127.0.0.1 answers, but nothing listens on port {port}, so process 0 is not running"
+    )
+    assert told("nowhere.invalid:8476") == ": the name nowhere.invalid is not known here"
+    with socket.create_server(("127.0.0.1", port)):
+        assert told(f"127.0.0.1:{port}") == ": process 0 listens, so another process is missing"
 
 
 def test_a_second_process_0_is_told():

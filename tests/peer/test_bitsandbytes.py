@@ -81,7 +81,7 @@ def test_nf4_of_random_weights(bitsandbytes, out, in_, power):
 
 @pytest.mark.parametrize(("kind", "tile", "same"), [("nf4", 64, 1e-3), ("int8", None, 1e-5), ("int4", 128, 1e-5)])
 def test_round_trip_is_as_good_as_that_of_qwix(kind, tile, same):
-    """Relative error of normal weights: equal to qwix for integers, and for NF4 within what double quantisation costs."""
+    """Relative error of normal weights: qwix's for integers; for NF4 within what double quantisation costs."""
     qarray = pytest.importorskip("qwix._src.core.qarray", reason="qwix is not installed")
     matrix = (np.random.default_rng(0).standard_normal((1536, 512)) * 0.02).astype(np.float32)
     how = qarray.HowToQuantize(

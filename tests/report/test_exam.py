@@ -281,7 +281,7 @@ def test_verdict_of_an_evaluation(verdicts, label, reasons):
 def test_normalisations_and_remarks():
     shares = {"sum": 46 / 120, "token": 0.35, "byte": 0.25, "character": 30 / 120}
     scores = score(by_exam={}, withdrawn=2, text_only=total(20, 50))
-    made = evaluation(scores=scores, limit=120, normalised=shares, truncated=4)
+    made = evaluation(scores=scores | {"not_asked": 8}, limit=120, normalised=shares, truncated=4)
     section = page(results(made)).one("section", class_="evaluation")
     _, table, _ = section.all("table", class_="bars")
     assert [(row[0], numbers(row[1]), numbers(row[3])) for row in cells(table)] == [
@@ -292,6 +292,7 @@ def test_normalisations_and_remarks():
     ]
     assert section.one("p", class_="remarks").text == (
         "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; "
+        "8 without choices not asked, which counts as wrong; "
         "4 answers cut off at the limit of new tokens; 20 of the 50 without an image "
         "right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
         "1,234,567 tokens computed, 75.3 % saved by sharing."
@@ -349,8 +350,9 @@ def test_examples():
         example(["b", "a"], item={"prohibited": ["b"]}),
         example(None, text="一行目\n二行目"),
         example(["12"], ["7.20"], item={"choices": [], "context": "表"}),
+        example(None, asked=False),
     ]
-    first, second, third, fourth = page(results(examples=shown)).all("article")
+    first, second, third, fourth, fifth = page(results(examples=shown)).all("article")
 
     def marks(article):
         return [[span.text for span in row.all("span")] for row in article.all("li")]
@@ -362,8 +364,8 @@ def test_examples():
         ["d", "(blank)", ""],
     ]
     assert [row[2] for row in marks(second)] == ["✓ correct · picked", "prohibited · picked", "✓ correct", ""]
-    assert [a.one("span", class_="tag").text for a in (first, second, third, fourth)] == [
-        *("right", "wrong", "unparsed", "wrong"),
+    assert [a.one("span", class_="tag").text for a in (first, second, third, fourth, fifth)] == [
+        *("right", "wrong", "unparsed", "wrong", "not asked"),
     ]
     assert third.one("span", class_="read-answer").text == "nothing that could be read"
     assert third.one("pre").children == ["一行目\n二行目"]

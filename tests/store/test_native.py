@@ -108,6 +108,10 @@ def test_quantised_kernels_stay_quantised(tmp_path, kind):
     found = source.load(other, RULES)
     assert same_bits(found, host)
     assert jax.tree.map(lambda leaf: leaf.sharding, found) == shardings(boxes, other, RULES)
+    with pytest.raises(
+        ValueError, match=rf"got kernels that are stored as {kind}, expected floats to quantise to int4"
+    ):
+        load(tmp_path / "n", quantisation="int4")
     narrow = source.load(other, RULES, "bfloat16")
     assert same_bits(narrow["layers"]["mlp"], host["layers"]["mlp"])
     assert same_bits(narrow["embedding"], host["embedding"].astype(jnp.bfloat16))
@@ -263,3 +267,12 @@ def test_lost_weights_are_named(models, tmp_path):
         load(folder)
     with pytest.raises(ValueError, match=r"copy/weights: layers/mlp/up/kernel cannot be read \(.*: copy the folder"):
         open_source(folder).read("layers/mlp/up/kernel/1")
+
+
+def test_floats_are_quantised_while_reading(models):
+    """As they are from a Hugging Face folder."""
+    _, source, native = models["llama-biases"]
+    options = {"mesh": make_mesh("fsdp=2,tensor=2", jax.devices()[:4]), "quantisation": "int8"}
+    found, expected = load(native, **options), load(source, **options)
+    assert found.quantisation == "int8"
+    assert same_bits(found.params, expected.params)

@@ -196,7 +196,11 @@ def load_task(
     is_own = name.endswith(".jsonl")
     task = _own_exam(Path(name)) if is_own else _named(name)
     if language is not None and language not in task.languages:
-        raise ValueError(f"task {task.name}: language: got {language!r}, expected {' or '.join(task.languages)}")
+        known = " or ".join(task.languages)
+        raise ValueError(
+            f"task {task.name}: language: got {language!r}, expected {known}; write for example "
+            f"{name}:{task.languages[0]}."
+        )
     files = Files(data_dir)
     rows = task.read(files, language or task.languages[0])
     language = language or (_language(rows.items) if is_own else task.languages[0])

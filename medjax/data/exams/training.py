@@ -1,11 +1,12 @@
 """Exam sets as training data: the labelled questions that a set holds beside those it asks.
 
 `pubmedqa:train` names the 500 questions of PubMedQA outside its test split. Each becomes a conversation in the words of
-the protocol `choice-logprob`, so that what is trained is what is graded; its answer is the text of the right choice and,
-where the set has one, a line of explanation after it.
+the protocol `choice-logprob`, so that what is trained is what is graded; its answer is the text of the right choice,
+with a line of explanation after it where the set has one.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> I
     """
     known = [name for name, task in TASKS.items() if task.name != "jmmlu-medical-11"]  # the user's own folder
     auto = [name for name in known if all(at_hand(source, data_dir) for source in TASKS[name].sets)]
-    for name in dict.fromkeys(part for name in names for part in (auto if name == "auto" else [name])):
+    every = itertools.chain.from_iterable(auto if name == "auto" else [name] for name in names if name != "none")
+    for name in dict.fromkeys(every):
         for language in TASKS[name].languages if name in TASKS else (None,):
             task = load_task(name, language=language, data_dir=data_dir)
             for item in task.items:

@@ -178,12 +178,12 @@ def _runs(process: str) -> bool:
 
 
 class TokenisedText(tfds.core.GeneratorBasedBuilder):
-    """Documents as tensorflow-datasets examples: tokens [n] int32, counted [n] bool, id."""
+    """Documents as tensorflow-datasets examples: tokens [n] int32, counted [n] bool, id; part is the split's name."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, documents: Iterator[Document], **options: Any) -> None:
-        self._documents = documents
+    def __init__(self, *, part: str, documents: Iterator[Document], **options: Any) -> None:
+        self._part, self._documents = part, documents
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -195,7 +195,7 @@ class TokenisedText(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {"all": self._generate_examples()}
+        return {self._part: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, document in enumerate(self._documents):
@@ -217,7 +217,7 @@ def _write(folder: Path, part: str, documents: Iterator[Document], report: Repor
                 "choose a larger window, or hold out more or less."
             )
 
-    builder = TokenisedText(documents=some(), data_dir=folder / part, file_format="array_record")
+    builder = TokenisedText(part=part, documents=some(), data_dir=folder / part, file_format="array_record")
     tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
@@ -233,7 +233,7 @@ def _write(folder: Path, part: str, documents: Iterator[Document], report: Repor
 
 def _source(folder: Path, part: str) -> Any:
     place = folder / part / TokenisedText.name / str(TokenisedText.VERSION)
-    return tfds.builder_from_directory(str(place)).as_data_source("all")
+    return tfds.builder_from_directory(str(place)).as_data_source(part)
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -158,19 +158,29 @@ class Report:
 
 def encode(rendered: Rendered, tokenizer: Tokenizer, *, counted: str = "responses") -> tuple[np.ndarray, np.ndarray]:
     """Tokens [n] int32 of a rendered record, and which of them count [n] bool."""
+    is_chat = rendered.is_chat
+    bos = False if is_chat else None
     text = ""
     ids: list[int] = []
     counts: list[bool] = []
+    known = 0  # how many of the ids, at their end, are those of `text`
     for number, segment in enumerate(rendered.segments):
         text += segment.text
-        bos = False if rendered.is_chat else None
-        together = tokenizer.encode(text, bos=bos, special=rendered.is_chat)
-        if together[: len(ids)] == ids:
-            new = together[len(ids) :]
+        together = tokenizer.encode(text, bos=bos, special=is_chat)
+        if together[:known] == ids[len(ids) - known :]:
+            new = together[known:]
         else:
-            new = tokenizer._ids(segment.text, special=rendered.is_chat, prefix=number == 0)
+            new = tokenizer._ids(segment.text, special=is_chat, prefix=number == 0)
         ids += new
         counts += [segment.counted] * len(new)
+        known += len(new)
+        if is_chat:
+            # nothing merges across a special token, so what stands before the last one need not be encoded again
+            last = max(map(text.rfind, tokenizer.special_texts), default=-1)
+            tail = text[last:] if last > 0 else ""
+            tail_ids = tokenizer.encode(tail, bos=False, special=True)
+            if tail_ids and ids[-len(tail_ids) :] == tail_ids:
+                text, known = tail, len(tail_ids)
     if rendered.ends and tokenizer.eos_ids:
         ids.append(tokenizer.eos_ids[0])
         counts.append(rendered.segments[-1].counted)

@@ -119,33 +119,39 @@ class _Entry(NamedTuple):
     piece: int
 
     @property
-    def anchor(self) -> str:
-        """What is looked for first: the longest detail, since it is the rarest; the stem where they are short."""
-        longest = max(self.details, key=len, default="")
-        return longest if len(longest) >= _ANCHOR else self.stem
+    def anchors(self) -> tuple[str, str]:
+        """What is looked for first: both ends of the longest detail, since it is the rarest.
 
-    def share_in(self, record: str) -> tuple[float, float]:
-        """Shares of the stem's letters, and of the details', that a normalised text holds."""
+        Where all details are short, the beginning of the stem, twice.
+        """
+        longest = max(self.details, key=len, default="")
+        if len(longest) >= _ANCHOR:
+            return longest[:_ANCHOR], longest[-_ANCHOR:]
+        return self.stem[:_ANCHOR], self.stem[:_ANCHOR]
+
+    def share_in(self, record: str, least: float) -> float:
+        """Share of the stem's letters that a normalised text holds; 0 where it lacks the details."""
         letters = sum(map(len, self.details))
-        held = sum(len(part) for part in self.details if part in record)
-        if self.stem in record:
-            return 1.0, held / max(letters, 1)
+        if sum(len(part) for part in self.details if part in record) < least * letters:
+            return 0.0
+        if self.stem in record or not letters:
+            return float(self.stem in record)
         offsets = [i for i in range(len(self.stem) - self.piece + 1) if self.stem[i : i + self.piece] in record]
-        covered = _union(np.zeros(len(offsets), np.int64), np.array(offsets, np.int64), self.piece, 1)
-        return covered[0] / max(len(self.stem), 1), held / max(letters, 1)
+        pieces = np.array(offsets, np.int64)
+        return float(_union(np.zeros_like(pieces), pieces, self.piece, 1)[0] / max(len(self.stem), 1))
 
 
 class _Runs:
     """All runs of `length` letters of some texts, found again in other text.
 
-    texts  (item, text); of a text only its first run with `first_only`
+    texts  (item, text)
     """
 
-    def __init__(self, texts: Sequence[tuple[int, str]], length: int, first_only: bool = False) -> None:
+    def __init__(self, texts: Sequence[tuple[int, str]], length: int) -> None:
         self.length = length
         hashes, items, offsets = [], [], []
         for item, text in texts:
-            found = rolling_hashes(text[:length] if first_only else text, length)
+            found = rolling_hashes(text, length)
             hashes.append(found)
             items.append(np.full(len(found), item))
             offsets.append(np.arange(len(found)))
@@ -207,11 +213,11 @@ class OverlapIndex:
         self._letters = np.where(np.array(enough, bool), covered, 0)
         anchors = []
         for number, entry in numbered:
-            if len(entry.stem) + sum(map(len, entry.details)) >= entry.run and len(entry.anchor) >= _ANCHOR:
-                anchors.append((number, entry.anchor))
+            if len(entry.stem) + sum(map(len, entry.details)) >= entry.run and len(entry.anchors[0]) == _ANCHOR:
+                anchors += [(2 * number + end, text) for end, text in enumerate(entry.anchors)]
             elif not enough[number]:
                 self.unchecked.append(self._ids[number])
-        self._anchors = _Runs(anchors, _ANCHOR, first_only=True)
+        self._anchors = _Runs(anchors, _ANCHOR)
 
     def find(self, records: Iterable[Record], *, share: float = SHARE) -> list[Overlap]:
         """Records that hold an item, in the order of the records; share is the least that counts."""
@@ -230,11 +236,12 @@ class OverlapIndex:
             checked = (self._letters[which % count] > 0) & (shares >= share)
             found |= dict(zip(which[checked].tolist(), shares[checked].tolist(), strict=True))
         places, items, _ = self._anchors.find(text)
-        for pair in np.unique((np.searchsorted(starts, places, "right") - 1) * count + items).tolist():
-            entry = self._entries[pair % count]
-            stem, details = entry.share_in(texts[pair // count])
-            if stem >= share and (details >= share or not entry.details):
-                found[pair] = max(stem, found.get(pair, 0.0))
+        ends = np.unique((np.searchsorted(starts, places, "right") - 1) * 2 * count + items)
+        pairs = ends[:-1][ends[1:] == ends[:-1] + 1] if len(ends) else ends
+        for pair in (pairs[pairs % 2 == 0] // 2).tolist():
+            held = self._entries[pair % count].share_in(texts[pair // count], share)
+            if held >= max(share, found.get(pair, 0.0)):
+                found[pair] = held
         return [Overlap(names[pair // count], self._ids[pair % count], found[pair]) for pair in sorted(found)]
 
 

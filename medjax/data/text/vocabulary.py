@@ -276,14 +276,17 @@ class ScoreMergeTokenizer(Tokenizer):
         Equal ids need scores that differ, as those of SentencePiece's BPE do.
         """
 
+        # found in the text before any blank is rewritten, so they keep theirs and nothing merges into them
+        defined = {piece for piece, kind in zip(self._pieces, self._types, strict=True) if kind == _USER_DEFINED}
+
         def spelled(piece: str) -> str:
-            return piece.replace(self._blank, "▁")
+            return piece.replace(self._blank, " " if piece in defined else "▁")
 
         pairs = sorted(
             (-score, self._id[piece], piece[:cut], piece[cut:])
             for piece, score in self._score.items()
             for cut in range(1, len(piece))
-            if piece[:cut] in self._id and piece[cut:] in self._id
+            if not {piece, piece[:cut], piece[cut:]} & defined and piece[:cut] in self._id and piece[cut:] in self._id
         )
         pipeline = Pipeline(
             models.BPE(
@@ -299,7 +302,7 @@ class ScoreMergeTokenizer(Tokenizer):
         pipeline.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if self._prefix else [])])
         for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
             chosen = [piece for piece, its in zip(self._pieces, self._types, strict=True) if its == kind]
-            texts = chosen if special else [piece.replace(self._blank, " ") for piece in chosen]
+            texts = chosen if special else [spelled(piece) for piece in chosen]
             pipeline.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
         return json.dumps(json.loads(pipeline.to_str()) | {"post_processor": bos_template(self)}, ensure_ascii=False)
 

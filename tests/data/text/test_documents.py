@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from medjax.data.text.chat import ChatTemplate
 from medjax.data.text.documents import Cut, DocumentList, Report, encode, tokenise
 from medjax.data.text.records import Conversation, Message, Pair, Passage
 from medjax.data.text.templates import Rendered, Segment, Template, load_template
@@ -81,6 +82,38 @@ def test_chat_tokens_are_those_of_the_whole_text(byte_level_folder, sentencepiec
         everything, counted = encode(rendered, tokenizer, counted="all")
         assert everything.tolist() == tokens
         assert counted.tolist() == [False] + [True] * (len(tokens) - 1)
+
+
+@pytest.mark.parametrize(
+    "source", [CHATML, LLAMA, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"]
+)
+def test_chat_of_many_turns_is_encoded_as_the_whole_text_is(tokenizer, source):
+    tokenizer.chat_template = source
+    turns = [Message(role, f"{role} 胸痛 {i} のa") for i in range(12) for role in ("user", "assistant")]
+    rendered = load_template("chat", tokenizer).render(Conversation("c", "w", tuple(turns)))
+    tokens, counted = encode(rendered, tokenizer)
+    text, expected, marks = "", [], []
+    for segment in rendered.segments:
+        text += segment.text
+        together = tokenizer.encode(text, bos=False, special=True)
+        assert together[: len(expected)] == expected, "nothing here merges across segments"
+        marks += [segment.counted] * (len(together) - len(expected))
+        expected = together
+    assert tokens.tolist() == expected
+    assert counted.tolist() == [False, *marks[1:]]
+    assert len(expected) > 24 * 2
+
+
+def test_smollm2_learns_what_it_would_have_to_say(smollm2_metadata):
+    tokenizer = tokenizer_from_gguf(smollm2_metadata)
+    template = load_template("chat", tokenizer)
+    tokens, texts = shown(template.render(TALK), tokenizer)
+    assert texts == ["胸痛がある。<|im_end|>", "速い<|im_end|>"]
+    chat = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    asked = [{"role": m.role, "content": m.content} for m in TALK.messages]
+    for turns in (1, 3):  # what generation starts from
+        prompt = tokenizer.encode(chat.render(asked[:turns]), bos=False, special=True)
+        assert tokens[: len(prompt)] == prompt
 
 
 def test_plain_text_counts_all_but_its_first_token(tokenizer):

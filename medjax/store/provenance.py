@@ -1,0 +1,57 @@
+"""What a run needs to be repeated: the command line and the versions of what computed."""
+
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+from medjax.config import to_dict
+
+_PACKAGES = (
+    *("medjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "sentencepiece", "gguf"),
+    *("safetensors", "jinja2"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and of what reads and writes weights, tokens and templates."""
+    return {**{package: version(package) for package in _PACKAGES}, "python": platform.python_version()}
+
+
+def command(settings: Any, prog: str) -> str:
+    """The command line that repeats a run: every setting that is not the default.
+
+    settings  a configuration dataclass; prog such as "medjax.train"
+    """
+    usual, own = _flat(to_dict(type(settings)())), _flat(to_dict(settings))
+    short = _short_options(type(settings))
+    parts = [f"{short.get(key, '--' + key)} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
+    return " ".join([f"python -m {prog}", *parts])
+
+
+def _short_options(section: Any, at: str = "") -> dict[str, str]:
+    """Key path -> its short option, for keys that have one."""
+    options: dict[str, str] = {}
+    for key in fields(section):
+        value = getattr(section, key.name)
+        if is_dataclass(value):
+            options |= _short_options(value, f"{at}{key.name}.")
+        elif aliases := key.metadata["aliases"]:
+            options[at + key.name] = aliases[0]
+    return options
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{at}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -1,0 +1,79 @@
+"""python -m medjax.train: adapt a language model to medical text."""
+
+import os
+import sys
+
+from medjax.config import parse_command
+from medjax.train.settings import TrainSettings
+
+_DESCRIPTION = """Adapt a language model: adapters (LoRA, QLoRA) or any of its parameters, on one CPU or a pod.
+
+It writes a run folder with checkpoints, metrics.jsonl, the adapter, a figure and a report. A run that was killed goes
+on with the same command."""
+
+_EPILOG = """examples:
+  python -m medjax.train configs/sft/smollm2_lora_cpu.toml
+  python -m medjax.train --model DIR --data notes.jsonl --mesh fsdp=4,tensor=2 --dtype bfloat16
+  python -m medjax.train --model DIR --data notes.jsonl --quantisation nf4
+
+Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
+75 stopped by Ctrl-C or SIGTERM: it has saved, the same command goes on."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse_command(TrainSettings, argv, prog="medjax.train", description=_DESCRIPTION, epilog=_EPILOG)
+    from medjax.parallel import distributed
+    from medjax.train.stopping import Stopped, TrainingError
+
+    def failed(status: int, message: object) -> int:
+        print(f"medjax.train: {message}", file=sys.stderr, flush=True)
+        return distributed.leave(status)
+
+    try:
+        _run(settings)
+    except (ValueError, FileNotFoundError) as error:
+        return failed(2, error)
+    except (OSError, TrainingError) as error:  # a full disk, missing workers, a run that diverged
+        return failed(1, error)
+    except Stopped as stopped:
+        return failed(75, stopped)
+    except KeyboardInterrupt:
+        return failed(75, "stopped before the first step; the same command starts again.")
+    except (MemoryError, RuntimeError) as error:
+        # JAX tells a full device by a RuntimeError with this status in its text
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).partition("\n")[0] or "out of memory"
+        t = settings.train
+        return failed(
+            1,
+            f"{first}: got a step that does not fit into memory; raise --train.accumulation (now {t.accumulation}), "
+            f"lower --batch-size (now {t.batch_size}) or --window (now {settings.data.window}), take --train.remat "
+            "full, --dtype bfloat16 or --quantisation nf4, or spread it with --mesh.",
+        )
+    return distributed.leave(0)
+
+
+def _run(settings: TrainSettings) -> None:
+    # only now: --help must not wait for JAX
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from medjax.assets import cache_folder
+
+    if settings.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from medjax.train.run import train
+
+    results = train(settings, say=lambda line: print(line, flush=True), progress=True)
+    if not results:  # not the first process
+        return
+    if held_out := results["held_out"]:
+        print(f"held-out loss {held_out['start']:.4f} -> {held_out['end']:.4f} (lowest {held_out['best']:.4f})")
+    print(f"report: {results['folder']}/report.html")
+    print(f"next:   {results['next']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

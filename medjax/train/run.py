@@ -1,0 +1,338 @@
+"""One training run, from settings to a run folder: the story that `python -m medjax.train` tells.
+
+join the other processes -> job (data, names, shapes) -> run folder -> weights -> state, fresh or from the newest
+checkpoint -> compile -> held-out loss -> steps, logged and saved -> held-out loss -> adapter, figure, report
+
+The batch of a step depends on the seed and the step alone, and a checkpoint holds all that a step changes: a run that
+was killed at any moment goes on with the same command and takes the same steps, to the last bit on the same mesh.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from medjax.config import load, to_dict, to_toml
+from medjax.data.batches import local_rows, to_global
+from medjax.parallel import distributed
+from medjax.report.progress import ProgressBar
+from medjax.report.training import loss_figure, training_report
+from medjax.store.checkpoints import Checkpoints
+from medjax.store.provenance import command, versions
+from medjax.store.runs import RunFolder, named, shortened
+from medjax.train.flops import peak_flops
+from medjax.train.job import Job
+from medjax.train.language import language_job
+from medjax.train.metrics import MetricsLog, Rates, WallTime, memory, read_log
+from medjax.train.optimizer import schedule
+from medjax.train.progress import TrainProgress
+from medjax.train.settings import TrainSettings
+from medjax.train.sinks import Sinks, open_sinks
+from medjax.train.state import TrainState, Tree, abstract_state, count, init_state, join, split
+from medjax.train.step import StepMetrics, make_evaluation, make_step
+from medjax.train.stopping import BadSteps, Preemption, Stopped
+
+# what a run may change and still be the same run
+_FREE = ("mesh", "distributed", "checkpoint", "log", "compilation_cache", "out", "name")
+
+
+def train(
+    settings: TrainSettings | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a model and write a run folder; returns what results.json holds.
+
+    settings  or options by alias instead, such as train(model="smollm2-135m", data="notes.jsonl", steps=100)
+    say       called with one line for the user at a time
+    progress  show progress on stderr
+
+    Raises ValueError or FileNotFoundError with one sentence that says what to do, TrainingError when the training
+    itself failed, Stopped when it was told to stop and can go on.
+    """
+    if settings is not None and options:
+        raise ValueError(f"train: got settings and {', '.join(options)}, expected one or the other; put all in one.")
+    if settings is None:
+        given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
+        settings = load(TrainSettings, overrides=given)
+    distributed.start(settings.distributed)
+    main = distributed.is_main()
+    quiet = say if main else (lambda line: None)
+    wall = WallTime()
+    job = language_job(settings, quiet)
+    say(distributed.banner(job.mesh))  # every process, so that a missing one is seen
+    place = _folder(settings)
+    folder = _open_folder(place, settings, job, quiet) if main else None
+    distributed.barrier("run folder")
+    try:
+        return _Run(settings, job, place, folder, wall, quiet).through(progress and main)
+    finally:
+        if folder:
+            folder.close()
+
+
+def _folder(settings: TrainSettings) -> Path:
+    if settings.out:
+        return named(settings.out)
+    data = "-".join(Path(name).stem.replace(":", "-") for name in settings.data.files[:3])
+    kind = "-".join(name for name in settings.train.trainable if name.isalnum()) or "some"
+    model = Path(settings.model.name).name
+    return named(Path("runs") / "train" / (settings.name or shortened(f"{model}-{kind}-{data}")))
+
+
+def _open_folder(place: Path, settings: TrainSettings, job: Job, say: Callable[[str], None]) -> RunFolder:
+    kept = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
+    identity = kept | {"identity": dict(job.identity), "documents": job.records["data"]["digest"]}
+    folder = RunFolder.open(place, identity)
+    if folder.note:
+        say(folder.note)
+    say(f"writing to {folder.path}")
+    folder.write_text("config.toml", to_toml(settings))
+    return folder
+
+
+class _Run:
+    """The run once everything is known: state, compiled programs, logs."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        job: Job,
+        place: Path,
+        folder: RunFolder | None,
+        wall: WallTime,
+        say: Callable[[str], None],
+    ):
+        self.settings, self.job, self.place, self.folder, self.wall, self.say = settings, job, place, folder, wall, say
+        self.main = folder is not None  # one process writes
+        self.steps: int = job.records["steps"]
+        self.rate = schedule(settings.optimizer, self.steps)
+        self.rows = local_rows(job.batch, settings.train.batch_size, settings.data.window)
+        self.checkpoints = Checkpoints(
+            place / "checkpoints",
+            keep_last=settings.checkpoint.keep_last,
+            keep_best=settings.checkpoint.keep_best,
+            identity=job.identity,
+        )
+        self.bad_steps = BadSteps(place, settings.train, job.train, self.main)
+        self.held_out: tuple[int, float] | None = None  # step and loss of the last evaluation
+
+    def through(self, progress: bool) -> dict[str, Any]:
+        """Do the run; return its results."""
+        state, frozen, start = self._state(progress)
+        self.log = MetricsLog(self.place, start or None) if self.main else None
+        self.sinks = self._sinks(start)
+        self.rates = Rates(self.wall, jax.device_count(), peak_flops())
+        step = self._compiled(state, frozen)
+        preemption = Preemption()
+        try:
+            with self.checkpoints, preemption, TrainProgress(self.steps, start, shown=progress) as bar:
+                if not start:
+                    self._evaluate(0, state, frozen, bar)
+                state = self._loop(state, frozen, start, step, preemption, bar)
+                variables = join(self._best(state).trainable, frozen)
+        finally:
+            self.sinks.close()
+        after = self.job.export(self.place, variables)
+        return self._results(self.folder, after) if self.folder else {}
+
+    def _state(self, progress: bool) -> tuple[TrainState, Tree, int]:
+        """Frozen weights in place, and the state: fresh, or that of the newest checkpoint on the current mesh."""
+        job = self.job
+        self.abstract = abstract_state(job.abstract, job.chosen, job.tx, job.mesh, job.rules)
+        with ProgressBar(progress, "weights", "tensor") as bar:
+            trainable, frozen = split(job.load(bar.reach), job.chosen)
+        self.counts = {"trained": count(trainable), "frozen": count(frozen)}
+        self.say(f"{self.counts['trained']:,} numbers are trained, {self.counts['frozen']:,} are frozen")
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return init_state(trainable, job.tx, self.abstract), frozen, 0
+        del trainable
+        with self.wall.spent("restore"):
+            state = self.checkpoints.restore(latest, self.abstract)
+        self.say(f"going on from the checkpoint of step {latest}")
+        return state, frozen, latest
+
+    def _compiled(self, state: TrainState, frozen: Tree) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        t, job = self.settings.train, self.job
+        function = make_step(
+            job.loss,
+            job.tx,
+            accumulation=t.accumulation,
+            spike=t.spike,
+            dropout_seed=t.seed if job.dropout else None,
+        )
+        shape = (t.batch_size, self.settings.data.window)
+        host = job.train.batch_at(0, slice(0, 1))
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=job.batch), host)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        precision = "highest" if self.settings.model.dtype == "float32" else "default"
+        self.evaluation = jax.jit(make_evaluation(job.loss))
+        with self.wall.spent("compile"), jax.default_matmul_precision(precision):
+            began = time.monotonic()
+            compiled = (
+                jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+                .lower(state, frozen, batch)
+                .compile()
+            )
+            if job.held_out:
+                self.evaluation = self.evaluation.lower(state.trainable, frozen, batch).compile()
+        self.compile_seconds = time.monotonic() - began
+        found = compiled.memory_analysis()
+        if found:
+            held = (found.argument_size_in_bytes + found.temp_size_in_bytes) / 2**30
+            self.say(f"compiled in {self.compile_seconds:.0f} s; a step needs {held:.2f} GiB on each device")
+        return compiled
+
+    def _loop(self, state, frozen, start: int, step, preemption: Preemption, bar: TrainProgress) -> TrainState:
+        s = self.settings
+        batches = self.job.train.iterate(start, self.steps, rows=self.rows)
+        waiting: tuple[int, StepMetrics, Any] | None = None
+        for number in range(start + 1, self.steps + 1):
+            with self.wall.spent("data"):
+                host = next(batches)
+                batch = self._global(host)
+            with self.wall.spent("step"):
+                state, metrics = step(state, frozen, batch)
+                # one step behind: the device works on this one while the last one's numbers are read
+                if waiting:
+                    self._finish(*waiting, bar)
+                waiting = number, metrics, self.job.work(host)
+                last = number == self.steps
+                evaluates = self.job.held_out and (number % s.log.held_out_every == 0 or last)
+                stops = preemption.asked(number)
+                saves = number % s.checkpoint.every == 0 or last or stops
+                if evaluates or saves or number % s.log.every == 0:
+                    self._finish(*waiting, bar)
+                    waiting = None
+            if evaluates:
+                self._evaluate(number, state, frozen, bar)
+            if saves:
+                self._save(number, state, bar, must=last or stops)
+            if stops and not last:
+                self.checkpoints.wait()
+                raise Stopped(f"stopped after step {number} of {self.steps}, which is saved; the same command goes on.")
+        return state
+
+    def _global(self, host: Any) -> Any:
+        rows = self.settings.train.batch_size
+        return to_global(host, self.job.batch, rows=rows, first_row=self.rows.start)
+
+    def _finish(self, number: int, metrics: StepMetrics, work: Any, bar: TrainProgress) -> None:
+        """Read the numbers of a step that was begun, log them, and see that they are sound."""
+        metrics = jax.device_get(metrics)
+        everyone = jax.process_count()
+        self.rates.add(work.real * everyone, work.computed * everyone, work.flops * everyone)
+        bar.reach(number)
+        self.bad_steps.check(number, metrics, bar.say)
+        if number % self.settings.log.every and number != self.steps:
+            return
+        means = {name: float(value) for name, value in metrics.means.items()}
+        values = means | {
+            "grad_norm": float(metrics.grad_norm),
+            "learning_rate": float(self.rate(number - 1)),
+            "epoch": number / self.job.train.steps_per_epoch,
+            "counted_tokens": float(metrics.counted),
+            "skipped_steps": self.bad_steps.count,
+            "goodput": self.wall.goodput,
+            **self.rates.read(),
+            **memory(),
+        }
+        if self.log:
+            bar.show(number, self.log.write(number, values))
+        self.sinks.log(number, values)
+
+    def _evaluate(self, number: int, state: TrainState, frozen: Tree, bar: TrainProgress) -> None:
+        """The held-out loss, without dropout."""
+        held_out = self.job.held_out
+        if not held_out:
+            return
+        with self.wall.spent("evaluate"):
+            sums: dict[str, float] = {}
+            for i in range(len(held_out)):
+                found = self.evaluation(state.trainable, frozen, self._global(held_out.batch_at(i, self.rows)))
+                for name, value in jax.device_get(found).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        counted = max(sums.pop("counted"), 1.0)
+        values = {name: value / counted for name, value in sums.items()} | {"counted_tokens": counted}
+        self.held_out = number, values["loss"]
+        if self.log:
+            self.log.held_out(number, values)
+        bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} tokens)")
+        self.sinks.log(number, values, group="held_out")
+
+    def _save(self, number: int, state: TrainState, bar: TrainProgress, *, must: bool) -> None:
+        metric = self.held_out[1] if self.held_out and self.held_out[0] == number else None
+        meta = {"step": number, "held_out_loss": metric}
+        try:
+            with self.wall.spent("save"):
+                self.checkpoints.save(number, state, meta, metric)
+                if must:
+                    self.checkpoints.wait()
+        except OSError as error:
+            if must:
+                raise
+            bar.say(f"the checkpoint of step {number} could not be saved, training goes on: {error}")
+
+    def _best(self, state: TrainState) -> TrainState:
+        """The state of the lowest held-out loss, where it is kept and not the last one."""
+        self.checkpoints.wait()
+        best = self.checkpoints.best()
+        if best is None or best == self.steps:
+            return state
+        self.say(f"the held-out loss was lowest after step {best}; that checkpoint is exported")
+        return self.checkpoints.restore(best, self.abstract)
+
+    def _sinks(self, start: int) -> Sinks:
+        names = self.settings.log.sinks if self.main else ()
+        return open_sinks(names, self.place, self.place.name, to_dict(self.settings), resume_step=start or None)
+
+    def _results(self, folder: RunFolder, after: str) -> dict[str, Any]:
+        """Write results.json, figure.svg and report.html."""
+        metrics, held_out = read_log(self.place / "metrics.jsonl"), read_log(self.place / "held_out.jsonl")
+        losses = [line["loss"] for line in held_out]
+        devices = jax.devices()
+        results = {
+            "folder": str(self.place),
+            "steps": self.steps,
+            "held_out": {"start": losses[0], "end": losses[-1], "best": min(losses)} if losses else None,
+            "parameters": self.counts,
+            "skipped_steps": self.bad_steps.count,
+            "compile_seconds": round(self.compile_seconds, 1),
+            "wall_seconds": {name: round(value, 1) for name, value in self.wall.read().items()},
+            "goodput": round(self.wall.goodput, 3),
+            "next": after,
+            "data": self.job.records["data"],
+            "model": self.job.records["model"],
+            "identity": dict(self.job.identity),
+            "command": command(self.settings, "medjax.train"),
+            "versions": versions(),
+            "devices": f"{len(devices)} x {devices[0].device_kind}",
+            "mesh": {axis: size for axis, size in self.job.mesh.shape.items() if size > 1},
+        }
+        page = {
+            "name": self.place.name,
+            "date": time.time(),
+            "metrics": metrics,
+            "held_out": held_out,
+            "model": {
+                "name": results["model"]["name"],
+                "parameters": sum(self.counts.values()),
+                "trained": ", ".join(self.settings.train.trainable),
+                "trained_parameters": self.counts["trained"],
+            },
+            "devices": results["devices"],
+            "wall": results["wall_seconds"],
+            "data": self.job.records["data"],
+            "settings": to_dict(self.settings),
+            "record": {key: results[key] for key in ("identity", "versions", "mesh")},
+            "command": results["command"],
+        }
+        folder.write_text("figure.svg", loss_figure(metrics, held_out))
+        folder.write_text("report.html", training_report(page))
+        folder.write_json("results.json", results)
+        return results
