@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from medjax.assets import cache_folder, resolve_model
 from medjax.data.batches import Batches, HeldOut
@@ -29,24 +27,19 @@ from medjax.data.text.packing import Batch
 from medjax.data.text.records import read
 from medjax.data.text.templates import load_template
 from medjax.data.text.tokenizer import Tokenizer
-from medjax.models.decoder import Decoder, abstract_variables, init_lora, unembedding
-from medjax.models.decoder_config import DecoderConfig
-from medjax.nn.attention import forest
+from medjax.models.decoder import init_lora
 from medjax.nn.lora import LoraConfig
-from medjax.nn.loss import cross_entropy
 from medjax.parallel.distributed import barrier, is_main
-from medjax.parallel.mesh import make_mesh
-from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, shardings, ways
+from medjax.parallel.sharding import shardings
 from medjax.store.adapters import Adapter, files_digest, model_sizes, write_adapter
 from medjax.store.loading import load_decoder
 from medjax.store.native import save_native
 from medjax.store.sources import Source, open_source
 from medjax.train.flops import TrainingFlops, attended_pairs, real_tokens
 from medjax.train.job import Job, Progress, Work
-from medjax.train.optimizer import optimizer
+from medjax.train.program import StepProgram, step_program
 from medjax.train.settings import DataSettings, TrainSettings
-from medjax.train.state import Tree, choose_trainable
-from medjax.train.step import Loss
+from medjax.train.state import Tree
 
 
 @dataclass(frozen=True)
@@ -65,14 +58,10 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
-    mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1"), PRESETS[settings.mesh.rules]
-    check_divides(settings, mesh, rules)
     path = resolve_model(settings.model.name, settings.model.revision)
     source = open_source(path)
     base = _Base(path, source, tokenizer_of(path, source.files, source.metadata, source.config.vocab_size))
-    lora = lora_config(settings, source.config)
-    abstract = abstract_variables(source.config, lora, settings.model.quantisation)
-    chosen = choose_trainable(abstract, settings.train.trainable)
+    step_program(settings, source.config, 10**9)  # whatever does not fit is refused before the data is read
     prepared = _documents(settings, base, say)
     t, window = settings.train, settings.data.window
     train = Batches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
@@ -81,6 +70,8 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
         say(f"{part.replace('_', '-')}: {report}")
     steps = t.steps or train.steps(t.epochs)
     say(f"{train.rows_per_epoch} rows of {window} tokens an epoch, {100 * train.fill:.1f} % filled; {steps} steps")
+    program = step_program(settings, source.config, steps)
+    lora = program.lora
     identity = {
         "base": base_digest(source),
         "tokenizer": base.tokenizer.digest,
@@ -90,14 +81,8 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     }
     flops = TrainingFlops(source.config, "lora" if lora else "full", lora)
     return Job(
-        abstract=abstract,
-        load=partial(load_variables, settings, mesh, rules, lora, chosen),
-        chosen=chosen,
-        loss=language_loss(settings, source.config, lora, mesh, rules, chosen),
-        tx=optimizer(settings.optimizer, steps),
-        mesh=mesh,
-        rules=rules,
-        batch=batch_sharding(mesh, rules, t.batch_size, window),
+        program=program,
+        load=partial(load_variables, program),
         train=train,
         held_out=held_out,
         work=partial(_work, flops),
@@ -113,49 +98,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
             },
             "model": {"name": settings.model.name, **model_sizes(source.config)},
         },
-        dropout=bool(lora and lora.dropout),
     )
-
-
-def lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig | None:
-    """The adapters of a run; None when none are trained. Raises ValueError for a target that the family lacks."""
-    if not any(name == "lora" or name.startswith("lora/") for name in settings.train.trainable):
-        return None
-    targets = settings.lora.targets
-    fused = config.family == "gpt_neox"
-    absent = {"query_key_value": not fused, "gate": not config.gated}
-    lacking = [name for name in targets if absent.get(name)]
-    if lacking:
-        raise ValueError(
-            f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; leave it out of "
-            f"{', '.join(targets)}."
-        )
-    return LoraConfig(**asdict(settings.lora))
-
-
-def check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
-    """Raise ValueError when a batch or a row cannot be split over the mesh, naming axis and sizes that would do."""
-    t, window = settings.train, settings.data.window
-    parts = ways(mesh, rules.batch)
-    if t.batch_size % (parts * t.accumulation):
-        each = parts * t.accumulation
-        axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.batch or () if mesh.shape[axis] > 1)
-        raise ValueError(
-            f"train.batch_size: got {t.batch_size} rows, expected a multiple of {each} "
-            f"({axes or 'one device'}, accumulation {t.accumulation}); use {-(-t.batch_size // each) * each}, or "
-            "change the mesh or the accumulation."
-        )
-    along = ways(mesh, rules.seq)
-    if window % (128 * along):
-        raise ValueError(
-            f"data.window: got {window} tokens, expected a multiple of {128 * along}, since sequence={along} splits "
-            f"rows into parts of a multiple of 128; use {-(-window // (128 * along)) * 128 * along}, or another mesh."
-        )
-
-
-def batch_sharding(mesh: Mesh, rules: Rules, batch_size: int, window: int) -> NamedSharding:
-    """How every array of a batch [batch, window] lies."""
-    return NamedSharding(mesh, partition_spec(("batch", "seq"), (batch_size, window), mesh, rules))
 
 
 def base_digest(source: Source) -> str:
@@ -163,73 +106,24 @@ def base_digest(source: Source) -> str:
     return files_digest(source.files)
 
 
-def load_variables(
-    settings: TrainSettings,
-    mesh: Mesh,
-    rules: Rules,
-    lora: LoraConfig | None,
-    chosen: frozenset[str],
-    progress: Progress,
-) -> Tree:
+def load_variables(program: StepProgram, progress: Progress) -> Tree:
     """Read the weights and draw the adapters, in place; trained parameters in float32."""
-    m = settings.model
+    m = program.settings.model
     loaded = load_decoder(
         resolve_model(m.name, m.revision),
         dtype=m.dtype,
-        mesh=mesh,
-        rules=rules,
+        mesh=program.mesh,
+        rules=program.rules,
         quantisation=m.quantisation,
-        float32=frozenset(name.removeprefix("params/") for name in chosen if name.startswith("params/")),
+        float32=frozenset(name.removeprefix("params/") for name in program.chosen if name.startswith("params/")),
         progress=progress,
     )
     variables: Tree = {"params": loaded.params}
-    if lora:
-        places = shardings(abstract_variables(loaded.config, lora)["lora"], mesh, rules)
-        draw = jax.jit(partial(init_lora, loaded.config, lora), out_shardings=places)
-        variables["lora"] = draw(jax.random.key(settings.train.seed))
+    if program.lora:
+        places = shardings(program.variables["lora"], program.mesh, program.rules)
+        draw = jax.jit(partial(init_lora, loaded.config, program.lora), out_shardings=places)
+        variables["lora"] = draw(jax.random.key(program.settings.train.seed))
     return variables
-
-
-def language_loss(
-    settings: TrainSettings,
-    config: DecoderConfig,
-    lora: LoraConfig | None,
-    mesh: Mesh,
-    rules: Rules,
-    chosen: frozenset[str],
-) -> Loss:
-    """Next-token cross-entropy over the counted targets of a Batch; means: loss (with z-loss), nll, accuracy."""
-    m, t = settings.model, settings.train
-    decoder = Decoder(
-        config,
-        dtype=jnp.dtype(m.dtype),
-        backend=m.backend,
-        lora=lora,
-        quantisation=m.quantisation,
-        remat=t.remat,
-        constrain=Constraint(mesh, rules),
-    )
-    shards = ways(mesh, rules.batch), ways(mesh, rules.seq)
-    table = "params/embedding" if config.tied else "params/unembedding"
-
-    def loss(variables: Tree, batch: Batch, key: jax.Array | None):
-        trees = forest(batch.positions, batch.ends)
-        hidden, _ = decoder.apply(
-            variables, batch.tokens, batch.positions, trees, rngs={} if key is None else {"dropout": key}
-        )
-        total, sums = cross_entropy(
-            hidden,
-            unembedding(variables["params"]),
-            batch.targets,
-            batch.weights,
-            z_weight=t.z_loss,
-            shards=shards,
-            trains_table=table in chosen,
-        )
-        counted = jnp.sum(batch.weights)
-        return total, {"loss": total, "nll": sums.nll, "accuracy": sums.right, "counted": counted}
-
-    return loss
 
 
 def _documents(settings: TrainSettings, base: _Base, say: Callable[[str], None]) -> Prepared:

@@ -30,8 +30,8 @@ from medjax.train.optimizer import schedule
 from medjax.train.progress import TrainProgress
 from medjax.train.settings import TrainSettings
 from medjax.train.sinks import Sinks, open_sinks
-from medjax.train.state import TrainState, Tree, abstract_state, count, init_state, join, split
-from medjax.train.step import StepMetrics, make_evaluation, make_step
+from medjax.train.state import TrainState, Tree, count, init_state, join, split
+from medjax.train.step import StepMetrics
 from medjax.train.stopping import BadSteps, Preemption, Stopped
 
 # what a run may change and still be the same run
@@ -64,7 +64,7 @@ def train(
     quiet = say if main else (lambda line: None)
     wall = WallTime()
     job = language_job(settings, quiet)
-    say(distributed.banner(job.mesh))  # every process, so that a missing one is seen
+    say(distributed.banner(job.program.mesh))  # every process, so that a missing one is seen
     place = _folder(settings)
     folder = _open_folder(place, settings, job, quiet) if main else None
     distributed.barrier("run folder")
@@ -111,7 +111,7 @@ class _Run:
         self.main = folder is not None  # one process writes
         self.steps: int = job.records["steps"]
         self.rate = schedule(settings.optimizer, self.steps)
-        self.rows = local_rows(job.batch, settings.train.batch_size, settings.data.window)
+        self.rows = local_rows(job.program.batch_sharding, settings.train.batch_size, settings.data.window)
         self.checkpoints = Checkpoints(
             place / "checkpoints",
             keep_last=settings.checkpoint.keep_last,
@@ -127,7 +127,7 @@ class _Run:
         self.log = MetricsLog(self.place, start or None) if self.main else None
         self.sinks = self._sinks(start)
         self.rates = Rates(self.wall, jax.device_count(), peak_flops())
-        step = self._compiled(state, frozen)
+        step = self._compiled()
         preemption = Preemption()
         try:
             with self.checkpoints, preemption, TrainProgress(self.steps, start, shown=progress) as bar:
@@ -143,44 +143,25 @@ class _Run:
     def _state(self, progress: bool) -> tuple[TrainState, Tree, int]:
         """Frozen weights in place, and the state: fresh, or that of the newest checkpoint on the current mesh."""
         job = self.job
-        self.abstract = abstract_state(job.abstract, job.chosen, job.tx, job.mesh, job.rules)
         with ProgressBar(progress, "weights", "tensor") as bar:
-            trainable, frozen = split(job.load(bar.reach), job.chosen)
+            trainable, frozen = split(job.load(bar.reach), job.program.chosen)
         self.counts = {"trained": count(trainable), "frozen": count(frozen)}
         self.say(f"{self.counts['trained']:,} numbers are trained, {self.counts['frozen']:,} are frozen")
         latest = self.checkpoints.latest()
         if latest is None:
-            return init_state(trainable, job.tx, self.abstract), frozen, 0
+            return init_state(trainable, job.program.tx, job.program.state), frozen, 0
         del trainable
         with self.wall.spent("restore"):
-            state = self.checkpoints.restore(latest, self.abstract)
+            state = self.checkpoints.restore(latest, self.job.program.state)
         self.say(f"going on from the checkpoint of step {latest}")
         return state, frozen, latest
 
-    def _compiled(self, state: TrainState, frozen: Tree) -> Callable[..., tuple[TrainState, StepMetrics]]:
-        t, job = self.settings.train, self.job
-        function = make_step(
-            job.loss,
-            job.tx,
-            accumulation=t.accumulation,
-            spike=t.spike,
-            dropout_seed=t.seed if job.dropout else None,
-        )
-        shape = (t.batch_size, self.settings.data.window)
-        host = job.train.batch_at(0, slice(0, 1))
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=job.batch), host)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        precision = "highest" if self.settings.model.dtype == "float32" else "default"
-        self.evaluation = jax.jit(make_evaluation(job.loss))
-        with self.wall.spent("compile"), jax.default_matmul_precision(precision):
+    def _compiled(self) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        program = self.job.program
+        with self.wall.spent("compile"):
             began = time.monotonic()
-            compiled = (
-                jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
-                .lower(state, frozen, batch)
-                .compile()
-            )
-            if job.held_out:
-                self.evaluation = self.evaluation.lower(state.trainable, frozen, batch).compile()
+            compiled = program.lower().compile()
+            self.evaluation = program.lower_evaluation().compile() if self.job.held_out else None
         self.compile_seconds = time.monotonic() - began
         found = compiled.memory_analysis()
         if found:
@@ -220,7 +201,7 @@ class _Run:
 
     def _global(self, host: Any) -> Any:
         rows = self.settings.train.batch_size
-        return to_global(host, self.job.batch, rows=rows, first_row=self.rows.start)
+        return to_global(host, self.job.program.batch_sharding, rows=rows, first_row=self.rows.start)
 
     def _finish(self, number: int, metrics: StepMetrics, work: Any, bar: TrainProgress) -> None:
         """Read the numbers of a step that was begun, log them, and see that they are sound."""
@@ -285,7 +266,7 @@ class _Run:
         if best is None or best == self.steps:
             return state
         self.say(f"the held-out loss was lowest after step {best}; that checkpoint is exported")
-        return self.checkpoints.restore(best, self.abstract)
+        return self.checkpoints.restore(best, self.job.program.state)
 
     def _sinks(self, start: int) -> Sinks:
         names = self.settings.log.sinks if self.main else ()
@@ -312,7 +293,7 @@ class _Run:
             "command": command(self.settings, "medjax.train"),
             "versions": versions(),
             "devices": f"{len(devices)} x {devices[0].device_kind}",
-            "mesh": {axis: size for axis, size in self.job.mesh.shape.items() if size > 1},
+            "mesh": {axis: size for axis, size in self.job.program.mesh.shape.items() if size > 1},
         }
         page = {
             "name": self.place.name,

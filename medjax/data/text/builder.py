@@ -113,6 +113,7 @@ def prepare(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = Path(cache) / digest[:32]
     if not (folder / "report.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # its name came by a rename: files are missing since then
         division = divide(read(files, split=split), fraction=fraction, count=count) if fraction or count else NOTHING
         parts = ("train", "held_out") if fraction or count else ("train",)
 

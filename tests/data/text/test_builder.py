@@ -155,6 +155,19 @@ def test_killed_preparation_is_made_anew(data, tokenizer, byte_level_folder, tmp
     assert len(prepared.train) == prepared.reports["train"].documents > 60
 
 
+def test_damaged_folder_is_made_anew_or_refused(data, tokenizer, tmp_path):
+    first = prepare(data, Template("plain"), tokenizer, Cut(64), cache=tmp_path)
+    whole = listed(first.train)
+    (first.folder / "report.json").unlink()
+    again = prepare(data, Template("plain"), tokenizer, Cut(64), cache=tmp_path)
+    assert (again.folder, listed(again.train)) == (first.folder, whole)
+    np.savez(first.folder / "train.npz", lengths=again.train.lengths[1:], counts=again.train.counts[1:])
+    with pytest.raises(
+        ValueError, match=rf"train: holds {len(whole)} documents, expected {len(whole) - 1}; remove the"
+    ):
+        prepare(data, Template("plain"), tokenizer, Cut(64), cache=tmp_path)
+
+
 def test_two_processes_at_once_do_not_meet(data, tokenizer, tmp_path, monkeypatch):
     real = builder._write
 
