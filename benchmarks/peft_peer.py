@@ -196,8 +196,8 @@ class Peer:
         }
 
     def probe(self, repeats: int = 20) -> dict[str, Any]:
-        """Best rate of [1024, 576] x [576, 1536] x [1536, 576], in bfloat16 of larger matrices."""
-        rows, width, wide = (1024, 576, 1536) if self.dtype == torch.float32 else (4096, 4096, 14336)
+        """Best rate of [1024, 576] x [576, 1536] x [1536, 576], on a GPU of larger matrices; dtype as the model."""
+        rows, width, wide = (4096, 4096, 14336) if self.device.type == "cuda" else (1024, 576, 1536)
         x, up, down = (
             (torch.randn(shape, device=self.device) / shape[0] ** 0.5).to(self.dtype)
             for shape in ((rows, width), (width, wide), (wide, width))

@@ -23,8 +23,8 @@ from medjax.store.sources import open_source
 KINDS = ("mixed", "abstracts", "questions", "synthetic")
 _SYNTHETIC = 1000
 
-Batches = list[list[int]]
-Steps = list[Batches]  # of each step its micro-batches, of each of these its documents
+DocumentBatches = list[list[int]]
+Steps = list[DocumentBatches]  # of each step its micro-batches, of each of these its documents
 
 
 def corpus(kind: str, window: int, *, responses_only: bool, vocab_size: int) -> list[Document]:
@@ -65,29 +65,29 @@ def _synthetic(window: int, vocab_size: int) -> list[tuple[list[int], list[int]]
     return found
 
 
-def padding_fill(lengths: Sequence[int], batches: Batches) -> float:
+def padding_fill(lengths: Sequence[int], batches: DocumentBatches) -> float:
     """Share of real tokens when each batch is padded to its longest document."""
     computed = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     return sum(lengths[i] for batch in batches for i in batch) / computed
 
 
-def shuffled_batches(lengths: Sequence[int], size: int) -> Batches:
+def shuffled_batches(lengths: Sequence[int], size: int) -> DocumentBatches:
     """An epoch in random order, seed 0; a last batch that is not full is left out."""
     order = list(range(len(lengths)))
     random.Random(0).shuffle(order)
     return _cut(order, size)
 
 
-def grouped_batches(lengths: Sequence[int], size: int) -> Batches:
+def grouped_batches(lengths: Sequence[int], size: int) -> DocumentBatches:
     """An epoch sorted by length, the best that grouping can do."""
     return _cut(sorted(range(len(lengths)), key=lengths.__getitem__), size)
 
 
-def _cut(order: list[int], size: int) -> Batches:
+def _cut(order: list[int], size: int) -> DocumentBatches:
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
 
-def spread(batches: Batches, count: int, key: Callable[[list[int]], float]) -> Batches:
+def spread(batches: DocumentBatches, count: int, key: Callable[[list[int]], float]) -> DocumentBatches:
     """`count` batches at even quantiles of `key`, so that a few stand for all; in a fixed random order."""
     ordered = sorted(batches, key=key)
     count = min(count, len(ordered))
@@ -96,7 +96,7 @@ def spread(batches: Batches, count: int, key: Callable[[list[int]], float]) -> B
     return chosen
 
 
-def micro_batches(batches: Batches, size: int) -> Steps:
+def micro_batches(batches: DocumentBatches, size: int) -> Steps:
     """One step a batch, which is computed in micro-batches of at most `size` documents."""
     return [[batch[start : start + size] for start in range(0, len(batch), size)] for batch in batches]
 

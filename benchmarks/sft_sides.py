@@ -10,16 +10,29 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from machine import matmul_gflops
 from peers import peers_folder
 from safetensors.numpy import save_file
-from sft_corpus import Batches, Steps, spread
+from sft_corpus import DocumentBatches, Steps, spread
 
 from medjax.data.text.documents import Document
 from medjax.nn.lora import LoraConfig
+from medjax.store.sources import open_source
+from medjax.train.settings import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimizerSettings,
+    TrainingSettings,
+    TrainSettings,
+)
+
+if TYPE_CHECKING:
+    from medjax.data.text.packing import Batch
+    from medjax.train.step import StepMetrics
 
 _TARGETS = {
     "query": "self_attn.q_proj",
@@ -30,10 +43,11 @@ _TARGETS = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-_PROBE = {"float32": (1024, 576, 1536), "bfloat16": (4096, 4096, 14336)}  # the same as the peer's
+_PROBE = {"cpu": (1024, 576, 1536), "gpu": (4096, 4096, 14336), "tpu": (4096, 4096, 14336)}  # as the peer's
 LORA = LoraConfig(16, 32.0, tuple(_TARGETS))
 LEARNING_RATE = 2e-4
 _TRIAL_GROUPS = 2
+_ENDLESS = 1_000_000  # steps of the schedule, which is constant
 
 
 class PeftSide:
@@ -100,7 +114,7 @@ class PeftSide:
         report(f"peft, {name}", found)
         return found | {"documents": [i for step in steps for batch in step for i in batch]}
 
-    def trials(self, batches: Batches, sizes: list[int]) -> dict[int, float | None]:
+    def trials(self, batches: DocumentBatches, sizes: list[int]) -> dict[int, float | None]:
         """Computed tokens/s of a few batches of similar lengths, by documents of a micro-batch; None: out of memory."""
         chosen = spread(batches, _TRIAL_GROUPS, lambda batch: float(batches.index(batch)))
         rates: dict[int, float | None] = {}
@@ -119,57 +133,36 @@ class MedjaxSide:
     def __init__(
         self, options: argparse.Namespace, model: Path, adapters: dict[str, np.ndarray], documents: list[Document]
     ):
-        import jax
-        import jax.numpy as jnp
-
         from medjax.data.batches import Batches
         from medjax.data.text.documents import DocumentList
-        from medjax.models.decoder import Decoder, abstract_variables, unembedding
-        from medjax.nn.attention import forest
-        from medjax.nn.loss import cross_entropy
         from medjax.store.loading import load_decoder
-        from medjax.train.optimizer import optimizer
-        from medjax.train.settings import OptimizerSettings
-        from medjax.train.state import abstract_state, choose_trainable, init_state, split
-        from medjax.train.step import make_step
+        from medjax.train.program import step_program
+        from medjax.train.state import init_state, split
 
         print("medjax: loading", flush=True)
         start = time.perf_counter()
-        loaded = load_decoder(model, dtype=options.dtype)
-        abstract = abstract_variables(loaded.config, LORA)
-        variables = {"params": loaded.params, "lora": stacked_adapters(adapters, abstract["lora"])}
-        chosen = choose_trainable(abstract, ["lora"])
-        trainable, self._frozen = split(variables, chosen)
-        settings = OptimizerSettings(
-            learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, weight_decay=0.0, clip=1.0
-        )
-        tx = optimizer(settings, 1)
-        shapes = abstract_state(abstract, chosen, tx, loaded.mesh, loaded.rules)
-        self._state = init_state(trainable, tx, shapes)
-        decoder = Decoder(loaded.config, dtype=jnp.dtype(options.dtype), lora=LORA, remat=options.remat)
-
-        def loss(variables, batch, key):
-            hidden, _ = decoder.apply(variables, batch.tokens, batch.positions, forest(batch.positions, batch.ends))
-            table = unembedding(variables["params"])
-            total, sums = cross_entropy(hidden, table, batch.targets, batch.weights)
-            return total, {"counted": jnp.sum(batch.weights), "loss": sums.nll}
-
-        self._step = jax.jit(make_step(loss, tx), donate_argnums=0)
+        self._program = program = step_program(settings_of(options), open_source(model).config, _ENDLESS)
+        loaded = load_decoder(model, dtype=options.dtype, mesh=program.mesh, rules=program.rules)
+        variables = {"params": loaded.params, "lora": stacked_adapters(adapters, program.variables["lora"])}
+        trainable, self._frozen = split(variables, program.chosen)
+        self._state = init_state(trainable, program.tx, program.state)
+        self.load_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        self._step = program.lower().compile()
+        self.compile_seconds = time.perf_counter() - start
         self._documents = documents
         self._number = {document.id: number for number, document in enumerate(documents)}
         self._batches = Batches(DocumentList(documents), window=options.row, rows=options.rows, seed=0)
         self._options = options
         self.fill = self._batches.fill
-        self.load_seconds = time.perf_counter() - start
-        self.first_step_seconds = 0.0
-        self.device = jax.devices()[0].device_kind
+        self.device = program.mesh.devices.flat[0].device_kind
 
     def description(self) -> dict[str, Any]:
         """What ran here."""
-        return {"load_seconds": self.load_seconds, "first_step_seconds": self.first_step_seconds, "device": self.device}
+        return {"load_seconds": self.load_seconds, "compile_seconds": self.compile_seconds, "device": self.device}
 
     def first_losses(self, documents: list[int], steps: int) -> list[float]:
-        """Mean losses over the counted tokens of one batch, before each of some steps on it; compiles.
+        """Mean losses over the counted tokens of one batch, before each of some steps on it.
 
         Raises ValueError when the documents need more rows than a step has.
         """
@@ -185,17 +178,18 @@ class MedjaxSide:
         epoch = packing.in_order()
         packed = [[chosen[i] for i in epoch.row(r)] for r in range(packing.rows)] + [[]] * (rows - packing.rows)
         batch = fill_rows(packed, row)
-        losses = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            self._state, told = self._step(self._state, self._frozen, batch)
-            losses.append(float(told.means["loss"]))
-            self.first_step_seconds = self.first_step_seconds or time.perf_counter() - start
-        return losses
+        return [float(self._train(batch).means["loss"]) for _ in range(steps)]
+
+    def _train(self, batch: "Batch") -> "StepMetrics":
+        from medjax.data.batches import to_global
+
+        placed = to_global(batch, self._program.batch_sharding)
+        self._state, told = self._step(self._state, self._frozen, placed)
+        return told
 
     def probe(self) -> float:
         """Matmul rate in GFLOP/s."""
-        return matmul_gflops(sizes=_PROBE[self._options.dtype], dtype=self._options.dtype)
+        return matmul_gflops(sizes=_PROBE[self._options.device], dtype=self._options.dtype)
 
     def block(self, steps: int) -> dict[str, Any]:
         """Train steps 0 to `steps` of the corpus; the clock covers filling rows, transfer and the steps."""
@@ -204,8 +198,7 @@ class MedjaxSide:
         metrics = []
         start, cpu_start = time.perf_counter(), time.process_time()
         for step in range(steps):
-            self._state, told = self._step(self._state, self._frozen, self._batches.batch_at(step))
-            metrics.append(told)
+            metrics.append(self._train(self._batches.batch_at(step)))
         jax.block_until_ready((self._state, metrics))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         numbers = [self._number[name] for step in range(steps) for name in self._batches.document_ids(step)]
@@ -221,6 +214,19 @@ class MedjaxSide:
         }
         report("medjax, packed", found)
         return found
+
+
+def settings_of(options: argparse.Namespace) -> TrainSettings:
+    """The job as `python -m medjax.train` would be told of it, but for the data."""
+    return TrainSettings(
+        model=ModelSettings(dtype=options.dtype),
+        lora=LoraSettings(rank=LORA.rank, alpha=LORA.alpha, targets=LORA.targets),
+        data=DataSettings(window=options.row),
+        train=TrainingSettings(batch_size=options.rows, remat=options.remat),
+        optimizer=OptimizerSettings(
+            learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, weight_decay=0.0, clip=1.0
+        ),
+    )
 
 
 def stacked_adapters(adapters: dict[str, np.ndarray], abstract: Any) -> Any:

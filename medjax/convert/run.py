@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from medjax.assets import resolve_model
 from medjax.convert.settings import ADAPTERS, ConvertSettings
-from medjax.convert.tokenizer_files import tokenizer_files
+from medjax.data.text.tokenizer_files import tokenizer_files
 from medjax.nn.merging import merge
 from medjax.parallel.mesh import make_mesh
 from medjax.report.progress import ProgressBar
@@ -147,7 +147,9 @@ def _write_weights(
         if dtype == "bfloat16":
             say("note: merged weights are rounded to bfloat16; --dtype float32 keeps what is smaller")
     with tempfile.TemporaryDirectory() as scratch:
-        files, ids = tokenizer_files(source, Path(scratch))
+        files, ids = tokenizer_files(
+            source.files, source.metadata, source.config.vocab_size, source.config.max_length, Path(scratch)
+        )
         if not files:
             say(f"note: no tokenizer beside {path}; put its files into {place}")
         if settings.to == "hf":

@@ -100,7 +100,8 @@ class Projection(nn.Module):
         """x [..., in] -> [..., out] with a quantised kernel, an adapter, or both."""
         into, out = math.prod(self.shape[:inputs]), math.prod(self.shape[inputs:])
         rows = x.reshape(-1, into)
-        kernel = None if self.quantisation else self._kernel(inputs).reshape(into, out)
+        kind = self.quantisation
+        kernel = None if kind else self._kernel(inputs).reshape(into, out)
         if self.lora:
             a, b = adapter(self, self.lora, self.shape, self.axes, inputs)
             a, b = a.reshape(into, -1), b.reshape(-1, out)
@@ -109,10 +110,10 @@ class Projection(nn.Module):
                 return merged_matmul(rows, kernel, a, b, self.lora.scale).reshape(*x.shape[:-1], out)
             thin = nn.Dropout(self.lora.dropout, deterministic=not dropped)(rows)
             added = low_rank(thin, a, b, self.lora.scale)
-        if kernel is None:
-            stored = QuantisedKernel(self.quantisation, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")()
-            y = quant.quantised_matmul(rows, stored, self.quantisation)
-        else:
+        if kind:
+            stored = QuantisedKernel(kind, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")()
+            y = quant.quantised_matmul(rows, stored, kind)
+        elif kernel is not None:
             y = rows @ kernel.astype(x.dtype)
         return (y + added if self.lora else y).reshape(*x.shape[:-1], out)
 

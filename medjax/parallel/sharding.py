@@ -55,7 +55,7 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh,
     entries: list[MeshAxes] = []
     for name, size in zip(axes, shape, strict=True):
         wanted = getattr(rules, name) if name else None
-        names = (wanted,) if isinstance(wanted, str) else (wanted or ())
+        names: tuple[str, ...] = (wanted,) if isinstance(wanted, str) else (wanted or ())
         while names and (size % ways(mesh, names) or used & set(names)):
             names = names[:-1]
         if ways(mesh, names) == 1:

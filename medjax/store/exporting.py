@@ -30,10 +30,6 @@ from medjax.store.names import Leaf, hugging_face_leaves
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
-)
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",

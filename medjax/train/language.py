@@ -27,6 +27,7 @@ from medjax.data.text.packing import Batch
 from medjax.data.text.records import read
 from medjax.data.text.templates import load_template
 from medjax.data.text.tokenizer import Tokenizer
+from medjax.data.text.tokenizer_files import tokenizer_files
 from medjax.models.decoder import init_lora
 from medjax.nn.lora import LoraConfig
 from medjax.parallel.distributed import barrier, is_main
@@ -196,6 +197,8 @@ def _export(
         shutil.rmtree(place, ignore_errors=True)
     barrier("model folder")
     with tempfile.TemporaryDirectory() as temporary:
-        files = tokenizer_files(base.path, base.source.metadata, Path(temporary))
+        files, _ = tokenizer_files(
+            base.source.files, base.source.metadata, config.vocab_size, config.max_length, Path(temporary)
+        )
         save_native(place, config, variables["params"], files, quantisation=settings.model.quantisation)
     return f"python -m medjax.eval --model {place}" + (f" --adapter {folder}" if lora else "")

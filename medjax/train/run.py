@@ -161,7 +161,8 @@ class _Run:
         with self.wall.spent("compile"):
             began = time.monotonic()
             compiled = program.lower().compile()
-            self.evaluation = program.lower_evaluation().compile() if self.job.held_out else None
+            if self.job.held_out:
+                self.evaluation = program.lower_evaluation().compile()
         self.compile_seconds = time.monotonic() - began
         found = compiled.memory_analysis()
         if found:

@@ -72,8 +72,8 @@ def test_exit_status_2_names_what_is_wrong(tiny_folder, exam, tmp_path, capsys):
 
     assert error("--tasks", "igakuka").startswith("task: got 'igakuka'; did you mean igakuqa?")
     french = "language: got 'fr', expected ja or en; write for example"
-    assert error("--tasks", "mini:fr") == f"task mini: {french} mini:ja."
-    assert error("--tasks", f"{exam}:fr") == f"task ward: {french} {exam}:ja."
+    assert error("--tasks", "mini:fr") == f"task mini: {french} mini:ja.\n"
+    assert error("--tasks", f"{exam}:fr") == f"task ward: {french} {exam}:ja.\n"
     assert error("--tasks", f"{exam},{exam}").startswith("task and protocol: got ward_ja_choice-logprob-0shot 2 times")
     assert error("--model", str(tmp_path / "none")).startswith(f"model: got '{tmp_path / 'none'}', which is no file")
     assert error("--num-fewshot", "24").startswith("task ward: got num_fewshot=24, its pool holds 23 demonstrations")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ try:
 except (TimeoutError, ValueError) as error:
     print(type(error).__name__, error)
     sys.exit(distributed.leave(1))
+except KeyboardInterrupt:
+    sys.exit(distributed.leave(75))
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from medjax.parallel.mesh import make_mesh
@@ -133,6 +136,18 @@ def test_a_process_alone_says_what_it_waited_for_and_what_to_check():
     assert [check.split()[1] for check in checks] == ["are", "has", "is", "is", "if"]
     assert "MEDJAX_PROCESSES=2, and its own MEDJAX_PROCESS_ID, each of 0 to 1 once?" in out
     assert "raise distributed.timeout_s (now 2)" in checks[-1]
+
+
+def test_ctrl_c_ends_the_waiting_at_once():
+    coordinator = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", PROGRAM, "plain", "60"]
+    more = {"MEDJAX_COORDINATOR": coordinator, "MEDJAX_PROCESSES": "2", "MEDJAX_PROCESS_ID": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert "waits for all" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=20) == 75
 
 
 def test_two_of_three_processes_say_that_another_is_missing():

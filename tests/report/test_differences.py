@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from test_exam import SVG, cells, evaluation, page, results
+from report_pages import SVG, cells, evaluation, page, results
 
 from medjax.report.exam import summary_figure
 

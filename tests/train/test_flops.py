@@ -130,6 +130,8 @@ def test_peaks(kind, teraflops):
 
 def test_tpu_peaks_are_those_that_jax_states():
     info = pytest.importorskip("jax._src.pallas.mosaic.tpu_info")
+    if not hasattr(info, "_get_tpu_info_impl"):
+        pytest.skip("this jax keeps its table elsewhere; that of 0.10.2 is the source")
     for kind in ("TPU v2", "TPU v3", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"):
         version = info.chip_version_from_device_kind(kind)
         a_device = 1 if kind in ("TPU v2", "TPU v3", "TPU7x") else version.num_physical_tensor_cores_per_chip

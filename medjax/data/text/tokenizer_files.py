@@ -5,41 +5,44 @@ the same ids in transformers and, read again, in medjax.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medjax.data.text.loading import tokenizer_of
+from medjax.data.text.special_tokens import read_json
 from medjax.data.text.tokenizer import Tokenizer
-from medjax.data.text.vocabulary import tokenizer_from_gguf, tokenizer_from_llama2c
-from medjax.store.exporting import TOKENIZER_FILES
-from medjax.store.native import is_native
-from medjax.store.sources import Source, read_json
 
+FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def tokenizer_files(source: Source, scratch: Path) -> tuple[list[Path], dict[str, Any]]:
+def tokenizer_files(
+    weights: Sequence[Path], metadata: Mapping[str, Any], vocab_size: int, max_length: int, scratch: Path
+) -> tuple[list[Path], dict[str, Any]]:
     """Files to lie beside the weights, without config.json, and the token ids that config.json states.
 
-    scratch  an empty folder for files that have to be written first
+    weights     files of the checkpoint; metadata: key-value pairs of a GGUF file, else empty
+    vocab_size  rows of the embedding; max_length of the model's context
+    scratch     an empty folder for files that have to be written first
     """
-    folder = source.files[0].parent
-    if not source.metadata and ((folder / "config.json").is_file() or is_native(folder)):
-        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _stated(folder)
-    if source.metadata:
-        tokenizer = tokenizer_from_gguf(source.metadata)
-    else:
-        beside = sorted(file for file in folder.glob("tok*.bin") if file != source.files[0])
-        if len(beside) != 1:
-            return [], {}
-        tokenizer = tokenizer_from_llama2c(beside[0])
+    folder = weights[0].parent
+    if not metadata and any((folder / name).is_file() for name in ("config.json", "medjax.json")):
+        return [folder / name for name in FILES if (folder / name).is_file()], _stated(folder)
+    try:
+        tokenizer = tokenizer_of(weights[0], weights, metadata, vocab_size)
+    except FileNotFoundError:
+        return [], {}
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": list(tokenizer.eos_ids) if len(tokenizer.eos_ids) > 1 else next(iter(tokenizer.eos_ids), None),
         "pad_token_id": tokenizer.pad_id,
     }
     ids = {key: value for key, value in ids.items() if value is not None}
-    return _written(tokenizer, ids, scratch, source.config.max_length), ids
+    return _written(tokenizer, ids, scratch, max_length), ids
 
 
 def _stated(folder: Path) -> dict[str, Any]:
