@@ -1,8 +1,8 @@
 """What the commands that run a model have in common: where compiled programs are kept, and how a command ends.
 
-0  done
-1  the work failed: a full disk, not enough memory
-2  the call or the input was wrong: ValueError and FileNotFoundError, whose messages say what to do
+0   done
+1   the work failed: a full disk, not enough memory, nobody left who reads the output
+2   the call or the input was wrong: ValueError and FileNotFoundError, whose messages say what to do
 75  stopped by Ctrl-C or SIGTERM
 """
 
@@ -25,9 +25,9 @@ def exit_status(prog: str, work: Callable[[], None], engine: EngineSettings, *, 
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # the reader, such as head, has seen enough; what is left goes nowhere, or Python complains as it exits
+        # what is left to print goes nowhere, or Python complains as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"{prog}: {error}", file=sys.stderr)
         return 1

@@ -172,9 +172,9 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
     if len(exams) == 1:  # cut-offs are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
-        "name": f"{entry['task']} · {entry['language']}",
+        "name": " · ".join(entry[key] for key in ("task", "language", "variant") if entry.get(key)),
         "language": entry["language"],
-        "protocol": f"{entry['protocol']} · {entry['variant']}" if entry.get("variant") else entry["protocol"],
+        "protocol": entry["protocol"],
         "limit": entry.get("limit"),
         "whole": whole,
         "verdict": _verdict(scores["by_exam"]),

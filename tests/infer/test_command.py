@@ -210,3 +210,27 @@ def test_help_does_not_wait_for_jax():
     assert "Decoding is greedy" in done.stdout
     assert "--adapter" in done.stdout
     assert not [line for line in done.stderr.splitlines() if line.endswith((" jax", " numpy", " flax"))]
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    code = """
+import sys
+from medjax.infer.command import exit_status
+from medjax.infer.settings import EngineSettings
+def work():
+    print("one")
+    raise BrokenPipeError(32, "Broken pipe")
+sys.exit(exit_status("medjax.infer", work, EngineSettings(), stopped=""))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_kinds_of_quantisation_are_those_there_are():
+    from dataclasses import fields
+
+    from medjax.infer.settings import ModelSettings
+    from medjax.nn.quant import KINDS
+
+    (key,) = (key for key in fields(ModelSettings) if key.name == "quantisation")
+    assert key.metadata["choices"] == KINDS

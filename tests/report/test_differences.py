@@ -35,8 +35,8 @@ def test_the_page_shows_the_numbers_of_the_record():
     assert second[-1] == "1e-07"
     rows = cells(root.one("table", id="summary"))
     assert [row[0] for row in rows if len(row) > 1] == [
-        "mini · ja strict-0shot · base",
-        "mini · ja strict-0shot · adapter",
+        "mini · ja · base strict-0shot",
+        "mini · ja · adapter strict-0shot",
     ]
     facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
     assert facts["Adapter"] == "runs/train/ward, rank 16"
