@@ -19,6 +19,7 @@ was wrong.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -164,7 +165,8 @@ def _model(options: argparse.Namespace) -> tuple[dict[str, Any], DecoderConfig]:
         "mlp_bias": False,
         "head_dim": shape["hidden_size"] // shape["num_attention_heads"],
     }
-    name = f"random-{options.shape}-{shape['num_hidden_layers']}-{options.dtype}"
+    digest = hashlib.sha256(json.dumps(shape | fixed, sort_keys=True).encode()).hexdigest()
+    name = f"random-{options.shape}-{options.dtype}-{digest[:12]}"
     described = {"config": shape | fixed, "folder": str(peers_folder() / "checkpoints" / name)}
     return described, from_hugging_face(shape | fixed, f"shape {options.shape}")
 

@@ -2,22 +2,17 @@
 
 import hashlib
 import math
-import platform
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from typing import Any
 
 import jax
 
-from medjax.config import to_dict
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
 from medjax.models.decoder import abstract_params
 from medjax.store.adapters import Adapter
-
-_PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
+from medjax.store.provenance import command, versions
 
 
 def identity(settings: EvalSettings, model: LanguageModel, evaluations: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +42,7 @@ def protocol_record(settings: EvalSettings, model: LanguageModel) -> dict[str, A
     model  with its adapter where one is graded
     """
     return {
-        "command": command(settings),
+        "command": command(settings, "medjax.eval"),
         "model": {
             "name": model.name,
             "digest": model.digest,
@@ -81,35 +76,6 @@ def _adapter(settings: EvalSettings, model: LanguageModel, adapter: Adapter) -> 
     }
 
 
-def command(settings: EvalSettings) -> str:
-    """The command line that repeats a run: every setting that is not the default."""
-    usual = _flat(to_dict(EvalSettings()))
-    own = _flat(to_dict(settings))
-    short = _short_options(EvalSettings())
-    parts = [f"{short.get(key, '--' + key)} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
-    return " ".join(["python -m medjax.eval", *parts])
-
-
-def _short_options(section: Any, at: str = "") -> dict[str, str]:
-    """Key path -> its short option, for keys that have one."""
-    options: dict[str, str] = {}
-    for key in fields(section):
-        value = getattr(section, key.name)
-        if is_dataclass(value):
-            options |= _short_options(value, f"{at}{key.name}.")
-        elif aliases := key.metadata["aliases"]:
-            options[at + key.name] = aliases[0]
-    return options
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes, and of what reads weights, tokens and templates."""
-    return {
-        **{package: version(package) for package in _PACKAGES},
-        "python": platform.python_version(),
-    }
-
-
 def devices(model: LanguageModel) -> str:
     """Number and kind of the devices that a model lies on, such as "1 x cpu"."""
     flat = model.decoder.mesh.devices.ravel()
@@ -118,17 +84,3 @@ def devices(model: LanguageModel) -> str:
 
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{at}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -17,16 +17,14 @@ import numpy as np
 
 from medjax.assets import resolve_model
 from medjax.data.text.chat import ChatTemplate
-from medjax.data.text.tokenizer import Tokenizer, load_tokenizer
-from medjax.data.text.vocabulary import tokenizer_from_gguf, tokenizer_from_llama2c
+from medjax.data.text.loading import tokenizer_of
+from medjax.data.text.tokenizer import Tokenizer
 from medjax.infer.programs import Programs
 from medjax.models.decoder import abstract_variables
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import shardings
 from medjax.store.adapters import Adapter, check_base, files_digest, open_adapter
 from medjax.store.loading import LoadedDecoder, load_decoder
-from medjax.store.native import is_native
-from medjax.store.sources import Source
 
 # templates of the Llama 3 kind print today's date; the date they fall back to keeps prompts the same on every day
 _TEMPLATE_DATE = datetime(2024, 7, 26)
@@ -92,12 +90,8 @@ def load_model(
     # the CPU is one device with all its cores; more of them exist only where a test asks for fake ones
     devices = make_mesh(mesh) if mesh else make_mesh("", local if local[0].platform != "cpu" else local[:1])
     decoder = load_decoder(path, dtype=dtype, mesh=devices, quantisation=quantisation, progress=progress)
-    tokenizer = _tokenizer(decoder.source, path)
-    if tokenizer.vocab_size > decoder.config.vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {decoder.config.vocab_size} rows; "
-            "expected a tokenizer that fits: take the one that came with the weights."
-        )
+    source = decoder.source
+    tokenizer = tokenizer_of(path, source.files, source.metadata, source.config.vocab_size)
     chat = None
     if chat_template == "auto" and tokenizer.chat_template:
         chat = ChatTemplate(
@@ -131,15 +125,3 @@ def _place(adapter: Adapter, decoder: LoadedDecoder) -> Any:
     """An adapter's factors on the devices of the weights, sharded by the same rules."""
     abstract = abstract_variables(decoder.config, adapter.lora)["lora"]
     return jax.device_put(dict(adapter.leaves), shardings(abstract, decoder.mesh, decoder.rules))
-
-
-def _tokenizer(source: Source, path: Path) -> Tokenizer:
-    if source.metadata:
-        return tokenizer_from_gguf(source.metadata)
-    if path.is_dir() and ((path / "config.json").is_file() or is_native(path)):
-        return load_tokenizer(path)
-    folder = source.files[0].parent
-    beside = sorted(file for file in folder.glob("tok*.bin") if file != source.files[0])
-    if len(beside) != 1:
-        raise FileNotFoundError(f"{folder}: got {len(beside)} files tok*.bin beside the weights, expected one.")
-    return tokenizer_from_llama2c(beside[0])

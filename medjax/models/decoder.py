@@ -35,7 +35,7 @@ _NO_WINDOW = 2**30
 # what of a layer is kept for its backward pass; the rest is computed again
 REMAT: Mapping[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("attention", "projection"),
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

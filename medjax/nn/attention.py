@@ -14,11 +14,13 @@ question shared by its choices (ends of a question's tokens = end of its last ch
 Keys of a `Prefix` (a few-shot prompt) come before every row and are seen by all its tokens. Positions, which RoPE and
 sliding windows need, are given apart: both choices above start at position 3.
 
-Back ends, all tested against "reference" on packed and branching input:
+Back ends, tested against "reference" on packed and, the first two, on branching input:
   reference   materialises every score; the definition
   blockwise   online softmax over key blocks (arXiv 2205.14135): no score matrix is ever whole, and key blocks before
               the first tree that a query block touches are never computed. Its gradient computes the scores of a block
               again from their log-sum-exp (arXiv 2205.14135, 2307.08691); with a prefix it has none
+  splash      TPU kernel, rows of whole documents only (nn.kernels)
+  cudnn       GPU kernel, one document a row only (nn.kernels)
 """
 
 from functools import partial
@@ -27,12 +29,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+
+from medjax.nn.kernels import KERNELS, kernel_attention
 
 BLOCK = 128  # tokens of a query block and of a key block; rows are multiples of it
 PREFIX_BLOCK = 256  # keys of the prefix taken at one time; prefix buffers are multiples of it
 _MASKED = -1e30  # finite, so that a row of nothing but masked keys gives 0 / 0 nowhere
 
-BACKENDS = ("reference", "blockwise")
+BACKENDS = ("reference", "blockwise")  # of any forest; those of nn.kernels are for rows of documents
 
 
 class Forest(NamedTuple):
@@ -88,6 +93,7 @@ def attention(
     window: jax.Array | int | None = None,
     prefix: Prefix | None = None,
     backend: str = "blockwise",
+    sharding: NamedSharding | None = None,
 ) -> jax.Array:
     """Attend within rows of packed trees, and to a prefix that all rows share.
 
@@ -95,9 +101,10 @@ def attention(
     k, v     [b, t, k, h]
     scale    factor on q . k
     window   a token sees the last `window` positions, itself included; None: no limit
+    sharding of q on a mesh of several devices, which the back ends of nn.kernels need
     returns  [b, t, n, h], dtype of q
 
-    Raises ValueError on an unknown back end.
+    Raises ValueError on an unknown back end, and where one of nn.kernels cannot do what is asked.
     """
     if backend == "reference":
         return _reference(q, k, v, trees, scale, window, prefix)
@@ -105,7 +112,11 @@ def attention(
         if prefix is None:
             return _blockwise_differentiable(scale, q, k, v, trees, window)
         return _blockwise(q, k, v, trees, scale, window, prefix)[0]
-    raise ValueError(f"attention: got backend={backend!r}, expected one of {', '.join(BACKENDS)}.")
+    if backend not in KERNELS:
+        raise ValueError(f"attention: got backend={backend!r}, expected one of {', '.join(BACKENDS + KERNELS)}.")
+    if prefix is not None:
+        raise ValueError(f"attention: got a prefix for backend={backend}, expected none; use backend=blockwise.")
+    return kernel_attention(backend, q, k, v, trees.ends, scale=scale, window=window, sharding=sharding)
 
 
 def cached_attention(
@@ -294,7 +305,7 @@ def _blockwise_backward(scale, residuals, d_out):
         x = jnp.moveaxis(x, (1, 0, 3, 4, 2), (0, 1, 2, 3, 4))
         return x.reshape(t // BLOCK, b, kv, groups * BLOCK, *x.shape[5:])
 
-    k_rows, v_rows = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    k_rows, v_rows, k_columns = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
     # sum over s of weight * d weight, which every d score subtracts
     shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -303,37 +314,39 @@ def _blockwise_backward(scale, residuals, d_out):
         i, q_block, d_block, shared_block, total_block = inputs
         query = i * BLOCK + jnp.arange(BLOCK)
 
+        # scores stand keys first, [b, kv, s, q], and dq is summed as [b, kv, h, q]: then no product sums over the first
+        # axis of a batched operand, which XLA's CPU back end does several times slower
         def add(j, state):
             dq, dk, dv = state
             start = j * BLOCK
-            key = start + jnp.arange(BLOCK)
-            seen = (key <= query[:, None]) & (query[:, None] < cut(trees.ends, start, 1)[:, None, :])
+            key = start + jnp.arange(BLOCK)[:, None]
+            seen = (key <= query) & (query < cut(trees.ends, start, 1)[:, :, None])
             if window is not None:
-                positions = cut(trees.positions, i * BLOCK, 1)[:, :, None], cut(trees.positions, start, 1)[:, None, :]
+                positions = cut(trees.positions, i * BLOCK, 1)[:, None, :], cut(trees.positions, start, 1)[:, :, None]
                 seen &= positions[0] - positions[1] < window
             k_block, v_block = cut(k_rows, start, 2), cut(v_rows, start, 2)
-            scores = product("bkqh,bksh->bkqs", q_block, k_block) - total_block[..., None]
+            scores = product("bksh,bkqh->bksq", k_block, q_block) - total_block[:, :, None]
             shape = scores.shape
-            scores = jnp.where(seen[:, None, None], scores.reshape(b, kv, groups, BLOCK, BLOCK), _MASKED)
-            weights = jnp.exp(scores.reshape(shape))
-            d_scores = weights * (product("bkqh,bksh->bkqs", d_block, v_block) - shared_block[..., None])
+            scores = scores.reshape(b, kv, BLOCK, groups, BLOCK)
+            weights = jnp.exp(jnp.where(seen[:, None, :, None], scores, _MASKED).reshape(shape))
+            d_scores = weights * (product("bksh,bkqh->bksq", v_block, d_block) - shared_block[:, :, None])
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
-            dk_block = cut(dk, start, 2) + product("bkqs,bkqh->bksh", d_scores, q_block)
-            dv_block = cut(dv, start, 2) + product("bkqs,bkqh->bksh", weights, d_block)
+            dk_block = cut(dk, start, 2) + product("bksq,bkqh->bksh", d_scores, q_block)
+            dv_block = cut(dv, start, 2) + product("bksq,bkqh->bksh", weights, d_block)
             return (
-                dq + product("bkqs,bksh->bkqh", d_scores, k_block),
+                dq + product("bkhs,bksq->bkhq", jax.lax.dynamic_slice_in_dim(k_columns, start, BLOCK, 3), d_scores),
                 jax.lax.dynamic_update_slice_in_dim(dk, dk_block, start, 2),
                 jax.lax.dynamic_update_slice_in_dim(dv, dv_block, start, 2),
             )
 
-        state = jnp.zeros(q_block.shape, jnp.float32), *carry
+        state = jnp.zeros((b, kv, h, groups * BLOCK), jnp.float32), *carry
         dq, dk, dv = jax.lax.fori_loop(trees.first_block[i], i + 1, add, state)
         return (dk, dv), dq
 
     zeros = jnp.zeros(k_rows.shape, jnp.float32)
     blocks = jnp.arange(t // BLOCK), by_block(q * scale), by_block(d_out), by_block(shared), total
     (dk, dv), dq = jax.lax.scan(block, (zeros, zeros), blocks)
-    dq = dq.reshape(t // BLOCK, b, kv, groups, BLOCK, h).transpose(1, 0, 4, 2, 3, 5).reshape(b, t, n, h) * scale
+    dq = dq.reshape(t // BLOCK, b, kv, h, groups, BLOCK).transpose(1, 0, 5, 2, 4, 3).reshape(b, t, n, h) * scale
     dk, dv = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 

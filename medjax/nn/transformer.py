@@ -8,12 +8,15 @@ k kv heads, h head_dim, f mlp.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 
 from medjax.nn import ops, quant
 from medjax.nn.attention import Cache, Forest, Prefix, attention, cached_attention
@@ -43,13 +46,26 @@ class BlockConfig(Protocol):
     query_scale: float
 
 
-# (array, logical axis names …) -> the array, held to their sharding (parallel.sharding.Constraint)
-Constrain = Callable[..., jax.Array]
+class Constrain(Protocol):
+    """Holds an array to the sharding of its logical axes, and tells that sharding (parallel.sharding.Constraint)."""
+
+    def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array: ...
+
+    def sharding(self, shape: tuple[int, ...], *axes: str | None) -> NamedSharding | None: ...
 
 
-def unconstrained(x: jax.Array, *axes: str | None) -> jax.Array:
+@dataclass(frozen=True)
+class Unconstrained:
     """Leaves the sharding to the compiler."""
-    return x
+
+    def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        return x
+
+    def sharding(self, shape: tuple[int, ...], *axes: str | None) -> NamedSharding | None:
+        return None
+
+
+unconstrained = Unconstrained()
 
 
 def parameter(
@@ -86,6 +102,7 @@ class Projection(nn.Module):
             y = self._adapted(flat, inputs).reshape(*flat.shape[:-1], *self.shape[inputs:])
         else:
             y = jnp.einsum(self.equation, x, self._kernel(inputs).astype(x.dtype))
+        y = checkpoint_name(y, "projection")
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.shape[-self.bias :], self.axes[-self.bias :])
             y = y + bias.astype(x.dtype)
@@ -226,12 +243,21 @@ class Attention(nn.Module):
         with jax.named_scope("rope"):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         with jax.named_scope("attention"):
-            q, k, v = (self.constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
+            axes = "batch", None, "attention_heads", None
+            q, k, v = (self.constrain(x, *axes) for x in (q, k, v))
             if isinstance(where, Cache):
                 y = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
             else:
                 y = attention(
-                    q, k, v, trees=where, scale=c.query_scale, window=window, prefix=prefix, backend=self.backend
+                    q,
+                    k,
+                    v,
+                    trees=where,
+                    scale=c.query_scale,
+                    window=window,
+                    prefix=prefix,
+                    backend=self.backend,
+                    sharding=self.constrain.sharding(q.shape, *axes),
                 )
         y = self.constrain(y, "batch", "seq", None, None)
         y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)

@@ -79,10 +79,14 @@ class Constraint:
     rules: Rules
 
     def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        place = self.sharding(x.shape, *axes)
+        return x if place is None else jax.lax.with_sharding_constraint(x, place)
+
+    def sharding(self, shape: Sequence[int], *axes: str | None) -> NamedSharding | None:
+        """The sharding of an array with these logical axes; None on one device."""
         if self.mesh.size == 1:
-            return x
-        spec = partition_spec(axes, x.shape, self.mesh, self.rules)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+            return None
+        return NamedSharding(self.mesh, partition_spec(axes, shape, self.mesh, self.rules))
 
 
 def is_box(leaf: Any) -> bool:

@@ -9,15 +9,12 @@ from typing import Any
 
 from medjax.config import to_dict
 
-_PACKAGES = (
-    *("medjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "sentencepiece", "gguf"),
-    *("safetensors", "jinja2"),
-)
+_PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes, and of what reads and writes weights, tokens and templates."""
-    return {**{package: version(package) for package in _PACKAGES}, "python": platform.python_version()}
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what computes, of what reads weights, tokens and templates, and of more packages."""
+    return {**{package: version(package) for package in (*_PACKAGES, *more)}, "python": platform.python_version()}
 
 
 def command(settings: Any, prog: str) -> str:

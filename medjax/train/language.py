@@ -66,12 +66,15 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     prepared = _documents(settings, base, say)
     t, window = settings.train, settings.data.window
     train = Batches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
-    held_out = HeldOut(prepared.held_out, window=window, rows=t.batch_size) if prepared.held_out else None
+    held_out = None
+    if prepared.held_out:
+        held_out = HeldOut(prepared.held_out, window=window, rows=t.batch_size, pack=settings.data.packing)
     for part, report in prepared.reports.items():
         say(f"{part.replace('_', '-')}: {report}")
     steps = t.steps or train.steps(t.epochs)
     say(f"{train.rows_per_epoch} rows of {window} tokens an epoch, {100 * train.fill:.1f} % filled; {steps} steps")
     program = step_program(settings, source.config, steps)
+    say(f"attention: {program.backend}")
     lora = program.lora
     identity = {
         "base": base_digest(source),
@@ -80,7 +83,8 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
         "quantisation": settings.model.quantisation,
         "trainable": sorted(settings.train.trainable),
     }
-    flops = TrainingFlops(source.config, "lora" if lora else "full", lora)
+    only_head = settings.train.trainable == ("head",)
+    flops = TrainingFlops(source.config, "lora" if lora else "head" if only_head else "full", lora)
     return Job(
         program=program,
         load=partial(load_variables, program),

@@ -16,7 +16,8 @@ from medjax.data.text.packing import Batch
 from medjax.models.decoder import Decoder, abstract_variables, unembedding
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import forest
-from medjax.nn.lora import LoraConfig
+from medjax.nn.kernels import choose_backend
+from medjax.nn.lora import TARGETS, LoraConfig
 from medjax.nn.loss import cross_entropy
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, Rules, is_box, partition_spec, ways
@@ -32,6 +33,7 @@ class StepProgram:
 
     variables       boxed tree of all variables
     chosen          paths of the trained ones
+    backend         of nn.attention, resolved
     state, frozen, batch   jax.ShapeDtypeStructs with shardings
     """
 
@@ -40,6 +42,7 @@ class StepProgram:
     lora: LoraConfig | None
     variables: Tree
     chosen: frozenset[str]
+    backend: str
     loss: Loss
     tx: optax.GradientTransformation
     state: TrainState
@@ -84,10 +87,17 @@ def step_program(
 
     steps    of the whole run, which the schedule needs
     devices  default: all of this run
-    Raises ValueError where mesh, batch, window or names of parameters do not fit.
+    Raises ValueError where mesh, batch, window, attention back end or names of parameters do not fit.
     """
     mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1", devices), PRESETS[settings.mesh.rules]
     _check_divides(settings, mesh, rules)
+    backend = choose_backend(
+        settings.model.backend,
+        mesh.devices.flat[0].platform,
+        packed=settings.data.packing,
+        layers_differ=config.is_mixed,
+        dtype=settings.model.dtype,
+    )
     lora = _lora_config(settings, config)
     variables = abstract_variables(config, lora, settings.model.quantisation)
     chosen = choose_trainable(variables, settings.train.trainable)
@@ -103,7 +113,8 @@ def step_program(
         lora=lora,
         variables=variables,
         chosen=chosen,
-        loss=_loss(settings, config, lora, mesh, rules, chosen),
+        backend=backend,
+        loss=_loss(settings, config, backend, lora, mesh, rules, chosen),
         tx=tx,
         state=abstract_state(variables, chosen, tx, mesh, rules),
         frozen=frozen,
@@ -133,8 +144,8 @@ def _lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig |
     lacking = [name for name in targets if absent.get(name)]
     if lacking:
         raise ValueError(
-            f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; leave it out of "
-            f"{', '.join(targets)}."
+            f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; name some of "
+            f"{', '.join(name for name in TARGETS if not absent.get(name))}."
         )
     return LoraConfig(**asdict(settings.lora))
 
@@ -162,6 +173,7 @@ def _check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
 def _loss(
     settings: TrainSettings,
     config: DecoderConfig,
+    backend: str,
     lora: LoraConfig | None,
     mesh: Mesh,
     rules: Rules,
@@ -172,7 +184,7 @@ def _loss(
     decoder = Decoder(
         config,
         dtype=jnp.dtype(m.dtype),
-        backend=m.backend,
+        backend=backend,
         lora=lora,
         quantisation=m.quantisation,
         remat=t.remat,

@@ -34,8 +34,9 @@ from medjax.train.state import TrainState, Tree, count, init_state, join, split
 from medjax.train.step import StepMetrics
 from medjax.train.stopping import BadSteps, Preemption, Stopped
 
-# what a run may change and still be the same run
+# what a run may change and still be the same run: sections, and keys of `train`
 _FREE = ("mesh", "distributed", "checkpoint", "log", "compilation_cache", "out", "name")
+_FREE_TRAIN = ("on_bad_step", "most_bad_steps")
 
 
 def train(
@@ -86,6 +87,7 @@ def _folder(settings: TrainSettings) -> Path:
 
 def _open_folder(place: Path, settings: TrainSettings, job: Job, say: Callable[[str], None]) -> RunFolder:
     kept = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
     identity = kept | {"identity": dict(job.identity), "documents": job.records["data"]["digest"]}
     folder = RunFolder.open(place, identity)
     if folder.note:
@@ -118,13 +120,13 @@ class _Run:
             keep_best=settings.checkpoint.keep_best,
             identity=job.identity,
         )
-        self.bad_steps = BadSteps(place, settings.train, job.train, self.main)
         self.held_out: tuple[int, float] | None = None  # step and loss of the last evaluation
 
     def through(self, progress: bool) -> dict[str, Any]:
         """Do the run; return its results."""
         state, frozen, start = self._state(progress)
         self.log = MetricsLog(self.place, start or None) if self.main else None
+        self.bad_steps = BadSteps(self.place, self.settings.train, self.job.train, start, self.main)
         self.sinks = self._sinks(start)
         self.rates = Rates(self.wall, jax.device_count(), peak_flops())
         step = self._compiled()
@@ -250,15 +252,19 @@ class _Run:
     def _save(self, number: int, state: TrainState, bar: TrainProgress, *, must: bool) -> None:
         metric = self.held_out[1] if self.held_out and self.held_out[0] == number else None
         meta = {"step": number, "held_out_loss": metric}
-        try:
-            with self.wall.spent("save"):
+        with self.wall.spent("save"):
+            try:
+                self.checkpoints.wait()
+            except OSError as error:  # of the save before, in the background; this one may succeed
+                bar.say(f"training goes on without a checkpoint: {error}")
+            try:
                 self.checkpoints.save(number, state, meta, metric)
                 if must:
                     self.checkpoints.wait()
-        except OSError as error:
-            if must:
-                raise
-            bar.say(f"the checkpoint of step {number} could not be saved, training goes on: {error}")
+            except OSError as error:
+                if must:
+                    raise
+                bar.say(f"training goes on without a checkpoint: {error}")
 
     def _best(self, state: TrainState) -> TrainState:
         """The state of the lowest held-out loss, where it is kept and not the last one."""
@@ -292,7 +298,7 @@ class _Run:
             "model": self.job.records["model"],
             "identity": dict(self.job.identity),
             "command": command(self.settings, "medjax.train"),
-            "versions": versions(),
+            "versions": versions("optax", "orbax-checkpoint"),
             "devices": f"{len(devices)} x {devices[0].device_kind}",
             "mesh": {axis: size for axis, size in self.job.program.mesh.shape.items() if size > 1},
         }

@@ -31,7 +31,11 @@ class ModelSettings:
     quantisation: str | None = field(
         None, help="how frozen projections are stored (QLoRA: nf4)", alias="--quantisation", choices=QUANTISATIONS
     )
-    backend: str = field("blockwise", help="attention", choices=("blockwise", "reference"))
+    backend: str = field(
+        "auto",
+        help="attention; auto: splash on TPU, else blockwise; cudnn: GPU, bfloat16 and data.packing=false",
+        choices=("auto", "splash", "cudnn", "blockwise", "reference"),
+    )
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def choose_trainable(abstract: Tree, names: Sequence[str]) -> frozenset[str]:
     for name in names:
         found = fnmatch.filter(leaves, presets.get(name, name))
         if not found:
-            near = difflib.get_close_matches(name, [*presets, *leaves], n=2, cutoff=0.4)
+            near = difflib.get_close_matches(name, [other for other in (*presets, *leaves) if other != name], n=1)
             raise ValueError(
-                f"train.trainable: {name!r} matches no parameter; "
-                f"expected {', '.join(presets)} or a pattern of paths{f' such as {near[0]}' if near else ''}."
+                f"train.trainable: {name!r} matches no parameter; {f'did you mean {near[0]}? ' if near else ''}"
+                f"expected {', '.join(presets)} or a pattern of paths such as params/layers/*norm*."
             )
         chosen |= set(found)
     for name in sorted(chosen):
@@ -104,7 +104,8 @@ def join(first: Tree, second: Tree) -> Tree:
 def abstract_state(abstract: Tree, chosen: frozenset[str], tx: optax.GradientTransformation, mesh: Mesh, rules: Rules):
     """The state as jax.ShapeDtypeStructs with shardings, float32 where trained; nothing is allocated.
 
-    An optimiser's moment lies where its parameter lies; what has no parameter's shape is whole on every device.
+    An optimiser's moment lies where its parameter lies, one that is reduced over an axis (Adafactor) as the axes that
+    are left; what has no parameter's shape is whole on every device.
     """
 
     def leaf(box):
@@ -118,7 +119,7 @@ def abstract_state(abstract: Tree, chosen: frozenset[str], tx: optax.GradientTra
         return jax.ShapeDtypeStruct((), dtype, sharding=whole)
 
     def moment(value, parameter):
-        sharding = parameter.sharding if value.shape == parameter.shape else whole
+        sharding = NamedSharding(mesh, _reduced_spec(value.shape, parameter))
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     def other(value):
@@ -128,6 +129,17 @@ def abstract_state(abstract: Tree, chosen: frozenset[str], tx: optax.GradientTra
         tx, moment, jax.eval_shape(tx.init, trainable), trainable, transform_non_params=other
     )
     return TrainState(scalar(jnp.int32), trainable, optimizer, scalar(jnp.float32), scalar(jnp.int32))
+
+
+def _reduced_spec(shape: tuple[int, ...], parameter: jax.ShapeDtypeStruct) -> PartitionSpec:
+    """The spec of a moment of this shape: its parameter's, without the axis that the moment lacks."""
+    spec = tuple(parameter.sharding.spec)
+    if shape == parameter.shape:
+        return PartitionSpec(*spec)
+    for axis in range(len(parameter.shape)):
+        if shape == parameter.shape[:axis] + parameter.shape[axis + 1 :]:
+            return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+    return PartitionSpec()
 
 
 def init_state(trainable: Tree, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:

@@ -83,7 +83,7 @@ def make_step(
         by = 1.0 / jnp.maximum(counted, 1.0)
         means = {name: value * by for name, value in sums.items()}
         grads = jax.tree.map(lambda g: g * by, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(means["loss"]) & (counted > 0)
         average = state.loss_average
         if spike:

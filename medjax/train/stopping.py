@@ -1,6 +1,5 @@
 """Why a run ends early: steps that cannot be applied, and a scheduler or a user who wants the machine back."""
 
-import json
 import signal
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 from medjax.data.batches import Batches
 from medjax.parallel import distributed
+from medjax.train.metrics import StepLog, read_log
 from medjax.train.settings import TrainingSettings
 from medjax.train.step import StepMetrics
 
@@ -55,14 +55,18 @@ class Preemption:
 
 
 class BadSteps:
-    """Counts steps whose update was left out and writes them to bad_steps.jsonl with the documents of their batch."""
+    """Counts steps whose update was left out and writes them to bad_steps.jsonl with the documents of their batch.
 
-    def __init__(self, folder: Path, settings: TrainingSettings, batches: Batches, main: bool):
+    start  the step that was restored, 0 for a fresh run: bad steps after it come again
+    main   whether this process writes
+    """
+
+    def __init__(self, folder: Path, settings: TrainingSettings, batches: Batches, start: int, main: bool):
         self._path = folder / "bad_steps.jsonl"
         self._settings = settings
         self._batches = batches
-        self._main = main
-        self.count = 0
+        self._log = StepLog(self._path, start or None) if main else None
+        self.count = len(read_log(self._path)) if main else 0
 
     def check(self, number: int, metrics: StepMetrics, say: Callable[[str], None]) -> None:
         """Look at a finished step (host values). Raises TrainingError where the settings want the run to stop."""
@@ -71,10 +75,8 @@ class BadSteps:
         self.count += 1
         loss, norm = float(metrics.means["loss"]), float(metrics.grad_norm)
         documents = self._batches.document_ids(number - 1)
-        entry = {"step": number, "loss": repr(loss), "grad_norm": repr(norm), "documents": documents}
-        if self._main:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        if self._log:  # as text, since JSON has no NaN
+            self._log.write(number, {"loss": repr(loss), "grad_norm": repr(norm), "documents": documents})
         what = f"step {number}: loss {loss:.4g}, gradient norm {norm:.4g}; its update is left out"
         if not float(metrics.counted):
             what = f"step {number}: no token of the batch counts for the loss; its update is left out"

@@ -1,15 +1,10 @@
 """A tiny model, an exam for it, and models that are compiled once for all tests."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # tiny checkpoints, their adapters, small runs
-
 from tiny_checkpoint import write_checkpoint
 
 

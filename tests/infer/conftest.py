@@ -1,14 +1,10 @@
 """A tiny random Llama on disk, loaded once: SmolLM2's shape rules (GQA, tied) at toy size."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))  # tiny checkpoints with a tokenizer, and their adapters
 
 VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 131, 48, 6, 3, 8, 80, 3
 

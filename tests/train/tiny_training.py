@@ -5,7 +5,6 @@ other; vocabulary 400.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from medjax.parallel.sharding import is_box
 from medjax.train.program import StepProgram, step_program
 from medjax.train.settings import TrainSettings
 from medjax.train.state import Tree, init_state, path_name, split
+from medjax.train.step import StepMetrics
 
 LLAMA = CONFIGS["llama"] | {
     "vocab_size": 400,
@@ -114,16 +114,22 @@ def placed(program: StepProgram, batch: Batch) -> Batch:
 
 
 class Run:
-    """A compiled step with its state: losses and all metrics of each step."""
+    """A compiled step with its state."""
 
-    def __init__(self, program: StepProgram, seed: int = 0):
+    def __init__(self, program: StepProgram):
         self.program = program
-        trainable, self.frozen = split(variables_of(program, seed), program.chosen)
-        self.state = init_state(trainable, program.tx, program.state)
-        self.compiled = program.lower().compile()
+        # half the time to compile, and the same program
+        self.compiled = program.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+        self.anew()
 
-    def steps(self, count: int = STEPS, first: int = 0):
-        """The metrics of steps on batches `first`, first + 1, …, on the host."""
+    def anew(self) -> "Run":
+        """Begin at step 0 with the same random variables."""
+        self.trainable, self.frozen = split(variables_of(self.program), self.program.chosen)
+        self.state = init_state(self.trainable, self.program.tx, self.program.state)
+        return self
+
+    def steps(self, count: int = STEPS, first: int = 0) -> list[StepMetrics]:
+        """Take steps on batches `first`, first + 1, …; their metrics on the host."""
         found = []
         for number in range(first, first + count):
             batch = placed(self.program, batch_of(number, self.program.settings.train.batch_size))
@@ -131,8 +137,8 @@ class Run:
             found.append(jax.device_get(metrics))
         return found
 
-    def losses(self, count: int = STEPS) -> list[float]:
-        return [float(metrics.means["loss"]) for metrics in self.steps(count)]
+    def losses(self, count: int = STEPS, first: int = 0) -> list[float]:
+        return [float(metrics.means["loss"]) for metrics in self.steps(count, first)]
 
 
 def write_model(folder: Path, seed: int = 5, config: dict = LLAMA) -> Path:
@@ -146,13 +152,11 @@ def write_model(folder: Path, seed: int = 5, config: dict = LLAMA) -> Path:
 def write_notes(path: Path, count: int = 60) -> Path:
     """JSONL of short clinical notes, ids note0, note1, …"""
     lines = [
-        {"id": f"note{i}", "text": f"Case {i}: fever for {i % 9} days, then cough. Assessment: pneumonia, grade {i % 4}."}
+        {
+            "id": f"note{i}",
+            "text": f"Case {i}: fever for {i % 9} days, then cough. Assessment: pneumonia, grade {i % 4}.",
+        }
         for i in range(count)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path
-
-
-def changed(settings: TrainSettings, section: str, **values: Any) -> TrainSettings:
-    """Settings with some values of a section replaced."""
-    return replace(settings, **{section: replace(getattr(settings, section), **values)})
