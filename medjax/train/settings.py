@@ -29,7 +29,7 @@ class ModelSettings:
         choices=("float32", "bfloat16"),
     )
     quantisation: str | None = field(
-        None, help="how frozen projections are stored (QLoRA: nf4)", alias="--quantisation", choices=QUANTISATIONS
+        None, help="how frozen projections are stored (QLoRA: nf4)", alias=("--quantise", "--quantisation"), choices=QUANTISATIONS
     )
     backend: str = field(
         "auto",
@@ -215,4 +215,4 @@ class TrainSettings:
     log: LogSettings = LogSettings()
     compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")
     out: str | None = field(None, help="run folder; default: runs/train/<name>", alias="--out")
-    name: str | None = field(None, help="of the run; default: the TOML file's, else made from model and data")
+    name: str | None = field(None, help="of the run; default: made from model and data")

@@ -4,16 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import CONFIG, LLAMA, NEOX, ROWS, STEPS, Run, batch_of, placed, program_of, settings_of, variables_of
+from tiny_training import CONFIG, LLAMA, NEOX, Run, batch_of, placed, program_of, variables_of
 
-from medjax.models.decoder import REMAT, Decoder, unembedding
+from medjax.models.decoder import Decoder, unembedding
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.attention import forest
 from medjax.store.checkpoints import Checkpoints
-from medjax.train.state import path_name, split
+from medjax.train.state import join, path_name, split
 from medjax.train.step import make_evaluation
-
-SMALL = {"data__window": 128, "train__batch_size": 8}
 
 
 def plain_sums(program, variables, batch):
@@ -44,12 +42,12 @@ def test_the_loss_function_against_full_logits():
     assert float(found["loss"]) == pytest.approx(expected["nll"] + 1e-3 * expected["z"], rel=1e-5)
     assert float(found["accuracy"]) == expected["accuracy"]
     assert float(found["counted"]) == expected["counted"]
-    assert 0 < expected["counted"] < batch.tokens.size / 1.5  # prompts and padding are there
+    assert 500 < expected["counted"] < 1500  # of 2,048: prompts and padding are there
 
 
 MESHES = (
-    (8, "data=2,fsdp=4", "default"),
     (8, "fsdp=2,tensor=2,sequence=2", "default"),
+    pytest.param(8, "data=2,fsdp=4", "default", marks=pytest.mark.slow),
     pytest.param(8, "fsdp=8", "default", marks=pytest.mark.slow),
     pytest.param(8, "tensor=8", "default", marks=pytest.mark.slow),
     pytest.param(8, "sequence=2,tensor=4", "default", marks=pytest.mark.slow),
@@ -101,7 +99,7 @@ def test_windows_and_fused_projections_over_the_sequence_axis(kind):
 def test_a_state_goes_on_on_another_mesh(runs, tmp_path):
     """Two steps on 8 devices, saved, three on one: the losses of one device throughout."""
     expected = runs().losses()
-    many, one = runs(8, mesh__shape="data=2,fsdp=4"), runs()
+    many, one = runs(8, mesh__shape="fsdp=2,tensor=2,sequence=2", mesh__rules="default"), runs()
     losses = many.losses(2)
     with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_best=0, identity={}) as checkpoints:
         checkpoints.save(2, many.state, {})
@@ -131,45 +129,36 @@ def test_frozen_leaves_are_bit_identical_after_steps_and_trained_ones_are_not(ru
     assert all(jax.tree.leaves(moved)), moved
 
 
-@pytest.mark.parametrize("names", ["full", pytest.param("head", marks=pytest.mark.slow), "params/*norm*"])
+@pytest.mark.parametrize("names", ["full", pytest.param("head", marks=pytest.mark.slow)])
 def test_trainings_of_parameters_reduce_the_loss(names):
     """On one batch, repeated; in bfloat16 with float32 master weights."""
-    if names == "params/*norm*":
-        pytest.skip("covered by full")
-    program = program_of(train__trainable=names, model__dtype="bfloat16", **SMALL)
-    run = Run(program)
-    losses = [float(run.steps(1)[0].means["loss"]) for _ in range(8)]
+    run = Run(program_of(train__trainable=names, model__dtype="bfloat16"))
+    losses = [run.losses(1)[0] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
     assert {leaf.dtype for leaf in jax.tree.leaves(run.state.trainable)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} <= {jnp.dtype("bfloat16")}
 
 
-def gradients(policy):
-    """Loss and gradient of the adapters, compiled with this remat policy, and its temporary bytes."""
-    program = program_of(train__remat=policy, **SMALL, model__backend="reference")
-    trainable, frozen = split(variables_of(program), program.chosen)
-    batch = placed(program, batch_of(0, 8, 128))
-
-    def loss(trainable):
-        from medjax.train.state import join
-
-        return program.loss(join(trainable, frozen), batch, None)[0]
-
-    return jax.jit(jax.value_and_grad(loss)).lower(trainable).compile(
-        compiler_options={"xla_backend_optimization_level": 0}
-    ), trainable
-
-
 def test_remat_policies_give_the_same_gradients_and_need_less_memory():
     found, memory = {}, {}
-    for policy in REMAT:
-        compiled, trainable = gradients(policy)
-        found[policy], memory[policy] = compiled(trainable), compiled.memory_analysis().temp_size_in_bytes
-    for policy in REMAT:
-        assert float(found[policy][0]) == pytest.approx(float(found["none"][0]), rel=1e-6)
-        for one, other in zip(*map(jax.tree.leaves, (found[policy][1], found["none"][1])), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
-    assert memory["full"] < memory["dots"] < memory["none"]
+    for policy in ("none", "dots", "attention", "full"):
+        program = program_of(train__remat=policy, model__backend="blockwise")
+        trainable, frozen = split(variables_of(program), program.chosen)
+
+        def loss(trainable, frozen, batch, program=program):
+            return program.loss(join(trainable, frozen), batch, None)[0]
+
+        lowered = jax.jit(jax.value_and_grad(loss)).lower(trainable, frozen, program.batch)
+        compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+        memory[policy] = compiled.memory_analysis().temp_size_in_bytes
+        found[policy] = compiled(trainable, frozen, placed(program, batch_of(0)))
+    expected = found.pop("none")
+    for value, gradient in found.values():
+        assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
+        for one, other in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    assert memory["full"] < memory["dots"] / 1.3 < memory["none"] / 1.3 / 1.3
+    assert memory["full"] <= memory["attention"] < memory["dots"]
 
 
 @pytest.mark.parametrize(
@@ -219,9 +208,3 @@ def test_neox_has_no_gate_and_a_fused_projection():
 def test_float32_means_float32_on_every_device():
     assert program_of().precision == "highest"
     assert program_of(model__dtype="bfloat16").precision == "default"
-
-
-def test_batches_of_the_tests_are_as_they_say():
-    batch = batch_of(0)
-    assert batch.tokens.shape == (ROWS, settings_of().data.window)
-    assert STEPS == 5
