@@ -22,6 +22,7 @@ class Rules:
     """Mesh axes of each logical axis; None keeps it whole.
 
     seq              tokens of a row, outside attention
+    rank             of adapters: the factor without an embed axis is split by it, with its optimiser state
     attention_heads  heads inside attention, where every token of a row is needed: the axis that splits tokens elsewhere
                      splits heads there (arXiv 2309.14509)
     """
@@ -35,14 +36,16 @@ class Rules:
     head_dim: MeshAxes = None
     mlp: MeshAxes = "tensor"
     vocab: MeshAxes = "tensor"
-    rank: MeshAxes = None
+    rank: MeshAxes = "fsdp"
     layers: MeshAxes = None
     patch: MeshAxes = None
 
 
 PRESETS: Mapping[str, Rules] = {
     "default": Rules(),
-    "replicated": Rules(embed=None, heads=None, kv_heads=None, mlp=None, vocab=None, attention_heads="sequence"),
+    "replicated": Rules(
+        embed=None, heads=None, kv_heads=None, mlp=None, vocab=None, rank=None, attention_heads="sequence"
+    ),
 }
 
 

@@ -189,6 +189,43 @@ def test_blockwise_prefix(run, length, window):
     np.testing.assert_allclose(blockwise, reference, atol=1e-5)
 
 
+def gradients(backend, q, k, v, positions, ends, towards, window):
+    """Of the output times `towards`, with respect to q, k and v."""
+
+    def total(q, k, v):
+        out = attention(q, k, v, trees=forest(positions, ends), scale=SCALE, window=window, backend=backend)
+        return jnp.sum(out.astype(jnp.float32) * towards)
+
+    return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+
+
+@pytest.fixture(scope="module")
+def gradient_of():
+    return jax.jit(gradients, static_argnums=0)
+
+
+@pytest.mark.parametrize(("seed", "window"), [(0, None), (1, None), (2, 50), (3, 300), (4, 1)])
+def test_gradient_of_blockwise(gradient_of, seed, window):
+    """On branching trees, packed documents and padding, grouped heads, with and without a window."""
+    arguments = rows(seed)
+    towards = jnp.asarray(np.random.default_rng(seed).normal(size=arguments[0].shape), jnp.float32)
+    window = None if window is None else jnp.int32(window)
+    expected = gradient_of("reference", *arguments, towards, window)
+    for got, want in zip(gradient_of("blockwise", *arguments, towards, window), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_gradient_of_blockwise_in_bfloat16(gradient_of):
+    q, k, v, positions, ends = rows(8)
+    towards = jnp.asarray(np.random.default_rng(8).normal(size=q.shape), jnp.float32)
+    exact = gradient_of("reference", q, k, v, positions, ends, towards, None)
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    for got, want in zip(gradient_of("blockwise", *half, positions, ends, towards, None), exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        error = np.linalg.norm(np.asarray(got, np.float32) - want) / np.linalg.norm(want)
+        assert error < 0.02  # bfloat16 has 8 bits
+
+
 def test_windows_by_layer_under_scan():
     """The window of each layer is data of a scan, as in models whose layers differ."""
     q, k, v, positions, ends = rows(6)

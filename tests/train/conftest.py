@@ -43,8 +43,28 @@ def cached(shelf, monkeypatch):
     from jax.experimental.compilation_cache import compilation_cache
 
     monkeypatch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
+    compilation_cache.reset_cache()
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     yield shelf
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def reference(shelf):
+    """The folder of a run that nothing disturbed; it fills the cache of compiled programs."""
+    from jax.experimental.compilation_cache import compilation_cache
+    from tiny_training import arguments
+
+    from medjax.train.__main__ import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
+        before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+        compilation_cache.reset_cache()
+        assert main(arguments(shelf, shelf / "reference")) == 0
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        compilation_cache.reset_cache()
+    return shelf / "reference"

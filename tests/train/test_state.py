@@ -95,13 +95,13 @@ FLOATS = {
 }
 ADAPTED = {
     **{f"lora/layers/attention/{name}/a": (None, "fsdp", None) for name in ("query", "key", "value")},
-    **{f"lora/layers/attention/{name}/b": (None, None, "tensor", None) for name in ("query", "key", "value")},
-    "lora/layers/attention/out/a": (None, "tensor", None, None),
-    "lora/layers/attention/out/b": (None, None, "fsdp"),
+    **{f"lora/layers/attention/{name}/b": (None, "fsdp", "tensor", None) for name in ("query", "key", "value")},
+    "lora/layers/attention/out/a": (None, "tensor", None, "fsdp"),
+    "lora/layers/attention/out/b": (None, "fsdp", None),
     **{f"lora/layers/mlp/{name}/a": (None, "fsdp", None) for name in ("gate", "up")},
-    **{f"lora/layers/mlp/{name}/b": (None, None, "tensor") for name in ("gate", "up")},
-    "lora/layers/mlp/down/a": (None, "tensor", None),
-    "lora/layers/mlp/down/b": (None, None, "fsdp"),
+    **{f"lora/layers/mlp/{name}/b": (None, "fsdp", "tensor") for name in ("gate", "up")},
+    "lora/layers/mlp/down/a": (None, "tensor", "fsdp"),
+    "lora/layers/mlp/down/b": (None, "fsdp", None),
 }
 
 

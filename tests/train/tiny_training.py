@@ -5,6 +5,9 @@ other; vocabulary 400.
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,30 @@ def write_notes(path: Path, count: int = 60) -> Path:
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path
+
+
+def arguments(shelf: Path, out: Path, *more: str) -> list[str]:
+    """Of `python -m medjax.train`: 12 steps with dropout, saved every 3 and evaluated every 4 of them."""
+    return [
+        *("--model", str(shelf / "model"), "--data", str(shelf / "notes.jsonl"), "--data.exams", "none"),
+        *("--data.held_out_count", "8", "--window", "128", "--batch-size", "8", "--steps", "12"),
+        *("--lora.rank", "4", "--lora.dropout", "0.1", "--train.remat", "none", "--learning-rate", "1e-3"),
+        *("--log.every", "1", "--log.held_out_every", "4", "--log.sinks", "[]", "--checkpoint.every", "3"),
+        *("--out", str(out), *more),
+    ]
+
+
+def environment(shelf: Path, devices: int = 8) -> dict[str, str]:
+    """Of a process that trains: the tests' cache and fake devices."""
+    return os.environ | {
+        "MEDJAX_CACHE": str(shelf / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def disturbed(shelf: Path, what: str, moment: str, *given: str, devices: int = 8) -> subprocess.CompletedProcess[str]:
+    """Train in a process to which something happens (disturbed_training.py)."""
+    command = [sys.executable, str(Path(__file__).with_name("disturbed_training.py")), what, moment, *given]
+    return subprocess.run(command, env=environment(shelf, devices), capture_output=True, text=True, timeout=300)

@@ -1,0 +1,42 @@
+"""The command line and the versions that a run is repeated by."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import pytest
+
+from medjax.config import field, load
+from medjax.store.provenance import command, versions
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part."""
+
+    name: str = field("x", help="a name", alias="--model")
+    sizes: tuple[int, ...] = field((), help="sizes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it."""
+
+    part: Part = Part()
+    fast: bool = field(False, help="or slow")
+
+
+def test_the_command_names_what_is_not_usual_and_gives_the_settings_back():
+    settings = Settings(Part("my model", (1, 2)), True)
+    text = command(settings, "medjax.train")
+    assert text == "python -m medjax.train --model 'my model' --part.sizes 1,2 --fast true"
+    import shlex
+
+    assert load(Settings, overrides=shlex.split(text)[3:]) == settings
+
+
+@pytest.mark.parametrize("more", [(), ("optax",)])
+def test_versions(more):
+    found = versions(*more)
+    assert found["jax"] == version("jax")
+    assert ("optax" in found) == bool(more)
+    assert found.get("optax", version("optax")) == version("optax")
