@@ -71,6 +71,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
         held_out = HeldOut(prepared.held_out, window=window, rows=t.batch_size, pack=settings.data.packing)
     for part, report in prepared.reports.items():
         say(f"{part.replace('_', '-')}: {report}")
+    _check_context(prepared, window, source.config.max_length)
     steps = t.steps or train.steps(t.epochs)
     say(f"{train.rows_per_epoch} rows of {window} tokens an epoch, {100 * train.fill:.1f} % filled; {steps} steps")
     program = step_program(settings, source.config, steps)
@@ -104,6 +105,16 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
             "model": {"name": settings.model.name, **model_sizes(source.config)},
         },
     )
+
+
+def _check_context(prepared: Prepared, window: int, context: int) -> None:
+    """Raise ValueError for a document longer than what the model was made for; rows of several documents may be."""
+    longest = max(int(part.lengths.max()) for part in (prepared.train, prepared.held_out) if part)
+    if longest > context:
+        raise ValueError(
+            f"data.window: got {window} and a document of {longest} tokens, expected {context} at most, the context of "
+            f"the model; use --window {max(context // 128, 1) * 128}, and too_long says what becomes of the rest."
+        )
 
 
 def base_digest(source: Source) -> str:

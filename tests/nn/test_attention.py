@@ -293,6 +293,19 @@ def test_first_block_against_brute_force():
         assert forest(jnp.asarray(positions), jnp.asarray(ends)).first_block.tolist() == want
 
 
+def test_gradients_stay_within_a_tree(gradient_of):
+    """A cotangent on one document reaches its own queries, keys and values, and nothing of any other."""
+    q, k, v, positions, ends = rows(13)
+    start, stop = 90, 90 + 150  # the second tree of row 0, across a block bound
+    cotangent = np.zeros((2, T, HEADS, SIZE), np.float32)
+    cotangent[0, start:stop] = 1.0
+    for part in gradient_of("blockwise", q, k, v, positions, ends, cotangent, None):
+        part = np.array(part)
+        assert np.abs(part[0, start:stop]).max() > 0.01
+        part[0, start:stop] = 0
+        assert not part.any()
+
+
 def test_refusals():
     q, k, v, positions, ends = rows(0)
     with pytest.raises(ValueError, match=r"backend='flash', expected one of reference, blockwise"):

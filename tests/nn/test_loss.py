@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against log-softmax written out, its gradients, and the memory it does not take."""
+"""Chunked cross-entropy against the plain one: values, gradients, shards, chunks that do not divide, and its memory."""
 
 import jax
 import jax.numpy as jnp
@@ -7,90 +7,125 @@ import pytest
 
 from medjax.nn.loss import cross_entropy
 
-B, T, D, V = 4, 24, 16, 50
+B, T, D, V = 4, 96, 24, 300
 
 
-@pytest.fixture(scope="module")
-def case():
-    rng = np.random.default_rng(0)
-    return {
-        "hidden": jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32),
-        "table": jnp.asarray(rng.normal(size=(V, D)), jnp.float32),
-        "targets": jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
-        "weights": jnp.asarray(rng.integers(0, 3, (B, T)) * (rng.random((B, T)) < 0.4), jnp.float32),
-    }
+def inputs(seed=0, dtype=jnp.float32, share=0.4):
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(B, T, D)), dtype)
+    table = jnp.asarray(rng.normal(size=(V, D)) * 0.5, dtype)
+    targets = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+    # uneven over rows, and not only 0 and 1
+    weights = (rng.random((B, T)) < share * np.arange(B)[:, None] / (B - 1)) * rng.choice([1.0, 0.5], (B, T))
+    return hidden, table, targets, jnp.asarray(weights, jnp.float32)
 
 
 def plain(hidden, table, targets, weights, z_weight=0.0):
-    """The whole logits, float32."""
-    logits = hidden.astype(jnp.float32) @ table.astype(jnp.float32).T
-    total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
-    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights * (total - at_target + z_weight * total**2))
+    """The definition: every logit, float32."""
+    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+    logs = jax.nn.log_softmax(logits)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    nll = -jnp.sum(weights * jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0])
+    z = z_weight * jnp.sum(weights * total**2)
+    right = jnp.sum((weights != 0) & (jnp.argmax(logits, axis=-1) == targets))
+    return nll + z, (nll, z, right)
 
 
-def both_gradients(function, case, **options):
-    def scaled(hidden, table):
-        found = function(hidden, table, case["targets"], case["weights"], **options)
-        return 3.0 * (found[0] if isinstance(found, tuple) else found)
+def both(arguments, z_weight=0.0, **options):
+    """(total, sums), (d hidden, d table) of the chunked and of the plain loss."""
+    hidden, table, targets, weights = arguments
 
-    return jax.value_and_grad(scaled, argnums=(0, 1))(case["hidden"], case["table"])
+    def chunked(hidden, table):
+        return cross_entropy(hidden, table, targets, weights, z_weight=z_weight, **options)
 
+    def slow(hidden, table):
+        return plain(hidden, table, targets, weights, z_weight)
 
-@pytest.mark.parametrize("z_weight", [0.0, 1e-2])
-@pytest.mark.parametrize(("shards", "chunk"), [((1, 1), 7), ((2, 1), 8), ((2, 2), 5), ((4, 1), 512)])
-def test_value_and_gradients_are_those_of_the_whole_logits(case, z_weight, shards, chunk):
-    expected, (d_hidden, d_table) = both_gradients(plain, case, z_weight=z_weight)
-    options = {"z_weight": z_weight, "shards": shards, "chunk": chunk, "trains_table": True}
-    value, gradients = both_gradients(cross_entropy, case, **options)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradients[0], d_hidden, atol=2e-5)
-    np.testing.assert_allclose(gradients[1], d_table, atol=2e-5)
+    runs = (jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)) for loss in (chunked, slow))
+    return [run(hidden, table) for run in runs]
 
 
-def test_a_frozen_table_has_no_gradient(case):
-    _, (d_hidden, d_table) = both_gradients(cross_entropy, case, chunk=7)
-    np.testing.assert_allclose(d_hidden, both_gradients(plain, case)[1][0], atol=2e-5)
-    assert not np.any(d_table)
+@pytest.mark.parametrize(
+    ("shards", "chunk"), [((1, 1), 512), ((1, 1), 50), ((1, 1), 1), ((2, 1), 64), ((4, 2), 7), ((1, 3), 32)]
+)
+def test_values_and_gradients(shards, chunk):
+    """Sums, gradient of the hidden states and of the table; chunks that do not divide, shards of rows and of tokens."""
+    found, expected = both(inputs(), 1e-2, shards=shards, chunk=chunk, trains_table=True)
+    assert float(found[0][0]) == pytest.approx(float(expected[0][0]), rel=1e-6)
+    for one, other in zip(found[0][1], expected[0][1], strict=True):
+        assert float(one) == pytest.approx(float(other), rel=1e-6)
+    for one, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
 
-def test_parts_of_the_sum(case):
-    total, sums = cross_entropy(**case, z_weight=0.1, chunk=7)
-    logits = np.asarray(case["hidden"]) @ np.asarray(case["table"]).T
-    weights, logsumexp = np.asarray(case["weights"]), np.log(np.exp(logits).sum(-1))
-    np.testing.assert_allclose(sums.z, 0.1 * np.sum(weights * logsumexp**2), rtol=1e-5)
-    np.testing.assert_allclose(sums.nll + sums.z, total, rtol=1e-6)
-    assert sums.right == np.sum((logits.argmax(-1) == np.asarray(case["targets"])) & (weights != 0))
+def test_the_gradient_is_scaled_by_what_follows():
+    """The mean of the loss: as in a training step that divides by the count."""
+    hidden, table, targets, weights = inputs(1)
+
+    def mean(loss):
+        return jax.jit(jax.grad(lambda hidden: loss(hidden, table, targets, weights)[0] / -7.0))(hidden)
+
+    expected = mean(plain)
+    np.testing.assert_allclose(mean(cross_entropy), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_nothing_counted_is_zero_with_a_zero_gradient(case):
-    value, (d_hidden, d_table) = both_gradients(
-        cross_entropy, case | {"weights": jnp.zeros((B, T))}, trains_table=True, chunk=7
-    )
-    assert value == 0
-    assert not np.any(d_hidden)
-    assert not np.any(d_table)
+def test_the_table_of_a_frozen_embedding_gets_no_gradient():
+    (_, (_, table)), (_, (_, expected)) = both(inputs(2))
+    assert not np.any(table)
+    assert np.any(expected)
 
 
-def test_bfloat16_hidden_states(case):
-    hidden, table = case["hidden"].astype(jnp.bfloat16), case["table"].astype(jnp.bfloat16)
-    expected = plain(hidden, table, case["targets"], case["weights"])
-    value, _ = cross_entropy(hidden, table, case["targets"], case["weights"], chunk=7)
-    assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, expected, rtol=1e-5)  # products of bfloat16 are summed in float32
+@pytest.mark.parametrize("share", [0.0, 1e9])
+def test_nothing_and_everything_counts(share):
+    hidden, table, targets, weights = inputs(3, share=0.0)
+    weights = jnp.ones_like(weights) if share else weights
+    found, expected = both((hidden, table, targets, weights), trains_table=True, chunk=40)
+    assert float(found[0][0]) == pytest.approx(float(expected[0][0]), rel=1e-6)
+    np.testing.assert_allclose(found[1][0], expected[1][0], atol=1e-5)
+    if not share:
+        assert float(found[0][0]) == 0.0
+        assert not np.any(found[1][0])
 
 
-def test_no_logits_of_the_whole_batch_exist():
-    b, t, d, v = 8, 256, 32, 4096
-    shapes = [
-        jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (((b, t, d), "float32"), ((v, d), "float32"), ((b, t), "int32"), ((b, t), "float32"))
-    ]
+def test_bfloat16_hidden_states():
+    """Logits and sums are float32: as near to float32 as rounding the inputs allows."""
+    hidden, table, targets, weights = inputs(4, jnp.bfloat16)
+    found, expected = both((hidden, table, targets, weights), 1e-3, trains_table=True)
+    assert float(found[0][0]) == pytest.approx(float(expected[0][0]), rel=1e-5)
+    assert found[0][0].dtype == jnp.float32
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert one.dtype == jnp.bfloat16
+        one, other = (np.asarray(x, np.float32) for x in (one, other))
+        assert np.abs(one - other).max() < 0.02 * np.abs(other).max()
 
-    def temporaries(function):
-        compiled = jax.jit(jax.value_and_grad(function)).lower(*shapes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
 
-    logits = b * t * v * 4
-    assert temporaries(lambda *x: cross_entropy(*x, chunk=128)[0]) < 0.2 * logits
-    assert temporaries(plain) > 0.9 * logits
+def test_large_logits_do_not_overflow():
+    hidden, table, targets, weights = inputs(5)
+    found, expected = both((hidden * 100, table, targets, weights))
+    assert np.isfinite(float(found[0][0]))
+    assert float(found[0][0]) == pytest.approx(float(expected[0][0]), rel=1e-6)
+
+
+def test_a_hidden_state_that_is_not_finite_is_told():
+    """A NaN in a token that counts is in the loss; one in a prompt is not."""
+    hidden, table, targets, weights = inputs(6)
+    row, token = (int(i) for i in np.argwhere(np.asarray(weights) > 0)[0])
+    run = jax.jit(lambda hidden: cross_entropy(hidden, table, targets, weights)[0])
+    assert np.isnan(float(run(hidden.at[row, token].set(jnp.nan))))
+
+
+def temporary_bytes(loss, b, t, d, v) -> int:
+    shapes = [(b, t, d), (v, d), (b, t), (b, t)]
+    dtypes = [jnp.bfloat16, jnp.bfloat16, jnp.int32, jnp.float32]
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    run = jax.jit(jax.grad(lambda hidden, *rest: loss(hidden, *rest)[0]))
+    return run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_the_logits_are_never_there_in_full():
+    """[8, 2048, 16384] float32 is 1 GiB: the compiled gradient needs a small part of it, the plain one all of it."""
+    sizes = 8, 2048, 64, 16384
+    logits = 4 * 8 * 2048 * 16384
+    assert temporary_bytes(plain, *sizes) > logits
+    # one chunk of 512 tokens: logits, their exponentials, and the same in bfloat16
+    assert temporary_bytes(cross_entropy, *sizes) < 0.15 * logits

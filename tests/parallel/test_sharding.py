@@ -11,7 +11,7 @@ from medjax.models.decoder import Decoder, abstract_params, unembedding
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.attention import forest
 from medjax.parallel.mesh import make_mesh
-from medjax.parallel.sharding import PRESETS, Rules, partition_spec, shardings, table
+from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, shardings, table, ways
 
 LLAMA = CONFIGS["llama-biases"] | {"vocab_size": 98}  # 6 heads, 2 kv heads, 80 and 98: all even
 
@@ -82,12 +82,50 @@ def test_what_an_axis_does_not_divide_stays_whole():
 def test_partition_spec_rules():
     mesh = make_mesh("data=2,fsdp=2,tensor=2")
     assert partition_spec(("batch", "seq"), (8, 3), mesh, Rules()) == PartitionSpec(("data", "fsdp"), None)
-    assert partition_spec(("batch", "seq"), (6, 3), mesh, Rules()) == PartitionSpec(
-        None, None
-    )  # 2 * 2 does not divide 6
+    # 2 * 2 does not divide 6, data=2 alone does; nothing divides 5
+    assert partition_spec(("batch", "seq"), (6, 3), mesh, Rules()) == PartitionSpec("data", None)
+    assert partition_spec(("batch", "seq"), (5, 3), mesh, Rules()) == PartitionSpec(None, None)
     assert partition_spec(("heads", "mlp"), (4, 4), mesh, Rules()) == PartitionSpec("tensor", None)  # an axis only once
     assert partition_spec(("batch", "embed"), (8, 4), mesh, Rules()) == PartitionSpec(("data", "fsdp"), None)
     assert partition_spec((None, "embed"), (8, 4), mesh, Rules()) == PartitionSpec(None, "fsdp")
+
+
+def test_several_mesh_axes_drop_the_last_ones_until_they_divide():
+    """Heads inside attention over tensor=2 and sequence=2: 8 heads by both, 2 kv heads by tensor, 3 by none."""
+    mesh = make_mesh("fsdp=2,tensor=2,sequence=2")
+    axes = ("batch", None, "attention_heads", None)
+    for heads, entry in ((8, ("tensor", "sequence")), (2, "tensor"), (3, None)):
+        assert partition_spec(axes, (4, 256, heads, 8), mesh, Rules()) == PartitionSpec(("data", "fsdp"), None, entry, None)
+    # an axis that an earlier dimension has taken ends the tuple
+    assert partition_spec(("seq", "attention_heads"), (4, 8), mesh, Rules()) == PartitionSpec("sequence", "tensor")
+
+
+def test_the_factor_without_an_embed_axis_is_split_by_its_rank():
+    mesh = make_mesh("fsdp=4,tensor=2")
+    assert partition_spec(("layers", "embed", "rank"), (2, 64, 8), mesh, Rules()) == PartitionSpec(None, "fsdp", None)
+    assert partition_spec(("layers", "rank", "mlp"), (2, 8, 96), mesh, Rules()) == PartitionSpec(None, "fsdp", "tensor")
+    # rank 6 is not divided by 4: then embed is split where there is one
+    assert partition_spec(("layers", "rank", "embed"), (2, 6, 64), mesh, Rules()) == PartitionSpec(None, None, "fsdp")
+    assert partition_spec(("rank", "mlp"), (8, 96), mesh, PRESETS["replicated"]) == PartitionSpec(None, None)
+
+
+def test_ways():
+    mesh = make_mesh("data=2,tensor=4")
+    assert [ways(mesh, axes) for axes in (None, "tensor", ("data", "tensor"), ("fsdp",))] == [1, 4, 8, 1]
+
+
+def test_constraint_holds_an_array_inside_jit():
+    """Rows over the data axes, tokens over `sequence`; on one device the array is left alone."""
+    mesh = make_mesh("data=2,fsdp=2,sequence=2")
+    hold = Constraint(mesh, Rules())
+    x = jnp.arange(8 * 6 * 3, dtype=jnp.float32).reshape(8, 6, 3)
+    y = jax.jit(lambda x: hold(x * 2, "batch", "seq", None))(x)
+    np.testing.assert_array_equal(y, x * 2)
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence", None)), 3)
+    assert hold.sharding((8, 5, 3), "batch", "seq", None).spec == PartitionSpec(("data", "fsdp"), None, None)
+    alone = Constraint(make_mesh("data=1", jax.devices()[:1]), Rules())
+    assert alone(x, "batch", "seq", None) is x
+    assert alone.sharding(x.shape, "batch", "seq", None) is None
 
 
 def test_neox_and_gemma_are_sharded_by_the_same_axes():

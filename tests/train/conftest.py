@@ -1,13 +1,7 @@
-"""Makes the tiny checkpoints of other rooms importable; compiled programs, and runs, that all tests here share."""
-
-import sys
-from pathlib import Path
+"""Compiled programs, and runs, that all tests here share."""
 
 import jax
 import pytest
-
-for room in ("models", "eval", "train"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / room))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Every file of configs/sft resolves; those of 7B to 70B build their shardings and lower on fake devices, weightless."""
+"""Every file of configs/sft resolves; those of 7B to 70B build their shardings and lower on fake devices."""
 
 import math
 from pathlib import Path
@@ -48,7 +48,9 @@ def settings_of(name: str) -> TrainSettings:
 def program(request):
     config, devices, _ = MODELS[request.param]
     steps = settings_of(request.param).train.steps or 1000
-    return request.param, step_program(settings_of(request.param), from_hugging_face(config), steps, jax.devices()[:devices])
+    return request.param, step_program(
+        settings_of(request.param), from_hugging_face(config), steps, jax.devices()[:devices]
+    )
 
 
 def leaves(tree):
@@ -113,7 +115,7 @@ def test_nothing_large_is_whole_on_every_device(program):
     _, step = program
     everything = leaves(step.frozen) | leaves(step.state)
     whole = {path: bytes_here(leaf) for path, leaf in everything.items() if leaf.sharding.is_fully_replicated}
-    assert {path: size for path, size in whole.items() if size > 2**21} == {}
+    assert {path: size for path, size in whole.items() if size > 2**23} == {}
     # adapters and moments as well: 12 bytes a trained number, over all devices but for what neither axis divides
     assert sum(map(bytes_here, leaves(step.state).values())) < 1.01 * 12 * count(step.state.trainable) / step.mesh.size
 

@@ -1,4 +1,4 @@
-"""What `python -m medjax.train` says and returns: help, bad input (status 2), bad steps (status 1), the end of a run."""
+"""What `python -m medjax.train` says and returns: help, bad input (status 2), bad steps (1), the end of a run (0)."""
 
 import json
 import shutil
@@ -92,9 +92,15 @@ def test_nothing_left_to_train_on(refused, tmp_path):
         ),
         (["--trainable", "lorra"], "train.trainable: 'lorra' matches no parameter; did you mean lora? expected lora,"),
         (["--trainable", "full", "--quantisation", "nf4"], "is quantised and cannot be trained; train adapters (lora)"),
-        (["--optimizer.warmup", "12"], "optimizer.warmup: got 12 steps of 12, expected fewer; lower it or train for lo"),
+        (
+            ["--optimizer.warmup", "12"],
+            "optimizer.warmup: got 12 steps of 12, expected fewer; lower it or train for lo",
+        ),
         (["--data.exams", "igakuqua"], "igakuqua"),
-        (["--data.held_out_count", "60"], "held out: got a count of 60, expected fewer than the 60 different questions"),
+        (
+            ["--data.held_out_count", "60"],
+            "held out: got a count of 60, expected fewer than the 60 different questions",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -203,8 +209,8 @@ def test_a_bad_step_stops_the_run_where_it_should(poisoned, reference, cached, t
     assert status == 1
     assert error.splitlines()[-1] == (
         "medjax.train: step 4: loss nan, gradient norm nan; its update is left out, and train.on_bad_step is stop. Its "
-        f"documents are in {tmp_path}/run/bad_steps.jsonl: look at them, lower the learning rate, or set on_bad_step to "
-        "skip."
+        f"documents are in {tmp_path}/run/bad_steps.jsonl: look at them, lower the learning rate, or set on_bad_step "
+        "to skip."
     )
     status, printed, _ = answer(capsys, given)
     assert status == 0

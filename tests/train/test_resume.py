@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or run out of disk, in processes of their own, and what the same command makes of it."""
+"""Runs that are killed, stopped, or run out of disk, in their own processes, and what the same command makes of it."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_killed_at_any_moment(reference, cached, tmp_path, moment):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(reference, cached, tmp_path):
-    """From step 4 on nothing large can be written: the run goes on to its end, says so, and fails; then it is redone."""
+    """Later nothing large can be written: the run goes on to its end, says so, and fails; then it is redone."""
     out = tmp_path / "run"
     done = disturbed(cached, "FULL", "saved:3", *arguments(cached, out))
     assert done.returncode == 1, done.stderr

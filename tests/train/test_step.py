@@ -1,4 +1,4 @@
-"""One step on a loss small enough to be computed by hand: parts of a batch, clipping, skipped steps, spikes, dropout."""
+"""One step on a loss that is computed by hand: parts of a batch, clipping, skipped steps, spikes, dropout."""
 
 import jax
 import jax.numpy as jnp
