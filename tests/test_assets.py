@@ -343,7 +343,7 @@ def test_stories260k_is_checked(shared_data, monkeypatch, tmp_path):
 
 def test_every_pin_agrees_with_the_data_folder(shared_data):
     sums = dict(reversed(line.split("  ", 1)) for line in (shared_data / "SHA256SUMS").read_text().splitlines())
-    assert len(pins()) == 103
+    assert len(pins()) == 105
     for (name, file), (_, sha256) in pins().items():
         assert sums[f"{name}/{file}"] == sha256
         assert name in assets.ORIGINS

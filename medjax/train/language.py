@@ -200,20 +200,26 @@ def _export(
     folder: Path,
     variables: Tree,
 ) -> str:
-    """Write RUN/adapter, or RUN/model where parameters of the model were trained. Returns the command to go on with."""
-    model, config = settings.model.name, base.source.config
-    if lora:
-        adapter = Adapter(lora, variables["lora"], model, identity["base"], identity["tokenizer"], model_sizes(config))
-        write_adapter(folder / "adapter", adapter)
-    if set(settings.train.trainable) == {"lora"}:
-        return f"python -m medjax.eval --model {model} --adapter {folder}"
-    place = folder / "model"
-    if is_main():
-        shutil.rmtree(place, ignore_errors=True)
-    barrier("model folder")
-    with tempfile.TemporaryDirectory() as temporary:
-        files, _ = tokenizer_files(
-            base.source.files, base.source.metadata, config.vocab_size, config.max_length, Path(temporary)
-        )
-        save_native(place, config, variables["params"], files, quantisation=settings.model.quantisation)
-    return f"python -m medjax.eval --model {place}" + (f" --adapter {folder}" if lora else "")
+    """Write RUN/adapter, and RUN/model where parameters of the model were trained; the adapter then fits that one.
+
+    Returns the command to go on with.
+    """
+    model, digest, config = settings.model.name, identity["base"], base.source.config
+    if set(settings.train.trainable) != {"lora"}:
+        place = folder / "model"
+        if is_main():
+            shutil.rmtree(place, ignore_errors=True)
+        barrier("model folder")
+        with tempfile.TemporaryDirectory() as temporary:
+            files, _ = tokenizer_files(
+                base.source.files, base.source.metadata, config.vocab_size, config.max_length, Path(temporary)
+            )
+            save_native(place, config, variables["params"], files, quantisation=settings.model.quantisation)
+        barrier("model written")
+        model, digest = str(place), base_digest(open_source(place))
+    after = f"python -m medjax.eval --model {model}"
+    if not lora:
+        return after
+    sizes = model_sizes(config)
+    write_adapter(folder / "adapter", Adapter(lora, variables["lora"], model, digest, identity["tokenizer"], sizes))
+    return f"{after} --adapter {folder}"

@@ -29,7 +29,10 @@ class ModelSettings:
         choices=("float32", "bfloat16"),
     )
     quantisation: str | None = field(
-        None, help="how frozen projections are stored (QLoRA: nf4)", alias=("--quantise", "--quantisation"), choices=QUANTISATIONS
+        None,
+        help="how frozen projections are stored (QLoRA: nf4)",
+        alias=("--quantise", "--quantisation"),
+        choices=QUANTISATIONS,
     )
     backend: str = field(
         "auto",

@@ -95,7 +95,9 @@ def test_several_mesh_axes_drop_the_last_ones_until_they_divide():
     mesh = make_mesh("fsdp=2,tensor=2,sequence=2")
     axes = ("batch", None, "attention_heads", None)
     for heads, entry in ((8, ("tensor", "sequence")), (2, "tensor"), (3, None)):
-        assert partition_spec(axes, (4, 256, heads, 8), mesh, Rules()) == PartitionSpec(("data", "fsdp"), None, entry, None)
+        assert partition_spec(axes, (4, 256, heads, 8), mesh, Rules()) == PartitionSpec(
+            ("data", "fsdp"), None, entry, None
+        )
     # an axis that an earlier dimension has taken ends the tuple
     assert partition_spec(("seq", "attention_heads"), (4, 8), mesh, Rules()) == PartitionSpec("sequence", "tensor")
 

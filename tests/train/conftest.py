@@ -1,5 +1,7 @@
 """Compiled programs, and runs, that all tests here share."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -31,34 +33,37 @@ def shelf(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def cached(shelf, monkeypatch):
-    """Commands run in this process find documents and compiled programs that other tests made."""
+@contextlib.contextmanager
+def quick(shelf):
+    """Runs in this process take documents and compiled programs that others made, and compile in half the time."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    monkeypatch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    before["jax_disable_most_optimizations"] = False  # this one cannot be read
     compilation_cache.reset_cache()
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    yield shelf
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
+        yield shelf
+    for name, value in before.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def cached(shelf):
+    with quick(shelf):
+        yield shelf
 
 
 @pytest.fixture(scope="session")
 def reference(shelf):
     """The folder of a run that nothing disturbed; it fills the cache of compiled programs."""
-    from jax.experimental.compilation_cache import compilation_cache
     from tiny_training import arguments
 
     from medjax.train.__main__ import main
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
-        before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-        compilation_cache.reset_cache()
+    with quick(shelf):
         assert main(arguments(shelf, shelf / "reference")) == 0
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-        compilation_cache.reset_cache()
     return shelf / "reference"

@@ -116,8 +116,12 @@ def test_nothing_large_is_whole_on_every_device(program):
     everything = leaves(step.frozen) | leaves(step.state)
     whole = {path: bytes_here(leaf) for path, leaf in everything.items() if leaf.sharding.is_fully_replicated}
     assert {path: size for path, size in whole.items() if size > 2**23} == {}
-    # adapters and moments as well: 12 bytes a trained number, over all devices but for what neither axis divides
-    assert sum(map(bytes_here, leaves(step.state).values())) < 1.01 * 12 * count(step.state.trainable) / step.mesh.size
+    # adapters and moments, 12 bytes a trained number, are split over all devices, but for the factors with neither
+    # heads nor MLP, which `tensor` leaves alone
+    trained = leaves(step.state.trainable).values()
+    assert sum(map(bytes_here, leaves(step.state).values())) < 12.1 * sum(
+        leaf.size / (step.mesh.size if "tensor" in leaf.sharding.spec else step.mesh.shape["fsdp"]) for leaf in trained
+    )
 
 
 def test_the_step_lowers_without_weights(program):

@@ -25,7 +25,9 @@ def job_of(cached, tmp_path):
 
     def make(*more: str):
         lines: list[str] = []
-        return language_job(load(TrainSettings, overrides=arguments(cached, tmp_path / "run", *more)), lines.append), lines
+        return language_job(
+            load(TrainSettings, overrides=arguments(cached, tmp_path / "run", *more)), lines.append
+        ), lines
 
     return make
 
@@ -64,6 +66,7 @@ def test_what_is_loaded_is_what_the_program_takes(job_of, cached, more):
             np.testing.assert_array_equal(leaf, whole[name])
 
 
+@pytest.mark.slow
 def test_adapters_come_from_the_seed_whatever_the_mesh(job_of):
     def drawn(*more):
         return leaves(job_of(*more)[0].load(nothing)["lora"])
@@ -114,17 +117,31 @@ def test_steps_come_from_epochs(cached, tmp_path):
     assert job.records["steps"] == int(np.ceil(2.5 * rows / 8))
 
 
-def test_a_chat_template_is_used_where_there_is_one(job_of, tmp_path):
+def test_a_chat_template_is_used_where_there_is_one(job_of, cached, tmp_path):
     """Conversations end with the template's mark, and only answers count."""
     talks = tmp_path / "talks.jsonl"
     rows = [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(30)]
     talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
     job, _ = job_of("--data", str(talks), "--data.held_out_count", "4")
-    batch, tokenizer = job.train.batch_at(0), load_tokenizer(job_of.__closure__[0].cell_contents / "model")
+    batch, tokenizer = job.train.batch_at(0), load_tokenizer(cached / "model")
     text = tokenizer.decode(batch.tokens[0][: batch.ends[0, 0]].tolist(), skip_special=False)
     assert text.startswith("<|im_start|>user\nQuestion ")
     counted = batch.targets[0][: batch.ends[0, 0]][batch.weights[0][: batch.ends[0, 0]] > 0]
     assert tokenizer.decode(counted.tolist(), skip_special=False).startswith("Answer ")
+
+
+def test_documents_beyond_the_window_are_reported(job_of, tmp_path):
+    """Counted and named before anything else."""
+    long = {"prompt": "Describe case 7.", "response": "fever and cough, " * 60}
+    rows = [{"id": f"talk{i}", "prompt": f"Describe case {i}.", "response": "fever."} for i in range(40)]
+    rows[7] |= long
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, lines = job_of("--data", str(tmp_path / "talks.jsonl"), "--data.held_out_count", "0")
+    (line,) = [line for line in lines if "truncated" in line]
+    assert "1 truncated" in line
+    assert "talk7" in line
+    _, lines = job_of("--data", str(tmp_path / "talks.jsonl"), "--data.held_out_count", "0", "--data.too_long", "drop")
+    assert lines[0].startswith("train: 39 documents, ")
 
 
 def test_what_a_batch_costs(job_of):
@@ -144,7 +161,7 @@ def test_what_a_batch_costs(job_of):
 
 def test_a_document_beyond_the_models_context_is_refused(job_of, cached, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "fever, cough and chills; " * 900}) + "\n")
-    with pytest.raises(ValueError, match=r"^data.window: got 2048 and a document of 2048 tokens, expected 1024 at most, "):
+    with pytest.raises(ValueError, match=r"^data.window: got 2048 and a document of 2048 tokens, expected 1024 at mos"):
         job_of("--data", str(tmp_path / "long.jsonl"), "--window", "2048", "--data.held_out_count", "0")
 
 
@@ -162,6 +179,7 @@ def test_adapter_and_model_are_exported(job_of, cached, tmp_path):
     assert load_tokenizer(folder / "model").digest == job.identity["tokenizer"]
     adapter = open_adapter(folder / "adapter", model.config)
     assert (adapter.lora, adapter.tokenizer_digest) == (job.program.lora, job.identity["tokenizer"])
+    assert adapter.base == str(folder / "model")  # not the base it came from, which would answer otherwise
     assert adapter.base_digest == files_digest(model.source.files)
     for name, leaf in leaves(variables["lora"]).items():
         np.testing.assert_array_equal(leaves(adapter.leaves)[name], leaf)
@@ -171,7 +189,9 @@ def test_the_adapter_of_a_usual_run_names_its_base(job_of, cached, tmp_path):
     job, _ = job_of()
     folder = tmp_path / "done"
     folder.mkdir()
-    assert job.export(folder, job.load(nothing)) == f"python -m medjax.eval --model {cached / 'model'} --adapter {folder}"
+    assert (
+        job.export(folder, job.load(nothing)) == f"python -m medjax.eval --model {cached / 'model'} --adapter {folder}"
+    )
     record = json.loads((folder / "adapter" / "adapter.json").read_text())
     assert record["base"] == {"name": str(cached / "model"), "digest": job.identity["base"]}
     assert not (folder / "model").exists()

@@ -141,23 +141,6 @@ def test_data_that_holds_exam_items_is_refused(refused, tmp_path):
     assert "leak" in found
 
 
-def test_documents_beyond_the_window_are_reported(cached, tmp_path, capsys, reference):
-    """Truncated ones are counted and named before training begins."""
-    rows = [
-        {"id": f"talk{i}", "prompt": f"Describe case {i}.", "response": "fever and cough, " * (4 + 60 * (i == 7))}
-        for i in range(40)
-    ]
-    talks = tmp_path / "talks.jsonl"
-    talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, printed, error = answer(
-        capsys, arguments(cached, tmp_path / "run", "--data", str(talks), "--steps", "1", "--data.held_out_count", "2")
-    )
-    assert status == 0, error
-    (line,) = [line for line in printed.splitlines() if "truncated" in line]
-    assert "1 truncated" in line
-    assert "talk7" in line
-
-
 def test_the_end_of_a_run(reference, cached, capsys):
     """A run that is done already, asked for again: it writes its report anew and says what to do next."""
     status, printed, _ = answer(capsys, arguments(cached, reference))

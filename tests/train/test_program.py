@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_training import CONFIG, LLAMA, NEOX, Run, batch_of, placed, program_of, variables_of
 
-from medjax.models.decoder import Decoder, unembedding
+from medjax.models.decoder import REMAT, Decoder, unembedding
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.attention import forest
 from medjax.store.checkpoints import Checkpoints
@@ -47,21 +47,22 @@ def test_the_loss_function_against_full_logits():
 
 MESHES = (
     (8, "fsdp=2,tensor=2,sequence=2", "default"),
-    pytest.param(8, "data=2,fsdp=4", "default", marks=pytest.mark.slow),
+    pytest.param(4, "data=2,fsdp=2", "default", marks=pytest.mark.slow),
     pytest.param(8, "fsdp=8", "default", marks=pytest.mark.slow),
     pytest.param(8, "tensor=8", "default", marks=pytest.mark.slow),
     pytest.param(8, "sequence=2,tensor=4", "default", marks=pytest.mark.slow),
     pytest.param(4, "data=2,sequence=2", "default", marks=pytest.mark.slow),
-    pytest.param(8, "data=2,fsdp=4", "replicated", marks=pytest.mark.slow),
+    pytest.param(4, "data=2,fsdp=2", "replicated", marks=pytest.mark.slow),
     pytest.param(8, "data=2,fsdp=2,sequence=2", "replicated", marks=pytest.mark.slow),
 )
 
 
 @pytest.mark.parametrize(("devices", "mesh", "preset"), MESHES)
 def test_losses_are_the_same_on_every_mesh(runs, devices, mesh, preset):
-    """Five steps of adapters; the sequence axis splits rows into halves that documents cross."""
+    """Five steps of adapters, each batch in two parts; `sequence` splits rows into halves that documents cross."""
     one = runs()
-    expected, split_run = one.losses(), runs(devices, mesh__shape=mesh, mesh__rules=preset)
+    expected = one.losses()
+    split_run = runs(devices, mesh__shape=mesh, mesh__rules=preset, train__accumulation=1 if mesh == "fsdp=8" else 2)
     assert expected[0] - expected[-1] > 0.2
     assert split_run.losses() == pytest.approx(expected, abs=1e-4)
     for whole, part in zip(*map(jax.tree.leaves, (one.state.trainable, split_run.state.trainable)), strict=True):
@@ -99,7 +100,7 @@ def test_windows_and_fused_projections_over_the_sequence_axis(kind):
 def test_a_state_goes_on_on_another_mesh(runs, tmp_path):
     """Two steps on 8 devices, saved, three on one: the losses of one device throughout."""
     expected = runs().losses()
-    many, one = runs(8, mesh__shape="fsdp=2,tensor=2,sequence=2", mesh__rules="default"), runs()
+    many, one = runs(8, mesh__shape="fsdp=2,tensor=2,sequence=2", mesh__rules="default", train__accumulation=2), runs()
     losses = many.losses(2)
     with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_best=0, identity={}) as checkpoints:
         checkpoints.save(2, many.state, {})
@@ -108,6 +109,7 @@ def test_a_state_goes_on_on_another_mesh(runs, tmp_path):
     assert losses + one.losses(3, first=2) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_equal_the_whole(runs):
     """Four parts with very different counted tokens: loss, gradient norm and weights after a step."""
     whole, parts = runs(), runs(train__accumulation=4)
@@ -139,9 +141,10 @@ def test_trainings_of_parameters_reduce_the_loss(names):
     assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} <= {jnp.dtype("bfloat16")}
 
 
-def test_remat_policies_give_the_same_gradients_and_need_less_memory():
+@pytest.mark.parametrize("policies", [("none", "full"), pytest.param(tuple(REMAT), marks=pytest.mark.slow)], ids=len)
+def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
     found, memory = {}, {}
-    for policy in ("none", "dots", "attention", "full"):
+    for policy in policies:
         program = program_of(train__remat=policy, model__backend="blockwise")
         trainable, frozen = split(variables_of(program), program.chosen)
 
@@ -157,8 +160,9 @@ def test_remat_policies_give_the_same_gradients_and_need_less_memory():
         assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
         for one, other in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
-    assert memory["full"] < memory["dots"] / 1.3 < memory["none"] / 1.3 / 1.3
-    assert memory["full"] <= memory["attention"] < memory["dots"]
+    assert memory["full"] < memory["none"] / 1.3 / 1.3
+    if "dots" in memory:
+        assert memory["full"] < memory["attention"] < memory["dots"] / 1.2 < memory["none"] / 1.2 / 1.3
 
 
 @pytest.mark.parametrize(

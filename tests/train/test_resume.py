@@ -30,20 +30,15 @@ def same(folder: Path, reference: Path) -> None:
 
 
 def test_killed_stopped_and_continued_it_takes_the_same_steps(reference, cached, tmp_path, capsys):
-    """Kill -9 between checkpoints, kill -9 at the begin of a save, SIGTERM, then the end: bit for bit the same run."""
+    """Kill -9 at the begin of a save, SIGTERM, then the end: bit for bit the same run."""
     out = tmp_path / "run"
     given = arguments(cached, out)
     assert [step for step, *_ in numbers(reference)] == [*range(1, 13)]
     assert [step for step, *_ in numbers(reference, "held_out.jsonl")] == [0, 4, 8, 12]
 
-    killed = disturbed(cached, "KILL", "saved:3", *given)
-    assert killed.returncode == -9, killed.stderr
-    assert checkpoints(out) == {"3"}
-    assert len(numbers(out)) == 6  # three steps will be done again
-
     killed = disturbed(cached, "KILL", "saving:6", *given)
     assert killed.returncode == -9, killed.stderr
-    assert "going on from the checkpoint of step 3\n" in killed.stdout
+    assert "3" in checkpoints(out)
     assert "6" not in checkpoints(out)  # at most a folder that says it is partial
 
     stopped = disturbed(cached, "TERM", "logged:7", *given)
@@ -65,7 +60,7 @@ def test_killed_stopped_and_continued_it_takes_the_same_steps(reference, cached,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["logged:1", "evaluated:4", "logged:5", "evaluated:8", "saving:9", "saving:12"])
+@pytest.mark.parametrize("moment", ["logged:1", "saved:3", "evaluated:4", "logged:5", "evaluated:8", "saving:12"])
 def test_killed_at_any_moment(reference, cached, tmp_path, moment):
     out = tmp_path / "run"
     assert disturbed(cached, "KILL", moment, *arguments(cached, out)).returncode == -9

@@ -12,10 +12,12 @@ What is irregular in a set is put right here and nowhere else:
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -179,20 +181,46 @@ def jmmlu_folder(files: Files, language: str) -> Rows:
     paths = [folder / name for name in names]
     for path in paths:
         files.record(f"JMMLU/{path.name}", path)
-    return Rows(_four_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path)))
+    return Rows(_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path)))
 
 
-def _jmed_csv(path: Path) -> tuple[Item, ...]:
+def smdis(files: Files, language: str) -> Rows:
+    """SMDIS of JMED-LLM: 100 posts, half of them about somebody who has the disease asked for.
+
+    The pool is the rest of the full edition, without any post of the test, and balanced as the test is: every yes, and
+    as many no of the same disease, those whose question has the lowest sha256.
+    """
+    items = _jmed_csv(*files.find("jmed-llm", "smdis.csv"), choices=2)
+    posts = {_post(item) for item in items}
+    rest = [item for item in _jmed_csv(*files.find("jmed-llm", "all/SMDIS.csv"), choices=2) if _post(item) not in posts]
+    kept = {item.id for item in rest if item.answer == ("a",)}
+    for disease, count in Counter(item.category for item in rest if item.id in kept).items():
+        others = [item for item in rest if item.category == disease and item.answer == ("b",)]
+        kept |= {item.id for item in sorted(others, key=_sha256_of_question)[:count]}
+    return Rows(items, tuple(replace(item, id=f"all-{item.id}") for item in rest if item.id in kept))
+
+
+def _post(item: Item) -> str:
+    """What stands in 「」 after the question."""
+    return item.question.partition("「")[2]
+
+
+def _sha256_of_question(item: Item) -> str:
+    return hashlib.sha256(item.question.encode()).hexdigest()
+
+
+def _jmed_csv(path: Path, choices: int = 4) -> tuple[Item, ...]:
     rows = list(_csv_rows(path))[1:]
-    return _four_choice_items((row[0], row[1:], where) for row, where in rows)
+    return _choice_items(((row[0], row[1:], where) for row, where in rows), choices)
 
 
-def _four_choice_items(rows: Iterator[tuple[str, list[str], str]]) -> tuple[Item, ...]:
+def _choice_items(rows: Iterable[tuple[str, list[str], str]], count: int = 4) -> tuple[Item, ...]:
     items: list[Item] = []
     counts: dict[str, int] = {}
     for subject, cells, where in rows:
-        if len(cells) != 6:
-            raise ValueError(f"{where}: got {len(cells)} columns, expected question, A, B, C, D, answer")
+        if len(cells) != count + 2:
+            letters = ", ".join("ABCD"[:count])
+            raise ValueError(f"{where}: got {len(cells)} columns, expected question, {letters}, answer")
         question, *choices, answer = cells
         counts[subject] = counts.get(subject, 0) + 1
         name = f"{subject}-{counts[subject]}"

@@ -144,6 +144,12 @@ TASKS = {
             sets=("jmed-llm",),
         ),
         Task(
+            *("smdis", ("ja",), sources.smdis),
+            split="100 posts of JMED-LLM, 50 yes and 50 no; demonstrations from its other posts, as many of each",
+            sets=("jmed-llm",),
+            remark="posts of NTCIR-13 MedWeb, CC BY 4.0",
+        ),
+        Task(
             *("medqa", ("en",), partial(sources.benchmark, file="medqa_en.jsonl")),
             split="MedQA-USMLE test, 1,273 questions with 5 choices",
             sets=_BENCHMARK,

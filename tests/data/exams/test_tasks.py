@@ -23,6 +23,7 @@ MULTI = {"igakuqa": Counter({1: 1702, 2: 243, 3: 55}), "denqa": Counter({1: 408,
         ("mmlu-medical", 1089, {4: 1089}, None),
         ("jmmlu-medical", 681, {4: 681}, {"a": 137, "b": 165, "c": 162, "d": 217}),
         ("jmmlu-medical-100", 100, {4: 100}, {"a": 25, "b": 25, "c": 25, "d": 25}),
+        ("smdis", 100, {2: 100}, {"a": 50, "b": 50}),
     ],
 )
 def test_counts_of_the_sets(shared_data, name, items, choices, letters):
@@ -256,3 +257,15 @@ def test_the_shipped_exam_has_the_same_key_in_both_languages():
     required = sum(item.points for item in japanese.items if item.section == "required")
     general = sum(item.points for item in japanese.items) - required
     assert japanese.cuts == {"mini": (-(-required * 8 // 10), -(-general * 7 // 10))}
+
+
+def test_the_pool_of_smdis_is_balanced_and_shares_no_post_with_the_test(shared_data):
+    task = load_task("smdis", data_dir=shared_data)
+    assert not task.pool_is_test
+    posts = [{item.question.partition("「")[2] for item in items} for items in (task.items, task.fewshot)]
+    assert not posts[0] & posts[1]
+    found = Counter((item.category, item.answer) for item in task.fewshot)
+    assert sum(found.values()) == 3606
+    assert {disease: found[disease, ("a",)] for disease, _ in found} == {
+        disease: found[disease, ("b",)] for disease, _ in found
+    }
