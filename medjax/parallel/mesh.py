@@ -61,6 +61,20 @@ def make_mesh(text: str = "", devices: list | None = None) -> Mesh:
             sizes[name] = len(devices) // known
     total = math.prod(sizes.values())
     if total != len(devices):
-        raise ValueError(f"mesh: {text!r} needs {total} devices, there are {len(devices)}; change the sizes or use -1.")
+        raise ValueError(
+            f"mesh: {text!r} needs {total} devices, there are {len(devices)}; "
+            f"{_fitting(sizes, len(devices)) or 'change the sizes'}, or use -1 for one axis."
+        )
     shape = tuple(sizes.get(name, 1) for name in AXES)
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _fitting(sizes: dict[str, int], devices: int) -> str:
+    """For each axis that alone is the wrong size, the one that would do, as "use data=4 or tensor=1"."""
+    total = math.prod(sizes.values())
+    fit = [
+        f"{name}={devices * size // total}"
+        for name, size in sizes.items()
+        if devices % (total // size) == 0 and size > 1
+    ]
+    return f"use {' or '.join(fit)}" if fit else ""

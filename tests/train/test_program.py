@@ -168,7 +168,15 @@ def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mesh__shape": "data=3"}, r"^mesh: 'data=3' needs 3 devices, there are 8; change the sizes or use -1\.$"),
+        (
+            {"mesh__shape": "data=3"},
+            r"^mesh: 'data=3' needs 3 devices, there are 8; use data=8, or use -1 for one axis\.$",
+        ),
+        ({"mesh__shape": "data=2,tensor=6"}, r"needs 12 devices, there are 8; use tensor=4, or use -1 for one axis\.$"),
+        (
+            {"mesh__shape": "data=3,tensor=5"},
+            r"needs 15 devices, there are 8; change the sizes, or use -1 for one axis",
+        ),
         (
             {"mesh__shape": "data=4,fsdp=2", "train__batch_size": 12},
             r"^train.batch_size: got 12 rows, expected a multiple of 8 \(data=4 x fsdp=2, accumulation 1\); use 16, or",

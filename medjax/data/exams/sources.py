@@ -187,12 +187,13 @@ def jmmlu_folder(files: Files, language: str) -> Rows:
 def smdis(files: Files, language: str) -> Rows:
     """SMDIS of JMED-LLM: 100 posts, half of them about somebody who has the disease asked for.
 
-    The pool is the rest of the full edition, without any post of the test, and balanced as the test is: every yes, and
-    as many no of the same disease, those whose question has the lowest sha256.
+    The pool is the rest of the full edition, without any post that holds one of the test, and balanced as the test is:
+    every yes, and as many no of the same disease, those whose question has the lowest sha256.
     """
     items = _jmed_csv(*files.find("jmed-llm", "smdis.csv"), choices=2)
     posts = {_post(item) for item in items}
-    rest = [item for item in _jmed_csv(*files.find("jmed-llm", "all/SMDIS.csv"), choices=2) if _post(item) not in posts]
+    every = _jmed_csv(*files.find("jmed-llm", "all/SMDIS.csv"), choices=2)
+    rest = [item for item in every if not any(post in _post(item) for post in posts)]
     kept = {item.id for item in rest if item.answer == ("a",)}
     for disease, count in Counter(item.category for item in rest if item.id in kept).items():
         others = [item for item in rest if item.category == disease and item.answer == ("b",)]
@@ -201,8 +202,8 @@ def smdis(files: Files, language: str) -> Rows:
 
 
 def _post(item: Item) -> str:
-    """What stands in 「」 after the question."""
-    return item.question.partition("「")[2]
+    """What stands in 「」 after the question, without the full stop at its end."""
+    return item.question.partition("「")[2].rstrip("」。")
 
 
 def _sha256_of_question(item: Item) -> str:

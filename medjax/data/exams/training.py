@@ -8,6 +8,7 @@ with a line of explanation after it where the set has one.
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from medjax.data.qa import Item
 from medjax.data.text.overlap import Asked
 
 _PART = ":train"
+_MANY_ITEMS = 8
 
 
 def is_training_part(name: str) -> bool:
@@ -74,6 +76,9 @@ def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> I
     for name in dict.fromkeys(every):
         for language in TASKS[name].languages if name in TASKS else (None,):
             task = load_task(name, language=language, data_dir=data_dir)
+            lines = Counter(line for item in task.items for line in set(item.question.splitlines()))
             for item in task.items:
+                # a line that many items open with is the set's, not the item's
+                own = [line for line in item.question.splitlines() if lines[line] <= _MANY_ITEMS]
                 context = (item.context,) if item.context else ()
-                yield Asked(f"{name} {item.id}", item.question, (*item.choices, *context))
+                yield Asked(f"{name} {item.id}", "\n".join(own) or item.question, (*item.choices, *context))

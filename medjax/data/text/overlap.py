@@ -23,6 +23,7 @@ import hashlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from medjax.data.text.records import Conversation, Record
 SHARE = 0.7  # of a stem's letters: from here on a record holds the item
 _RUN, _RUN_JAPANESE, _ANCHOR = 50, 20, 8  # letters
 _PIECE, _PIECE_JAPANESE = 10, 4  # letters of a stem that count once the choices are there
+_MANY_DETAILS = 8  # choices that more items have tell nothing of one of them (yes and no)
 _MANY_ITEMS = 16  # a run in more items than this is a phrase of the trade
 _BLOCK = 1 << 20  # letters hashed at one time
 _FILTER_BITS = 24
@@ -111,12 +113,16 @@ class Overlap(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An item, normalised; run and piece are the letters that its language asks for."""
+    """An item, normalised; run and piece are the letters that its language asks for.
+
+    whole  only the whole stem tells the item: its details are those of many items, so the rest may be a template's
+    """
 
     stem: str
     details: tuple[str, ...]
     run: int
     piece: int
+    whole: bool = False
 
     @property
     def anchors(self) -> tuple[str, str]:
@@ -134,7 +140,7 @@ class _Entry(NamedTuple):
         letters = sum(map(len, self.details))
         if sum(len(part) for part in self.details if part in record) < least * letters:
             return 0.0
-        if self.stem in record or not letters:
+        if self.stem in record or not letters or self.whole:
             return float(self.stem in record)
         offsets = [i for i in range(len(self.stem) - self.piece + 1) if self.stem[i : i + self.piece] in record]
         pieces = np.array(offsets, np.int64)
@@ -202,6 +208,8 @@ class OverlapIndex:
             japanese = 2 * len(_JAPANESE.findall(stem)) > len(stem)
             sizes = (_RUN_JAPANESE, _PIECE_JAPANESE) if japanese else (_RUN, _PIECE)
             self._entries.append(_Entry(stem, details, *sizes))
+        times = Counter(entry.details for entry in self._entries)
+        self._entries = [entry._replace(whole=times[entry.details] > _MANY_DETAILS) for entry in self._entries]
         numbered = list(enumerate(self._entries))
         self._runs = [
             _Runs([(number, entry.stem) for number, entry in numbered if entry.run == run], run).rare()
