@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _run(settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:  # ImportError: a sink that is not installed
         return failed(2, error)
     except (OSError, TrainingError) as error:  # a full disk, missing workers, a run that diverged
         return failed(1, error)
     except Stopped as stopped:
         return failed(75, stopped)
     except KeyboardInterrupt:
-        return failed(75, "stopped before the first step; the same command starts again.")
+        return failed(75, "stopped; the same command goes on from the last checkpoint.")
     except (MemoryError, RuntimeError) as error:
         # JAX tells a full device by a RuntimeError with this status in its text
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):

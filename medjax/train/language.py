@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from medjax.data.exams.training import asked_items, is_training_part, write_trai
 from medjax.data.text.builder import Prepared, prepare
 from medjax.data.text.documents import Cut
 from medjax.data.text.loading import tokenizer_of
-from medjax.data.text.overlap import refuse_overlap
+from medjax.data.text.overlap import question_hash, refuse_overlap
 from medjax.data.text.packing import Batch
 from medjax.data.text.records import read
 from medjax.data.text.templates import load_template
@@ -34,7 +34,7 @@ from medjax.parallel.distributed import barrier, is_main
 from medjax.parallel.sharding import shardings
 from medjax.store.adapters import Adapter, files_digest, model_sizes, write_adapter
 from medjax.store.loading import load_decoder
-from medjax.store.native import save_native
+from medjax.store.native import NativeSource, save_native
 from medjax.store.sources import Source, open_source
 from medjax.train.flops import TrainingFlops, attended_pairs, real_tokens
 from medjax.train.job import Job, Progress, Work
@@ -62,13 +62,15 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     path = resolve_model(settings.model.name, settings.model.revision)
     source = open_source(path)
     base = _Base(path, source, tokenizer_of(path, source.files, source.metadata, source.config.vocab_size))
+    settings = _with_stored_quantisation(settings, source)
     step_program(settings, source.config, 10**9)  # whatever does not fit is refused before the data is read
     prepared = _documents(settings, base, say)
     t, window = settings.train, settings.data.window
     train = Batches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
     held_out = None
     if prepared.held_out:
-        held_out = HeldOut(prepared.held_out, window=window, rows=t.batch_size, pack=settings.data.packing)
+        rows = t.batch_size // t.accumulation  # as many at one time as a step has
+        held_out = HeldOut(prepared.held_out, window=window, rows=rows, pack=settings.data.packing)
     for part, report in prepared.reports.items():
         say(f"{part.replace('_', '-')}: {report}")
     _check_context(prepared, window, source.config.max_length)
@@ -93,7 +95,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
         held_out=held_out,
         work=partial(_work, flops),
         identity=identity,
-        export=partial(_export, settings, base, lora, identity),
+        export=partial(_export, settings, base, lora, program.chosen, identity),
         records={
             "steps": steps,
             "data": {
@@ -105,6 +107,19 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
             "model": {"name": settings.model.name, **model_sizes(source.config)},
         },
     )
+
+
+def _with_stored_quantisation(settings: TrainSettings, source: Source) -> TrainSettings:
+    """The settings, where the checkpoint holds quantised kernels saying so. Raises ValueError for another kind."""
+    stored = source.quantisation if isinstance(source, NativeSource) else None
+    if stored is None or settings.model.quantisation == stored:
+        return settings
+    if settings.model.quantisation:
+        raise ValueError(
+            f"model.quantisation: got {settings.model.quantisation}, but {settings.model.name} holds its kernels as "
+            f"{stored}; leave the setting out, or take the checkpoint they were made from."
+        )
+    return replace(settings, model=replace(settings.model, quantisation=stored))
 
 
 def _check_context(prepared: Prepared, window: int, context: int) -> None:
@@ -156,9 +171,14 @@ def _documents(settings: TrainSettings, base: _Base, say: Callable[[str], None])
     cache = cache_folder() / "documents"
     files = _files(d, d.files, cache / "sets", name == "chat")
     held = _files(d, d.held_out, cache / "sets", name == "chat")
-    if "none" not in d.exams:
-        unchecked = refuse_overlap(read(files), asked_items(d.exams, d.data_dir))
-        say(f"data: no exam item found in it{f' ({len(unchecked)} items are too short to tell)' if unchecked else ''}")
+    asked = list(asked_items(d.exams, d.data_dir))
+    if asked:
+        unchecked = refuse_overlap(read(files), asked)
+        sets = ", ".join(dict.fromkeys(item.id.rpartition(" ")[0] for item in asked))
+        short = f" ({len(unchecked)} items are too short to tell)" if unchecked else ""
+        say(f"data: none of the {len(asked):,} items of {sets} found in it{short}")
+    else:
+        say("data: not compared with any exam (data.exams)")
     long = {"auto": ("truncate", "split")}.get(d.too_long, (d.too_long, d.too_long))
     make = partial(
         prepare,
@@ -169,10 +189,22 @@ def _documents(settings: TrainSettings, base: _Base, say: Callable[[str], None])
     )
     if not held:
         return make(files, count=d.held_out_count)
+    _check_apart(files, held)
     train, apart = make(files), make(held)
     digest = hashlib.sha256((train.digest + apart.digest).encode()).hexdigest()
     reports = {"train": train.reports["train"], "held_out": apart.reports["train"]}
     return Prepared(digest, train.folder, train.train, apart.train, reports)
+
+
+def _check_apart(files: Sequence[Path], held_out: Sequence[Path]) -> None:
+    """Raise ValueError when a held-out record asks what a training record asks."""
+    apart = {question_hash(record): record.where for record in read(held_out)}
+    both = [(record.where, apart[number]) for record in read(files) if (number := question_hash(record)) in apart]
+    if both:
+        raise ValueError(
+            f"data.held_out: got {len(both)} training records that ask what a held-out record asks, first {both[0][0]} "
+            f"and {both[0][1]}; expected none: remove them from one side, or leave data.held_out out."
+        )
 
 
 def _files(d: DataSettings, names: Sequence[str], folder: Path, chat: bool) -> list[Path]:
@@ -196,6 +228,7 @@ def _export(
     settings: TrainSettings,
     base: _Base,
     lora: LoraConfig | None,
+    chosen: frozenset[str],
     identity: Mapping[str, Any],
     folder: Path,
     variables: Tree,
@@ -205,7 +238,8 @@ def _export(
     Returns the command to go on with.
     """
     model, digest, config = settings.model.name, identity["base"], base.source.config
-    if set(settings.train.trainable) != {"lora"}:
+    tokenizer = identity["tokenizer"]
+    if any(name.startswith("params/") for name in chosen):
         place = folder / "model"
         if is_main():
             shutil.rmtree(place, ignore_errors=True)
@@ -216,10 +250,13 @@ def _export(
             )
             save_native(place, config, variables["params"], files, quantisation=settings.model.quantisation)
         barrier("model written")
-        model, digest = str(place), base_digest(open_source(place))
+        written = open_source(place)
+        model, digest = str(place), base_digest(written)
+        # a vocabulary written out of a GGUF file has another digest than inside it
+        tokenizer = tokenizer_of(place, written.files, written.metadata, config.vocab_size).digest
     after = f"python -m medjax.eval --model {model}"
     if not lora:
         return after
     sizes = model_sizes(config)
-    write_adapter(folder / "adapter", Adapter(lora, variables["lora"], model, digest, identity["tokenizer"], sizes))
+    write_adapter(folder / "adapter", Adapter(lora, variables["lora"], model, digest, tokenizer, sizes))
     return f"{after} --adapter {folder}"

@@ -55,15 +55,11 @@ def optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransfor
             )
         )
     else:
-        parts.append(
-            optax.adafactor(
-                rate,
-                multiply_by_parameter_scale=False,
-                clipping_threshold=1.0,
-                weight_decay_rate=s.weight_decay or None,
-                weight_decay_mask=decays,
-            )
-        )
+        # Optax's own decay of Adafactor is not scaled by the rate; its updates come out negated
+        parts.append(optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=1.0))
+        if s.weight_decay:
+            parts.append(optax.add_decayed_weights(-s.weight_decay, decays))
+        parts.append(optax.scale_by_schedule(rate))
     return optax.chain(*parts)
 
 

@@ -75,9 +75,15 @@ class StepProgram:
             return jitted.lower(self.state, self.frozen, self.batch)
 
     def lower_evaluation(self) -> Any:
-        """The held-out loss (trainable, frozen, batch) -> sums, lowered."""
+        """The held-out loss (trainable, frozen, batch) -> sums, lowered; of as many rows as a step has at one time."""
+        rows = self.settings.train.batch_size // self.settings.train.accumulation
+
+        def part(leaf):
+            return jax.ShapeDtypeStruct((rows, leaf.shape[1]), leaf.dtype, sharding=leaf.sharding)
+
         with jax.default_matmul_precision(self.precision):
-            return jax.jit(make_evaluation(self.loss)).lower(self.state.trainable, self.frozen, self.batch)
+            evaluation = jax.jit(make_evaluation(self.loss))
+            return evaluation.lower(self.state.trainable, self.frozen, jax.tree.map(part, self.batch))
 
 
 def step_program(
@@ -124,12 +130,12 @@ def step_program(
 
 
 def _frozen(boxes: Tree, mesh: Mesh, rules: Rules, dtype: jnp.dtype) -> Tree:
-    """Frozen leaves as they are loaded: floats in the compute dtype, the arrays of quantised kernels in their own."""
+    """Frozen leaves as they are loaded: floats in the compute dtype, quantised kernels and adapters in their own."""
 
     def leaf(path, box):
-        quantised = len(path) > 1 and path[-2] == jax.tree_util.DictKey("kernel")
+        kept = path[0].key == "lora" or (len(path) > 1 and path[-2].key == "kernel")
         sharding = NamedSharding(mesh, partition_spec(box.names, box.value.shape, mesh, rules))
-        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype if quantised else dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype if kept else dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, boxes, is_leaf=is_box)
 

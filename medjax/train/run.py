@@ -7,12 +7,16 @@ The batch of a step depends on the seed and the step alone, and a checkpoint hol
 was killed at any moment goes on with the same command and takes the same steps, to the last bit on the same mesh.
 """
 
+import hashlib
+import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from medjax.config import load, to_dict, to_toml
 from medjax.data.batches import local_rows, to_global
@@ -66,6 +70,7 @@ def train(
     wall = WallTime()
     job = language_job(settings, quiet)
     say(distributed.banner(job.program.mesh))  # every process, so that a missing one is seen
+    _agree("settings and data", to_dict(settings) | {"distributed": None}, job.records)
     place = _folder(settings)
     folder = _open_folder(place, settings, job, quiet) if main else None
     distributed.barrier("run folder")
@@ -74,6 +79,22 @@ def train(
     finally:
         if folder:
             folder.close()
+
+
+def _agree(what: str, *values: Any) -> None:
+    """Raise ValueError unless every process has the same JSON values; else they would wait for each other for ever."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()[:8]
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32).astype(np.int32))
+    differ = [i for i, one in enumerate(found) if not np.array_equal(one, found[0])]
+    if differ:
+        raise ValueError(
+            f"distributed: got other {what} in process {', '.join(map(str, differ))} than in process 0, expected the "
+            "same in all; start the same command everywhere, with the same files and a run folder that all of them see."
+        )
 
 
 def _folder(settings: TrainSettings) -> Path:
@@ -95,6 +116,11 @@ def _open_folder(place: Path, settings: TrainSettings, job: Job, say: Callable[[
     say(f"writing to {folder.path}")
     folder.write_text("config.toml", to_toml(settings))
     return folder
+
+
+def _losses(lines: list[dict[str, Any]]) -> list[float]:
+    """The finite losses of a log."""
+    return [line["loss"] for line in lines if line.get("loss") is not None]
 
 
 class _Run:
@@ -124,10 +150,14 @@ class _Run:
 
     def through(self, progress: bool) -> dict[str, Any]:
         """Do the run; return its results."""
-        state, frozen, start = self._state(progress)
+        start = self.checkpoints.latest() or 0
+        _agree(f"newest checkpoint below {self.place}", start)
+        self.sinks = self._sinks(start)  # before anything that takes long: a package may be missing
         self.log = MetricsLog(self.place, start or None) if self.main else None
         self.bad_steps = BadSteps(self.place, self.settings.train, self.job.train, start, self.main)
-        self.sinks = self._sinks(start)
+        seen = _losses(read_log(self.place / "held_out.jsonl")) if start else []
+        self.lowest = min(seen, default=math.inf)
+        state, frozen = self._state(start, progress)
         self.rates = Rates(self.wall, jax.device_count(), peak_flops())
         step = self._compiled()
         preemption = Preemption()
@@ -142,21 +172,20 @@ class _Run:
         after = self.job.export(self.place, variables)
         return self._results(self.folder, after) if self.folder else {}
 
-    def _state(self, progress: bool) -> tuple[TrainState, Tree, int]:
+    def _state(self, start: int, progress: bool) -> tuple[TrainState, Tree]:
         """Frozen weights in place, and the state: fresh, or that of the newest checkpoint on the current mesh."""
         job = self.job
         with ProgressBar(progress, "weights", "tensor") as bar:
             trainable, frozen = split(job.load(bar.reach), job.program.chosen)
         self.counts = {"trained": count(trainable), "frozen": count(frozen)}
         self.say(f"{self.counts['trained']:,} numbers are trained, {self.counts['frozen']:,} are frozen")
-        latest = self.checkpoints.latest()
-        if latest is None:
-            return init_state(trainable, job.program.tx, job.program.state), frozen, 0
+        if not start:
+            return init_state(trainable, job.program.tx, job.program.state), frozen
         del trainable
         with self.wall.spent("restore"):
-            state = self.checkpoints.restore(latest, self.job.program.state)
-        self.say(f"going on from the checkpoint of step {latest}")
-        return state, frozen, latest
+            state = self.checkpoints.restore(start, job.program.state)
+        self.say(f"going on from the checkpoint of step {start}")
+        return state, frozen
 
     def _compiled(self) -> Callable[..., tuple[TrainState, StepMetrics]]:
         program = self.job.program
@@ -193,8 +222,8 @@ class _Run:
                 if evaluates or saves or number % s.log.every == 0:
                     self._finish(*waiting, bar)
                     waiting = None
-            if evaluates:
-                self._evaluate(number, state, frozen, bar)
+            if evaluates and self._evaluate(number, state, frozen, bar) and s.checkpoint.keep_best:
+                saves = True  # the lowest so far
             if saves:
                 self._save(number, state, bar, must=last or stops)
             if stops and not last:
@@ -206,10 +235,16 @@ class _Run:
         rows = self.settings.train.batch_size
         return to_global(host, self.job.program.batch_sharding, rows=rows, first_row=self.rows.start)
 
+    def _held_out_batch(self, number: int) -> Any:
+        held_out, sharding = self.job.held_out, self.job.program.batch_sharding
+        rows = local_rows(sharding, held_out.rows, held_out.window)
+        return to_global(held_out.batch_at(number, rows), sharding, rows=held_out.rows, first_row=rows.start)
+
     def _finish(self, number: int, metrics: StepMetrics, work: Any, bar: TrainProgress) -> None:
         """Read the numbers of a step that was begun, log them, and see that they are sound."""
         metrics = jax.device_get(metrics)
-        everyone = jax.process_count()
+        # the other processes' rows are like this one's
+        everyone = self.settings.train.batch_size / (self.rows.stop - self.rows.start)
         self.rates.add(work.real * everyone, work.computed * everyone, work.flops * everyone)
         bar.reach(number)
         self.bad_steps.check(number, metrics, bar.say)
@@ -218,7 +253,7 @@ class _Run:
         means = {name: float(value) for name, value in metrics.means.items()}
         values = means | {
             "grad_norm": float(metrics.grad_norm),
-            "learning_rate": float(self.rate(number - 1)),
+            "learning_rate": float(self.rate(number - 1 - self.bad_steps.count)),
             "epoch": number / self.job.train.steps_per_epoch,
             "counted_tokens": float(metrics.counted),
             "skipped_steps": self.bad_steps.count,
@@ -227,18 +262,21 @@ class _Run:
             **memory(),
         }
         if self.log:
-            bar.show(number, self.log.write(number, values))
+            try:
+                bar.show(number, self.log.write(number, values))
+            except OSError as error:  # a full disk costs a line, not the run
+                bar.say(f"step {number} could not be logged: {error}")
         self.sinks.log(number, values)
 
-    def _evaluate(self, number: int, state: TrainState, frozen: Tree, bar: TrainProgress) -> None:
-        """The held-out loss, without dropout."""
+    def _evaluate(self, number: int, state: TrainState, frozen: Tree, bar: TrainProgress) -> bool:
+        """The held-out loss, without dropout; returns whether it is the lowest so far."""
         held_out = self.job.held_out
         if not held_out:
-            return
+            return False
         with self.wall.spent("evaluate"):
             sums: dict[str, float] = {}
             for i in range(len(held_out)):
-                found = self.evaluation(state.trainable, frozen, self._global(held_out.batch_at(i, self.rows)))
+                found = self.evaluation(state.trainable, frozen, self._held_out_batch(i))
                 for name, value in jax.device_get(found).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         counted = max(sums.pop("counted"), 1.0)
@@ -248,6 +286,8 @@ class _Run:
             self.log.held_out(number, values)
         bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} tokens)")
         self.sinks.log(number, values, group="held_out")
+        is_lowest, self.lowest = values["loss"] < self.lowest, min(self.lowest, values["loss"])
+        return is_lowest
 
     def _save(self, number: int, state: TrainState, bar: TrainProgress, *, must: bool) -> None:
         metric = self.held_out[1] if self.held_out and self.held_out[0] == number else None
@@ -269,9 +309,10 @@ class _Run:
     def _best(self, state: TrainState) -> TrainState:
         """The state of the lowest held-out loss, where it is kept and not the last one."""
         self.checkpoints.wait()
-        best = self.checkpoints.best()
+        best = self.checkpoints.best() if self.settings.checkpoint.keep_best else None
         if best is None or best == self.steps:
             return state
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # there may be no room for two
         self.say(f"the held-out loss was lowest after step {best}; that checkpoint is exported")
         return self.checkpoints.restore(best, self.job.program.state)
 
@@ -282,7 +323,7 @@ class _Run:
     def _results(self, folder: RunFolder, after: str) -> dict[str, Any]:
         """Write results.json, figure.svg and report.html."""
         metrics, held_out = read_log(self.place / "metrics.jsonl"), read_log(self.place / "held_out.jsonl")
-        losses = [line["loss"] for line in held_out]
+        losses = _losses(held_out)
         devices = jax.devices()
         results = {
             "folder": str(self.place),

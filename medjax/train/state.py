@@ -151,7 +151,7 @@ def init_state(trainable: Tree, tx: optax.GradientTransformation, abstract: Trai
         return TrainState(zero, trainable, tx.init(trainable), jnp.zeros((), jnp.float32), zero)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(init, out_shardings=shardings)(trainable)
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable)
 
 
 def count(tree: Tree) -> int:

@@ -1,5 +1,6 @@
 """Why a run ends early: steps that cannot be applied, and a scheduler or a user who wants the machine back."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class Stopped(Exception):  # noqa: N818  it is no error
 class Preemption:
     """Hears SIGTERM and Ctrl-C while it is entered, so that the step under way is finished and saved.
 
-    A second signal ends the process at once. With several processes JAX hears SIGTERM and all stop after the same step.
+    A second signal ends the process at once. With several processes JAX hears SIGTERM, which Ctrl-C is turned into, and
+    all stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -35,9 +37,12 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         import jax
 
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            wanted = (
+                {signal.SIGTERM: self._hear, signal.SIGINT: self._hear} if alone else {signal.SIGINT: self._pass_on}
+            )
+            self._before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,6 +53,9 @@ class Preemption:
         self._heard = True
         for each, handler in self._before.items():
             signal.signal(each, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self, step: int) -> bool:
         """Whether the run is to stop after this step; the same answer in every process."""

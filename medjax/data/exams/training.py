@@ -8,6 +8,7 @@ with a line of explanation after it where the set has one.
 import hashlib
 import itertools
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +48,10 @@ def write_training_part(
     path = folder / f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        # several processes may do this at once: the same bytes, under names of their own
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".partial", delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(path)
     return path
 
 
