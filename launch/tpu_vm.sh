@@ -10,7 +10,7 @@
 # Set:
 #   TPU, ZONE, PROJECT   as in `gcloud compute tpus tpu-vm list`
 #   FOLDER, VENV         the repository and virtual environment on the workers (default ~/medjax and ~/venv)
-#   --out                a folder that all workers see (a mounted bucket or Filestore): every worker saves its part
+#   --out                a folder that all workers see (Filestore, or a mounted bucket with hierarchical namespace): every worker saves its part
 # A terminal that closes ends the run: call this inside tmux. The same command goes on where the run was.
 set -euo pipefail
 

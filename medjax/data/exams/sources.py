@@ -155,11 +155,11 @@ def pubmedqa(files: Files, language: str) -> Rows:
 
 def jmmlu(files: Files, language: str, *, file: str) -> Rows:
     """Five medical subjects of JMMLU from JMED-LLM; the pool of the 100-item edition is the rest of the full one."""
-    items = _jmed_csv(*files.find("jmed-llm", file))
+    items = _jmed_csv(files.find("jmed-llm", file)[0])
     if file == "all/JMMLU-Med.csv":
         return Rows(items)
     asked = {(item.question, item.choices) for item in items}
-    rest = _jmed_csv(*files.find("jmed-llm", "all/JMMLU-Med.csv"))
+    rest = _jmed_csv(files.find("jmed-llm", "all/JMMLU-Med.csv")[0])
     return Rows(items, tuple(item for item in rest if (item.question, item.choices) not in asked))
 
 
@@ -190,9 +190,10 @@ def smdis(files: Files, language: str) -> Rows:
     The pool is the rest of the full edition, without any post that holds one of the test, and balanced as the test is:
     every yes, and as many no of the same disease, those whose question has the lowest sha256.
     """
-    items = _jmed_csv(*files.find("jmed-llm", "smdis.csv"), choices=2)
+    test, full = files.find("jmed-llm", "smdis.csv", "all/SMDIS.csv")
+    items = _jmed_csv(test, choices=2)
     posts = {_post(item) for item in items}
-    every = _jmed_csv(*files.find("jmed-llm", "all/SMDIS.csv"), choices=2)
+    every = _jmed_csv(full, choices=2)
     rest = [item for item in every if not any(post in _post(item) for post in posts)]
     kept = {item.id for item in rest if item.answer == ("a",)}
     for disease, count in Counter(item.category for item in rest if item.id in kept).items():
