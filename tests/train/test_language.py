@@ -92,21 +92,22 @@ def test_identity_names_base_tokenizer_and_adapter(job_of, cached):
 
 def test_documents_held_out_and_steps(job_of, tmp_path):
     job, lines = job_of("--data.held_out_count", "10")
-    assert lines[0].startswith("train: 50 documents, ")
-    assert lines[1].startswith("held-out: 10 documents, ")
+    assert lines[0] == "data: not compared with any exam (data.exams)"
+    assert lines[1].startswith("train: 50 documents, ")
+    assert lines[2].startswith("held-out: 10 documents, ")
     assert job.records["steps"] == 12
     own = write_notes(tmp_path / "own.jsonl", 70)
     own.write_text("".join(own.read_text().splitlines(keepends=True)[60:]))
     apart, lines = job_of("--data.held_out", str(own))
-    assert lines[0].startswith("train: 60 documents, ")
-    assert lines[1].startswith("held-out: 10 documents, ")
+    assert lines[1].startswith("train: 60 documents, ")
+    assert lines[2].startswith("held-out: 10 documents, ")
     assert apart.records["data"]["digest"] != job.records["data"]["digest"]
     assert {name for i in range(len(apart.held_out)) for name in apart.held_out.document_ids(i)} == {
         f"note{i}" for i in range(60, 70)
     }
     none, lines = job_of("--data.held_out_count", "0")
     assert none.held_out is None
-    assert lines[0].startswith("train: 60 documents, ")
+    assert lines[1].startswith("train: 60 documents, ")
 
 
 def test_steps_come_from_epochs(cached, tmp_path):
@@ -141,7 +142,7 @@ def test_documents_beyond_the_window_are_reported(job_of, tmp_path):
     assert "1 truncated" in line
     assert "talk7" in line
     _, lines = job_of("--data", str(tmp_path / "talks.jsonl"), "--data.held_out_count", "0", "--data.too_long", "drop")
-    assert lines[0].startswith("train: 39 documents, ")
+    assert lines[1].startswith("train: 39 documents, ")
 
 
 def test_what_a_batch_costs(job_of):

@@ -43,12 +43,12 @@ def test_killed_stopped_and_continued_it_takes_the_same_steps(reference, cached,
 
     killed = disturbed(cached, "KILL", "saving:6", *given)
     assert killed.returncode == -9, killed.stderr
-    assert "3" in checkpoints(out)
-    assert "6" not in checkpoints(out)
+    kept = max(map(int, checkpoints(out)))
+    assert 3 <= kept < 6
 
     stopped = disturbed(cached, "TERM", "logged:7", *given)
     assert stopped.returncode == 75, stopped.stderr
-    assert "going on from the checkpoint of step 3\n" in stopped.stdout
+    assert f"going on from the checkpoint of step {kept}\n" in stopped.stdout
     step = max(map(int, checkpoints(out)))
     assert step in (7, 8)  # the step under way is finished
     assert stopped.stderr.splitlines()[-1] == (
