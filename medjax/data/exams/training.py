@@ -41,7 +41,7 @@ def write_training_part(
     if task.pool_is_test:
         raise ValueError(
             f"data: {name}: the set holds no questions but those it asks, expected a set with a training part "
-            "(pubmedqa, jmmlu-medical-100); name another set, or files of your own."
+            "(pubmedqa, smdis, jmmlu-medical-100); name another set, or files of your own."
         )
     lines = [json.dumps(_record(item, task.language, chat, explanations), ensure_ascii=False) for item in task.fewshot]
     text = "\n".join(lines) + "\n"
