@@ -5,8 +5,8 @@ A and B live in the collection `lora`, beside `params`, stacked over layers and 
   params/layers/mlp/up/kernel [layers, embed, mlp]
   lora/layers/mlp/up/a        [layers, embed, rank]       lora/layers/mlp/up/b [layers, rank, mlp]
 
-B starts at zero, so at step 0 every projection equals the base model's. GPT-NeoX computes query, key and value in one projection;
-its target `query_key_value` has one A for the three, and b [layers, rank, 3, heads, head_dim].
+B starts at zero, so at step 0 every projection equals the base model's. GPT-NeoX computes query, key and value in one
+projection; its target `query_key_value` has one A for the three, and b [layers, rank, 3, heads, head_dim].
 
 Source: arXiv 2106.09685; the rank-stabilised scale alpha / sqrt(rank): arXiv 2312.03732.
 """

@@ -138,19 +138,32 @@ def pubmedqa(files: Files, language: str) -> Rows:
     test = benchmark(files, language, file="pubmedqa.jsonl")
     (path,) = files.find("pubmedqa", "ori_pqal.json")
     asked = {item.id for item in test.items}
-    pool = tuple(
-        Item(
-            id=name,
-            question=row["QUESTION"],
-            choices=_YES_NO_MAYBE,
-            answer=("abc"[_YES_NO_MAYBE.index(row["final_decision"])],),
-            context=" ".join(row["CONTEXTS"]),
-            explanation=row["LONG_ANSWER"],
-        )
-        for name, row in json.loads(path.read_text("utf-8")).items()
-        if name not in asked
+    rows = json.loads(path.read_text("utf-8"))
+    return Rows(test.items, tuple(_pubmedqa_item(name, row) for name, row in rows.items() if name not in asked))
+
+
+def pubmedqa_conclusion(files: Files, language: str) -> Rows:
+    """PubMedQA with the abstract's conclusion in place of the rest, its authors' reasoning-free setting; same split."""
+    asked = [item.id for item in benchmark(files, language, file="pubmedqa.jsonl").items]
+    (path,) = files.find("pubmedqa", "ori_pqal.json")
+    rows = json.loads(path.read_text("utf-8"))
+    items = {
+        name: replace(_pubmedqa_item(name, row), context=row["LONG_ANSWER"], explanation="")
+        for name, row in rows.items()
+    }
+    test = tuple(items.pop(name) for name in asked)
+    return Rows(test, tuple(items.values()))
+
+
+def _pubmedqa_item(name: str, row: dict[str, Any]) -> Item:
+    return Item(
+        id=name,
+        question=row["QUESTION"],
+        choices=_YES_NO_MAYBE,
+        answer=("abc"[_YES_NO_MAYBE.index(row["final_decision"])],),
+        context=" ".join(row["CONTEXTS"]),
+        explanation=row["LONG_ANSWER"],
     )
-    return Rows(test.items, pool)
 
 
 def jmmlu(files: Files, language: str, *, file: str) -> Rows:

@@ -170,6 +170,11 @@ TASKS = {
             sets=(*_BENCHMARK, "pubmedqa"),
         ),
         Task(
+            *("pubmedqa-conclusion", ("en",), sources.pubmedqa_conclusion),
+            split="PubMedQA labelled test, 500 questions with the conclusion; demonstrations from the 500 others",
+            sets=(*_BENCHMARK, "pubmedqa"),
+        ),
+        Task(
             *("mmlu-medical", ("en",), partial(sources.benchmark, file="mmlu_en_medical.jsonl")),
             split="medical subjects of MMLU test, 1,089 questions",
             sets=_BENCHMARK,
