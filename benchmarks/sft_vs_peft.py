@@ -116,7 +116,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, help="rows of a medjax step (as many tokens as --batch-size full documents)"
     )
-    parser.add_argument("--remat", default="dots", help="what medjax's backward pass recomputes: none, dots, … (none)")
+    parser.add_argument("--remat", default="dots", help="what medjax's backward pass recomputes: none, dots, … (dots)")
     parser.add_argument("--steps", type=int, default=8, help="steps of a block (8)")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each kind (3)")
     parser.add_argument("--threads", type=int, default=2, help="CPU cores and threads of both sides (2)")
