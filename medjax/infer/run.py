@@ -137,7 +137,7 @@ def _print(conversation: Conversation, answer: Generation, as_json: bool) -> Non
 
 def _tell(settings: InferSettings, answers: list[Generation], seconds: float) -> None:
     made = sum(len(answer.tokens) for answer in answers)
-    _say(f"{made} tokens in {seconds:.1f} s, compiling included")
+    _say(f"{made} token{'s' if made != 1 else ''} in {seconds:.1f} s, compiling included")
     if cut := sum(answer.finish == "length" for answer in answers):
         which = "the answer was" if len(answers) == 1 else f"{cut} of {len(answers)} answers were"
         _say(f"{which} cut off at {settings.max_new_tokens} new tokens; --max-new-tokens gives more room")
