@@ -189,7 +189,7 @@ def test_what_is_trained_is_float32_and_what_is_frozen_has_the_compute_dtype(dty
 def test_the_first_state_is_float32_in_place_and_zero():
     program = program_of(8, mesh__shape="fsdp=4,tensor=2")
     trainable, _ = split(variables_of(program), program.chosen)
-    values = jax.tree.map(np.asarray, trainable)
+    values = jax.tree.map(np.array, trainable)
     state = init_state(trainable, program.tx, program.state)
     jax.tree.map(np.testing.assert_array_equal, values, jax.tree.map(np.asarray, state.trainable))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))

@@ -127,8 +127,9 @@ class Run:
 
     def anew(self) -> "Run":
         """Begin at step 0 with the same random variables."""
-        self.trainable, self.frozen = split(variables_of(self.program), self.program.chosen)
-        self.state = init_state(self.trainable, self.program.tx, self.program.state)
+        trainable, self.frozen = split(variables_of(self.program), self.program.chosen)
+        self.trainable = jax.tree.map(np.array, trainable)  # init_state takes the arrays over
+        self.state = init_state(trainable, self.program.tx, self.program.state)
         return self
 
     def steps(self, count: int = STEPS, first: int = 0) -> list[StepMetrics]:
