@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from medjax.infer.generator import Generator
     from medjax.infer.language_model import load_model
     from medjax.infer.scorer import Scorer
-    from medjax.train.run import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Generator", "Item", "Scorer", "evaluate", "load_config", "load_model", "train"]
+__all__ = ["Generator", "Item", "Scorer", "evaluate", "load_config", "load_model"]
 
 _PUBLIC = {
     "Generator": "medjax.infer.generator:Generator",
@@ -27,7 +26,6 @@ _PUBLIC = {
     "evaluate": "medjax.eval.run:evaluate",
     "load_config": "medjax.config:load",
     "load_model": "medjax.infer.language_model:load_model",
-    "train": "medjax.train.run:train",
 }
 
 

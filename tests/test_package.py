@@ -63,7 +63,7 @@ def test_version_is_the_one_in_pyproject():
     assert f'version = "{medjax.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("verb", ["eval"])
+@pytest.mark.parametrize("verb", ["eval", "train", "infer", "convert"])
 def test_help_answers_within_a_second(verb):
     assert (ROOT / "medjax" / verb / "__main__.py").is_file()
     assert shortest_seconds("-m", f"medjax.{verb}", "--help", runs=3) < 1.0
