@@ -1,5 +1,7 @@
 """Marks of a report: proportions on an axis, lines and text of a figure, and numbers as they are shown."""
 
+from datetime import UTC, datetime
+
 from markupsafe import Markup
 
 from medjax.report.table import display_width
@@ -89,3 +91,24 @@ def percent(share: float | None) -> str:
 
 def number(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def magnitude(count: int) -> str:
+    """A large count for humans, such as 134.5 M."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.4g}\u00a0{letter}"
+    return str(count)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for humans, such as 8 min 6 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def date(seconds: float | None) -> str:
+    """Seconds since 1970 as a date in UTC, "" for none."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""

@@ -12,7 +12,6 @@ the record, those it does not know included; text of models and items is escaped
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from string import ascii_lowercase
 from typing import Any
 
@@ -69,7 +68,7 @@ def exam_report(results: Mapping[str, Any]) -> str:
     page.filters.update(percent=drawing.percent, number=drawing.number)
     return page.get_template("template.html").render(
         model=record.get("model", {}).get("name", "unnamed model"),
-        date=_date(results),
+        date=drawing.date(results.get("date")),
         facts=_facts(record),
         evaluations=evaluations,
         with_sections=any(evaluation["whole"]["parts"] for evaluation in evaluations),
@@ -288,11 +287,11 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     changed = dict.fromkeys(n for e in record["evaluations"] for n in e.get("data", {}).get("unpinned", ()))
     facts = [
         ("Adapter", f"{adapter['name']}, rank {adapter['rank']}" if adapter else ""),
-        ("Parameters", _magnitude(model["parameters"]) if model.get("parameters") else ""),
+        ("Parameters", drawing.magnitude(model["parameters"]) if model.get("parameters") else ""),
         ("Computed in", model.get("dtype", "")),
         ("Quantised to", model.get("quantisation") or ""),
         ("Devices", record.get("devices", "")),
-        ("Wall time", _duration(record["wall_seconds"]) if "wall_seconds" in record else ""),
+        ("Wall time", drawing.duration(record["wall_seconds"]) if "wall_seconds" in record else ""),
         ("medjax", versions.get("medjax", "")),
         ("Data differ from the published files", ", ".join(changed)),
     ]
@@ -338,23 +337,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, ", ".join(map(str, value))
     else:
         yield path, "none" if value in (None, {}, [], ()) else str(value)
-
-
-def _date(results: Mapping[str, Any]) -> str:
-    if not results.get("date"):
-        return ""
-    return datetime.fromtimestamp(results["date"], UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _magnitude(count: int) -> str:
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.4g}\u00a0{letter}"
-    return str(count)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

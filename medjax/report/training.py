@@ -13,11 +13,12 @@ every setting. It loads nothing, runs no script, and text of data and settings i
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from medjax.report import drawing
 
 MOST_POINTS = 1200  # of a curve; longer ones keep the lowest and highest of each stretch
 
@@ -130,7 +131,7 @@ def training_report(run: Mapping[str, Any]) -> str:
     wall = {span: seconds for span, seconds in run.get("wall", {}).items() if seconds > 0}
     return page.get_template("training.html").render(
         name=run["name"],
-        date=_date(run.get("date")),
+        date=drawing.date(run.get("date")),
         status=run.get("status", ""),
         facts=[(name, value) for name, value in _facts(run, metrics, held_out) if value],
         figure=loss_figure(metrics, held_out),
@@ -263,12 +264,12 @@ def _facts(run: Mapping[str, Any], metrics: Sequence[Line], held_out: Sequence[L
     losses = [line["loss"] for line in held_out if line.get("loss") is not None]
     yield "Held-out loss", f"{losses[0]:.3f} → {losses[-1]:.3f}" if len(losses) > 1 else ""
     yield "Model", model.get("name", "")
-    yield "Parameters", _magnitude(model["parameters"]) if model.get("parameters") else ""
-    trained = f"{_magnitude(model['trained_parameters'])} weights" if model.get("trained_parameters") else ""
+    yield "Parameters", drawing.magnitude(model["parameters"]) if model.get("parameters") else ""
+    trained = f"{drawing.magnitude(model['trained_parameters'])} weights" if model.get("trained_parameters") else ""
     yield "Trained", ", ".join(part for part in (model.get("trained", ""), trained) if part)
     yield "Steps", f"{metrics[-1]['step']:,}" if metrics else ""
     yield "Devices", str(run.get("devices", ""))
-    yield "Wall time", _duration(sum(run["wall"].values())) if run.get("wall") else ""
+    yield "Wall time", drawing.duration(sum(run["wall"].values())) if run.get("wall") else ""
 
 
 def _held_out(lines: Sequence[Line]) -> dict[str, Any]:
@@ -330,7 +331,7 @@ def _speed(metrics: Sequence[Line]) -> Iterator[tuple[str, str]]:
 def _wall(wall: Mapping[str, float]) -> list[dict[str, Any]]:
     total = sum(wall.values())
     return [
-        {"span": span, "label": _SPANS.get(span, span), "share": seconds / total, "seconds": _duration(seconds)}
+        {"span": span, "label": _SPANS.get(span, span), "share": seconds / total, "seconds": drawing.duration(seconds)}
         for span, seconds in sorted(wall.items(), key=lambda pair: -pair[1])
     ]
 
@@ -350,21 +351,3 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-
-
-def _magnitude(count: int) -> str:
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.4g}\u00a0{letter}"
-    return str(count)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _date(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
