@@ -15,7 +15,7 @@ import medjax
 
 ROOT = Path(__file__).resolve().parents[1]
 
-NOUNS = {"nn", "models", "parallel", "data", "store", "report"}
+NOUNS = {"nn", "models", "parallel", "data", "statistics", "store", "report"}
 SHARED = {"config", "assets"}
 ARROWS = {
     "eval": SHARED | NOUNS | {"infer"},
@@ -29,6 +29,7 @@ ARROWS = {
     "nn": SHARED,
     "parallel": SHARED,
     "data": SHARED,
+    "statistics": SHARED,
     "report": SHARED,
     "assets": {"config"},
     "config": set(),
@@ -187,13 +188,13 @@ def test_allowed_imports_pass(house):
             "medjax/infer/scorer.py",
             "import importlib\nx = importlib.import_module('medjax.eval.tasks')",
             "medjax/infer/scorer.py:2: medjax.eval.tasks: infer may import "
-            "assets, config, data, models, nn, parallel, report, store",
+            "assets, config, data, models, nn, parallel, report, statistics, store",
         ),
         (
             "medjax/train/loop.py",
             "from medjax.infer.scorer import Scorer",
             "medjax/train/loop.py:1: medjax.infer.scorer.Scorer: train may import "
-            "assets, config, data, models, nn, parallel, report, store",
+            "assets, config, data, models, nn, parallel, report, statistics, store",
         ),
         (
             "medjax/config.py",

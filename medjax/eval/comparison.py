@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax.eval import statistics
+from medjax.statistics import intervals
 from medjax.store.runs import named
 
 _FIELDS = ("doc", "doc_hash", "prompt_hash", "correct", "points")
@@ -29,9 +29,9 @@ def compare(
     """
     right = [[correct for correct, _ in answers] for answers in (first, second)]
     points = [[worth for _, worth in answers] for answers in (first, second)]
-    accuracy = statistics.difference_interval(right[1], right[0], resamples=resamples, seed=seed)
-    won = statistics.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
-    test = statistics.mcnemar(right[0], right[1])
+    accuracy = intervals.difference_interval(right[1], right[0], resamples=resamples, seed=seed)
+    won = intervals.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
+    test = intervals.mcnemar(right[0], right[1])
     items = len(first)
     return {
         "items": items,
@@ -48,7 +48,7 @@ def compare(
 
 
 def compare_runs(
-    first: str | Path, second: str | Path, *, resamples: int = statistics.RESAMPLES, seed: int = 0
+    first: str | Path, second: str | Path, *, resamples: int = intervals.RESAMPLES, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Compare two run folders on every set and protocol that both hold; of a run with an adapter the adapter counts.
 

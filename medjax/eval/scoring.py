@@ -21,7 +21,7 @@ from typing import Any
 
 from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import NUMBER, Item
-from medjax.eval import statistics
+from medjax.statistics import intervals
 
 _Pairs = list[tuple[Item, "Verdict"]]
 
@@ -87,7 +87,7 @@ def aggregate(
     items: Sequence[Item],
     verdicts: Sequence[Verdict],
     *,
-    resamples: int = statistics.RESAMPLES,
+    resamples: int = intervals.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The scores of a task as plain numbers, ready for JSON.
@@ -118,11 +118,11 @@ def aggregate(
 def _score(task: LoadedTask, pairs: _Pairs, resamples: int, seed: int) -> dict[str, Any]:
     score = _totals(pairs)
     right = [verdict.correct for _, verdict in pairs]
-    interval = statistics.mean_interval(right, resamples=resamples, seed=seed)
+    interval = intervals.mean_interval(right, resamples=resamples, seed=seed)
     score["accuracy_interval"] = [interval.low, interval.high]
     if score["points_total"]:
         won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]
-        interval = statistics.ratio_interval(won, worth, resamples=resamples, seed=seed)
+        interval = intervals.ratio_interval(won, worth, resamples=resamples, seed=seed)
         score["points_share_interval"] = [interval.low, interval.high]
     if task.required_sections:
         required = _totals([pair for pair in pairs if pair[0].section in task.required_sections])

@@ -10,7 +10,7 @@ from tiny_checkpoint import write_checkpoint
 
 from medjax.data.text.tokenizer import load_tokenizer
 from medjax.eval.__main__ import main
-from medjax.eval.statistics import difference_interval, mcnemar
+from medjax.statistics.intervals import difference_interval, mcnemar
 from medjax.store.adapters import files_digest
 
 pytestmark = pytest.mark.usefixtures("compile_once")

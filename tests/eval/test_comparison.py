@@ -7,7 +7,7 @@ import pytest
 
 from medjax.eval.__main__ import main
 from medjax.eval.comparison import compare, compare_runs
-from medjax.eval.statistics import difference_interval, mcnemar
+from medjax.statistics.intervals import difference_interval, mcnemar
 
 
 def _answers(right, points):

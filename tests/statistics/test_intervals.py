@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from medjax.eval.statistics import difference_interval, mcnemar, mean_interval, ratio_interval, wilson
+from medjax.statistics.intervals import difference_interval, mcnemar, mean_interval, ratio_interval, wilson
 
 
 def test_mean_interval_agrees_with_the_normal_approximation():
@@ -41,7 +41,7 @@ def test_ratio_interval_agrees_with_the_delta_method():
 def test_resampling_in_chunks_changes_nothing_but_memory(monkeypatch):
     values = np.arange(50.0)
     whole = mean_interval(values, seed=3)
-    monkeypatch.setattr("medjax.eval.statistics._CHUNK", 170)
+    monkeypatch.setattr("medjax.statistics.intervals._CHUNK", 170)
     assert mean_interval(values, seed=3) == whole
     assert mean_interval(values, seed=4) != whole
 
