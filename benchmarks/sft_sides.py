@@ -133,10 +133,10 @@ class MedjaxSide:
     def __init__(
         self, options: argparse.Namespace, model: Path, adapters: dict[str, np.ndarray], documents: list[Document]
     ):
-        from medjax.data.batches import Batches
+        from medjax.data.text import batches
         from medjax.data.text.documents import DocumentList
         from medjax.store.loading import load_decoder
-        from medjax.train.program import step_program
+        from medjax.train.language_program import step_program
         from medjax.train.state import init_state, split
 
         print("medjax: loading", flush=True)
@@ -152,7 +152,7 @@ class MedjaxSide:
         self.compile_seconds = time.perf_counter() - start
         self._documents = documents
         self._number = {document.id: number for number, document in enumerate(documents)}
-        self._batches = Batches(DocumentList(documents), window=options.row, rows=options.rows, seed=0)
+        self._batches = batches.DocumentBatches(DocumentList(documents), window=options.row, rows=options.rows, seed=0)
         self._options = options
         self.fill = self._batches.fill
         self.device = program.mesh.devices.flat[0].device_kind
@@ -183,7 +183,7 @@ class MedjaxSide:
     def _train(self, batch: "Batch") -> "StepMetrics":
         from medjax.data.batches import to_global
 
-        placed = to_global(batch, self._program.batch_sharding)
+        placed = to_global(batch, self._program.batch)
         self._state, told = self._step(self._state, self._frozen, placed)
         return told
 
@@ -201,7 +201,7 @@ class MedjaxSide:
             metrics.append(self._train(self._batches.batch_at(step)))
         jax.block_until_ready((self._state, metrics))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        numbers = [self._number[name] for step in range(steps) for name in self._batches.document_ids(step)]
+        numbers = [self._number[name] for step in range(steps) for name in self._batches.record_ids(step)]
         found = {
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,

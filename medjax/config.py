@@ -125,6 +125,27 @@ def parse_command(
         raise SystemExit(2) from None
 
 
+def peek(argv: Sequence[str], key: str, *aliases: str) -> str | None:
+    """The value of one key before the whole is read: a command whose keys depend on it asks for it first.
+
+    key      such as "objective" or "model.name", read as --key and from the CONFIG.toml that argv names; options win
+    aliases  such as "--model"
+    Returns None where nobody gives it, or where the file cannot be read, which `load` will tell.
+    """
+    options = {f"--{key}", *aliases}
+    for i, argument in enumerate(argv):
+        option, equals, text = argument.partition("=")
+        if option in options and (equals or argv[i + 1 : i + 2]):
+            return text if equals else argv[i + 1]
+    for argument in argv:
+        if argument.endswith(".toml") and not argument.startswith("-"):
+            try:
+                return dict((name, str(value)) for name, value in _leaves(_read_toml(argument))).get(key)
+            except ConfigError:
+                return None
+    return None
+
+
 def help_text(cls: type, *, prog: str, description: str = "", epilog: str = "", width: int | None = None) -> str:
     """Return the --help page: every key with aliases, type, default and meaning, section by section.
 

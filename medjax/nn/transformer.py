@@ -88,7 +88,7 @@ class Projection(nn.Module):
 
     equation: str
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     bias: int = 0
     lora: LoraConfig | None = None
     quantisation: str | None = None
@@ -140,7 +140,7 @@ class QuantisedKernel(nn.Module):
 
     kind: str
     shape: tuple[int, int]
-    axes: tuple[str, str]
+    axes: tuple[str | None, str | None]
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:

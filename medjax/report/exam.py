@@ -11,14 +11,13 @@ the record, those it does not know included; text of models and items is escaped
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from string import ascii_lowercase
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from medjax.report import differences, drawing
+from medjax.report import differences, drawing, pages
 from medjax.report.table import display_width
 
 MOST_EXAMPLES = 12
@@ -58,30 +57,23 @@ def exam_report(results: Mapping[str, Any]) -> str:
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
     languages = {entry["id"]: entry["language"] for entry in record["evaluations"]}
     examples = record.get("examples", [])
-    page = Environment(
-        loader=PackageLoader("medjax.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters.update(percent=drawing.percent, number=drawing.number)
-    return page.get_template("template.html").render(
-        model=record.get("model", {}).get("name", "unnamed model"),
-        date=drawing.date(results.get("date")),
-        facts=_facts(record),
-        evaluations=evaluations,
-        with_sections=any(evaluation["whole"]["parts"] for evaluation in evaluations),
-        fold=len(evaluations) > _FOLD_ABOVE,
-        axis=drawing.axis("0", "50", "100 %"),
-        key=drawing.plot(0.6, 0.3, 0.9, 0.05),
-        comparisons=differences.rows(record.get("comparisons", ())),
-        difference_axis=differences.axis(record.get("comparisons", ())),
-        examples=[_example(example, languages) for example in examples[:MOST_EXAMPLES]],
-        examples_given=len(examples),
-        run_record=list(_flat({key: record[key] for key in record if key not in _SHOWN_APART})),
-        command=record.get("command", ""),
-    )
+    values = {
+        "model": record.get("model", {}).get("name", "unnamed model"),
+        "date": drawing.date(results.get("date")),
+        "facts": _facts(record),
+        "evaluations": evaluations,
+        "with_sections": any(evaluation["whole"]["parts"] for evaluation in evaluations),
+        "fold": len(evaluations) > _FOLD_ABOVE,
+        "axis": drawing.axis("0", "50", "100 %"),
+        "key": drawing.plot(0.6, 0.3, 0.9, 0.05),
+        "comparisons": differences.rows(record.get("comparisons", ())),
+        "difference_axis": differences.axis(record.get("comparisons", ())),
+        "examples": [_example(example, languages) for example in examples[:MOST_EXAMPLES]],
+        "examples_given": len(examples),
+        "run_record": list(pages.flat({key: record[key] for key in record if key not in _SHOWN_APART})),
+        "command": record.get("command", ""),
+    }
+    return pages.render("template.html", values)
 
 
 def summary_figure(results: Mapping[str, Any]) -> str:
@@ -180,7 +172,7 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
         "exams": exams if len(exams) > 1 else [],
         "breakdowns": _breakdowns(entry),
         "remarks": list(_remarks(entry)),
-        "record": list(_flat({key: entry[key] for key in entry if key not in ("scores", "normalised")})),
+        "record": list(pages.flat({key: entry[key] for key in entry if key not in ("scores", "normalised")})),
     }
 
 
@@ -326,14 +318,3 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
         "tone": tone,
         "label": label,
     }
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted key and text of every leaf."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
-        yield path, ", ".join(map(str, value))
-    else:
-        yield path, "none" if value in (None, {}, [], ()) else str(value)

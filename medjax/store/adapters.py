@@ -21,7 +21,7 @@ import numpy as np
 from medjax.assets import sha256_file
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.lora import LoraConfig
-from medjax.store.sources import read_json
+from medjax.store.json_file import read_json
 
 FORMAT = 1
 PLACES: Mapping[str, tuple[str, str]] = {  # target -> its module below `layers`

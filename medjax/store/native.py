@@ -10,8 +10,6 @@ Quantised kernels stay quantised. The folder is written under another name and r
 
 import dataclasses
 import functools
-import json
-import shutil
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,8 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.rope import Rope
 from medjax.parallel.sharding import Rules, is_box, partition_spec
 from medjax.store import arrays
+from medjax.store.model_folder import RECORD, WEIGHTS, model_files, new_folder, read_params, read_record, write_model
 from medjax.store.names import Leaf
-from medjax.store.sources import read_json
-
-FORMAT = 1
-RECORD = "medjax.json"
-_WEIGHTS = "weights"
 
 
 def is_native(folder: str | Path) -> bool:
@@ -57,18 +51,14 @@ def save_native(
     Raises ValueError when the folder exists, a tokenizer file is missing, or params are not those of config; OSError
     when the disk is full. Nothing is left then.
     """
-    folder, files = Path(folder).expanduser().absolute(), [Path(file) for file in tokenizer_files]
-    if folder.exists():
-        raise ValueError(f"{folder}: is there already, expected a new folder; choose another, or delete it first.")
+    folder, files = new_folder(folder), [Path(file) for file in tokenizer_files]
     for file in files:
-        if not file.is_file() or file.name in (RECORD, _WEIGHTS):
+        if not file.is_file() or file.name in (RECORD, WEIGHTS):
             raise ValueError(f"{file}: got no such file or a taken name, expected a tokenizer file; correct its path.")
     leaves = arrays.named_leaves(params)
     described = arrays.described(leaves)
     _check_shapes(described, config, quantisation, "params")
-    record = {
-        "format": FORMAT,
-        "kind": "decoder",
+    fields = {
         "config": dataclasses.asdict(config),
         "dtype": described["embedding"]["dtype"],
         "quantisation": quantisation,
@@ -76,32 +66,8 @@ def save_native(
         "origin": dict(origin or {}),
         "tokenizer_files": [file.name for file in files],
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = folder.with_name(f".{folder.name}.partial")
-    if arrays.is_primary():
-        shutil.rmtree(temporary, ignore_errors=True)
-    import orbax.checkpoint as ocp
-
-    try:
-        with ocp.Checkpointer(arrays.handler()) as writer:  # waits for all processes before and after
-            stacked = {name for name in leaves if _is_stacked(name)}
-            writer.save(temporary / _WEIGHTS, args=arrays.save_arguments(leaves, by_first_axis=stacked))
-        if arrays.is_primary():
-            for file in files:
-                shutil.copyfile(file, temporary / file.name)
-            (temporary / RECORD).write_text(text, "utf-8")
-            temporary.rename(folder)
-    except Exception as error:
-        if arrays.is_primary():
-            shutil.rmtree(temporary, ignore_errors=True)
-        why = arrays.disk_trouble(error) or arrays.reason(error)
-        size = sum(leaf.nbytes for leaf in leaves.values()) / 2**20
-        raise OSError(
-            f"{folder}: the model could not be written: {why}; it takes {size:.1f} MiB: see that the disk has room and "
-            "can be written, then save again."
-        ) from error
-    _wait_for_all(f"native {folder.name}")
-    return folder
+    stacked = {name for name in leaves if _is_stacked(name)}
+    return write_model(folder, "decoder", fields, leaves, files, by_first_axis=stacked)
 
 
 class NativeSource:
@@ -114,22 +80,13 @@ class NativeSource:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.record = read_json(self.folder / RECORD)
         where = str(self.folder / RECORD)
-        if (self.record.get("format"), self.record.get("kind")) != (FORMAT, "decoder"):
-            raise ValueError(
-                f"{where}: got format {self.record.get('format')!r} of kind {self.record.get('kind')!r}, expected "
-                f"format {FORMAT} of kind 'decoder'; use the medjax version that wrote it, or convert the model again."
-            )
-        missing = [key for key in ("config", "dtype", "quantisation", "leaves") if key not in self.record]
-        if missing:
-            raise ValueError(f"{where}: no {', '.join(missing)}, expected a whole record; copy the folder again.")
+        self.record = read_record(self.folder, ("decoder",), ("config", "dtype", "quantisation", "leaves"))
         self.config = config_from_json(self.record["config"], where)
         self.quantisation: str | None = self.record["quantisation"]
         self.dtype: str = self.record["dtype"]
         _check_shapes(self.record["leaves"], self.config, self.quantisation, where)
-        weights = self.folder / _WEIGHTS
-        self.files = (self.folder / RECORD, weights / "manifest.ocdbt", *sorted(weights.glob("**/d/*")))
+        self.files = model_files(self.folder)
         self.leaves: Mapping[tuple[str, ...], Leaf] = {
             tuple(name.split("/")): _leaf(name, tuple(leaf["shape"])) for name, leaf in self.record["leaves"].items()
         }
@@ -150,17 +107,8 @@ class NativeSource:
         progress  called with (arrays done, arrays in all)
         Raises ValueError naming the folder when its files are damaged.
         """
-        params: dict[str, Any] = {}
         wanted = _abstract(self.config, self.quantisation, mesh, rules, dtype or self.dtype, float32)
-        for done, (name, leaf) in enumerate(wanted.items()):
-            node = params
-            *parents, last = name.split("/")
-            for key in parents:
-                node = node.setdefault(key, {})
-            node[last] = arrays.read_leaves(self.folder / _WEIGHTS, {name: leaf})[name]
-            if progress:
-                progress(done + 1, len(wanted))
-        return params
+        return read_params(self.folder, wanted, progress)
 
     def read(self, name: str) -> np.ndarray:
         """A parameter by name, or one layer of it by name/layer. Raises KeyError when there is none."""
@@ -172,7 +120,7 @@ class NativeSource:
             if stored not in self.record["leaves"]:
                 raise KeyError(name)
             layer = int(number)
-        base = f"file://{self.folder.absolute() / _WEIGHTS}/"
+        base = f"file://{self.folder.absolute() / WEIGHTS}/"
         spec = {
             "driver": "zarr",
             "kvstore": {"driver": "ocdbt", "base": base, "path": f"{stored}/"},
@@ -183,12 +131,12 @@ class NativeSource:
             return np.asarray((array if layer is None else array[layer]).read().result())
         except Exception as error:
             raise ValueError(
-                f"{self.folder / _WEIGHTS}: {stored} cannot be read ({arrays.reason(error)}); files are missing or "
+                f"{self.folder / WEIGHTS}: {stored} cannot be read ({arrays.reason(error)}); files are missing or "
                 "damaged: copy the folder again."
             ) from error
 
     def location(self, name: str) -> str:
-        return str(self.folder / _WEIGHTS)
+        return str(self.folder / WEIGHTS)
 
 
 def config_from_json(found: Mapping[str, Any], where: str = RECORD) -> DecoderConfig:
@@ -251,10 +199,3 @@ def _check_shapes(found: Mapping[str, Any], config: DecoderConfig, quantisation:
             described[name]["dtype"] = "float32"
     advice = "take config, quantisation and parameters of one model, or convert it again"
     arrays.check_leaves(described, expected, where, advice)
-
-
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

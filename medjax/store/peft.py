@@ -30,8 +30,9 @@ import numpy as np
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.lora import LoraConfig
 from medjax.store.adapters import PLACES, Adapter, axes, check_shapes, load_tensors, tree_of
+from medjax.store.json_file import read_json
 from medjax.store.names import hugging_face_leaves
-from medjax.store.sources import PICKLES, read_json
+from medjax.store.sources import PICKLES
 
 _PREFIX = "base_model.model."
 _FUSED = ("query", "key", "value")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medjax.models.decoder_config import DecoderConfig, from_hugging_face
+from medjax.store.json_file import read_json
 from medjax.store.names import Leaf, hugging_face_leaves
 from medjax.store.names import Path as LeafPath
 
@@ -164,17 +165,6 @@ def _first_cut(file: Path) -> str:
         return "its header is cut or damaged"
     cut = sorted((end, name) for name, end in tensors.items() if end > total - 8 - size)
     return f"the file ends inside tensor {cut[0][1]}" if cut else "its header does not fit its size"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object; ValueError names the file."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}), expected a complete file; download it again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: got a JSON {type(value).__name__}, expected an object; download it again.")
-    return value
 
 
 def _pickle_message(path: Path) -> str:

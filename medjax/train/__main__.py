@@ -1,27 +1,45 @@
-"""python -m medjax.train: adapt a language model to medical text."""
+"""python -m medjax.train: adapt a language model to medical text, or train an encoder of ECGs."""
 
 import os
 import sys
 
-from medjax.config import parse_command
-from medjax.train.settings import TrainSettings
+from medjax.config import parse_command, peek
+from medjax.train.ecg_settings import EcgTrainSettings, settings_class
+from medjax.train.settings import RunSettings
 
-_DESCRIPTION = """Adapt a language model: adapters (LoRA, QLoRA) or any of its parameters, on one CPU or a pod.
+_LANGUAGE = """Adapt a language model: adapters (LoRA, QLoRA) or any of its parameters, on one CPU or a pod.
 
 It writes a run folder with checkpoints, metrics.jsonl, the adapter, a figure and a report. A run that was killed goes
-on with the same command."""
+on with the same command. Encoders of ECGs have other keys: see --objective mae --help."""
 
-_EPILOG = """examples:
+_LANGUAGE_EXAMPLES = """examples:
   python -m medjax.train configs/sft/smollm2_lora_cpu.toml
   python -m medjax.train --model DIR --data notes.jsonl --mesh fsdp=4,tensor=2 --dtype bfloat16
   python -m medjax.train --model DIR --data notes.jsonl --quantisation nf4
+"""
 
+_ECG = """Train an encoder of ECGs: a masked autoencoder on unlabelled recordings (objective mae), a detector
+(classify) or a regressor (regress) from it, on one CPU or a pod.
+
+It writes a run folder with checkpoints, metrics.jsonl, the model, a figure and a report. A run that was killed goes on
+with the same command."""
+
+_ECG_EXAMPLES = """examples:
+  python -m medjax.train configs/ecg/mae_tiny_cpu.toml --data records
+  python -m medjax.train --objective classify --data records --targets lvsd --start runs/train/mae
+  python -m medjax.train --objective regress --data records --targets age --finetune.trained probe
+"""
+
+_STATUS = """
 Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 75 stopped by Ctrl-C or SIGTERM: it has saved, the same command goes on."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = parse_command(TrainSettings, argv, prog="medjax.train", description=_DESCRIPTION, epilog=_EPILOG)
+    argv = sys.argv[1:] if argv is None else argv
+    cls = settings_class(peek(argv, "objective"))
+    description, examples = (_ECG, _ECG_EXAMPLES) if cls is EcgTrainSettings else (_LANGUAGE, _LANGUAGE_EXAMPLES)
+    settings = parse_command(cls, argv, prog="medjax.train", description=description, epilog=examples + _STATUS)
     from medjax.parallel import distributed
     from medjax.train.stopping import Stopped, TrainingError
 
@@ -45,16 +63,17 @@ def main(argv: list[str] | None = None) -> int:
             raise
         first = str(error).partition("\n")[0] or "out of memory"
         t = settings.train
+        language = "" if cls is EcgTrainSettings else "--window or --quantisation nf4, "
         return failed(
             1,
             f"{first}: got a step that does not fit into memory; raise --train.accumulation (now {t.accumulation}), "
-            f"lower --batch-size (now {t.batch_size}) or --window (now {settings.data.window}), take --train.remat "
-            "full, --dtype bfloat16 or --quantisation nf4, or spread it with --mesh.",
+            f"lower --batch-size (now {t.batch_size}), take {language}--train.remat full or --dtype bfloat16, or "
+            "spread it with --mesh.",
         )
     return distributed.leave(0)
 
 
-def _run(settings: TrainSettings) -> None:
+def _run(settings: RunSettings) -> None:
     # only now: --help must not wait for JAX
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medjax.models.decoder_config import DecoderConfig
+from medjax.models.vit import VitConfig
 from medjax.nn.lora import LoraConfig
 
 TRAINED = ("full", "lora", "head")
@@ -139,6 +140,16 @@ def real_tokens(positions: np.ndarray, ends: np.ndarray) -> np.ndarray:
     A document of a single token cannot be told from padding; nothing is learnt from it.
     """
     return (positions > 0) | (ends > np.arange(ends.shape[-1]) + 1)
+
+
+def vit_flops(vit: VitConfig, tokens: int) -> float:
+    """Operations of one forward pass of the blocks of a vision transformer over `tokens` tokens of one record.
+
+    Every token meets every other. Patch embedding and head are left out; forward and backward are three times this.
+    """
+    d = vit.embed
+    kernels = 4 * d * d + 2 * d * vit.mlp
+    return float(vit.layers * (tokens * 2 * kernels + 4 * d * tokens * tokens))
 
 
 def attended_pairs(config: DecoderConfig, positions: np.ndarray) -> float:

@@ -1,10 +1,12 @@
-"""What a training loop needs to know of what it trains: the same loop runs language models and, later, ECG encoders."""
+"""What a training loop needs to know of what it trains: the same loop runs language models and ECG encoders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medjax.data.batches import Batches, HeldOut
+from medjax.train.program import StepProgram
 from medjax.train.state import Tree
 
 Progress = Callable[[int, int], None]
@@ -23,20 +25,23 @@ class Work:
 class Job:
     """One training job, ready to run.
 
+    name      of the run, where the user gives none
+    unit      of what a batch holds: "tokens" or "records"
     program   the step, and the shapes, dtypes and shardings of what goes in
     load      gives the variables in place, sharded; trained leaves float32; its argument is called with
               (parameters done, parameters in all)
-    train     medjax.data.batches.Batches; held_out: HeldOut, or None
     work      what a batch (host arrays) costs
     identity  what makes a checkpoint of this run usable by it: base, tokenizer, adapter settings
     export    (run folder, variables) -> command to go on with: write what other commands use
-    records   "steps", and "data" and "model" facts for the report, plain JSON values
+    records   "steps", and "data" (with its "digest") and "model" facts for the report, plain JSON values
     """
 
-    program: Any
+    name: str
+    unit: str
+    program: StepProgram
     load: Callable[[Progress], Tree]
-    train: Any
-    held_out: Any
+    train: Batches
+    held_out: HeldOut | None
     work: Callable[[Any], Work]
     identity: Mapping[str, Any]
     export: Callable[[Path, Tree], str]

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from medjax.assets import cache_folder, resolve_model
-from medjax.data.batches import Batches, HeldOut
 from medjax.data.exams.training import asked_items, is_training_part, write_training_part
+from medjax.data.text.batches import DocumentBatches, HeldOutDocuments
 from medjax.data.text.builder import Prepared, prepare
 from medjax.data.text.documents import Cut
 from medjax.data.text.loading import tokenizer_of
@@ -38,7 +38,7 @@ from medjax.store.native import NativeSource, save_native
 from medjax.store.sources import Source, open_source
 from medjax.train.flops import TrainingFlops, attended_pairs, real_tokens
 from medjax.train.job import Job, Progress, Work
-from medjax.train.program import StepProgram, step_program
+from medjax.train.language_program import LanguageProgram, step_program
 from medjax.train.settings import DataSettings, TrainSettings
 from medjax.train.state import Tree
 
@@ -66,11 +66,11 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     step_program(settings, source.config, 10**9)  # whatever does not fit is refused before the data is read
     prepared = _documents(settings, base, say)
     t, window = settings.train, settings.data.window
-    train = Batches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
+    train = DocumentBatches(prepared.train, window=window, rows=t.batch_size, seed=t.seed, pack=settings.data.packing)
     held_out = None
     if prepared.held_out:
         rows = t.batch_size // t.accumulation  # as many at one time as a step has
-        held_out = HeldOut(prepared.held_out, window=window, rows=rows, pack=settings.data.packing)
+        held_out = HeldOutDocuments(prepared.held_out, window=window, rows=rows, pack=settings.data.packing)
     for part, report in prepared.reports.items():
         say(f"{part.replace('_', '-')}: {report}")
     _check_context(prepared, window, source.config.max_length)
@@ -89,6 +89,8 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     only_head = settings.train.trainable == ("head",)
     flops = TrainingFlops(source.config, "lora" if lora else "head" if only_head else "full", lora)
     return Job(
+        name=_name(settings),
+        unit="tokens",
         program=program,
         load=partial(load_variables, program),
         train=train,
@@ -104,9 +106,16 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
                 "rows_per_epoch": train.rows_per_epoch,
                 "fill": round(train.fill, 4),
             },
-            "model": {"name": settings.model.name, **model_sizes(source.config)},
+            "model": {"name": settings.model.name, "trained": ", ".join(settings.train.trainable)}
+            | model_sizes(source.config),
         },
     )
+
+
+def _name(settings: TrainSettings) -> str:
+    data = "-".join(Path(name).stem.replace(":", "-") for name in settings.data.files[:3])
+    kind = "-".join(name for name in settings.train.trainable if name.isalnum()) or "some"
+    return f"{Path(settings.model.name).name}-{kind}-{data}"
 
 
 def _with_stored_quantisation(settings: TrainSettings, source: Source) -> TrainSettings:
@@ -137,7 +146,7 @@ def base_digest(source: Source) -> str:
     return files_digest(source.files)
 
 
-def load_variables(program: StepProgram, progress: Progress) -> Tree:
+def load_variables(program: LanguageProgram, progress: Progress) -> Tree:
     """Read the weights and draw the adapters, in place; trained parameters in float32."""
     m = program.settings.model
     loaded = load_decoder(

@@ -136,31 +136,31 @@ class Rates:
     peak     operations a second of one device (`flops.peak_flops`), or None
     """
 
-    def __init__(self, wall: WallTime, devices: int, peak: float | None):
-        self.wall, self.devices, self.peak = wall, devices, peak
-        self.real_tokens = 0  # of the whole run
+    def __init__(self, wall: WallTime, devices: int, peak: float | None, unit: str = "tokens"):
+        self.wall, self.devices, self.peak, self.unit = wall, devices, peak, unit
+        self.real = 0  # tokens or records of the whole run
         self._totals = [0.0, 0.0, 0.0]
         self._mark = self._training_seconds()
 
-    def add(self, real_tokens: int, computed_tokens: int, flops: float) -> None:
-        """Count a finished step of all processes: its tokens without and with padding, its model operations."""
-        self.real_tokens += real_tokens
-        self._totals = [a + b for a, b in zip(self._totals, (real_tokens, computed_tokens, flops), strict=True)]
+    def add(self, real: float, computed: float, flops: float) -> None:
+        """Count a finished step of all processes: its units without and with padding, its model operations."""
+        self.real += real
+        self._totals = [a + b for a, b in zip(self._totals, (real, computed, flops), strict=True)]
 
     def skip(self) -> None:
         """Forget what was counted since the last log line, as for the step that compiled."""
         self._totals, self._mark = [0.0, 0.0, 0.0], self._training_seconds()
 
     def read(self) -> dict[str, float | None]:
-        """Return tokens_per_s, computed_tokens_per_s, mfu since the last call, and start anew; None without steps."""
+        """Return <unit>_per_s, computed_<unit>_per_s, mfu since the last call, and start anew; None without steps."""
         real, computed, flops = self._totals
         seconds = self._training_seconds() - self._mark
         self.skip()
         if seconds <= 0 or not computed:
-            return {"tokens_per_s": None, "computed_tokens_per_s": None, "mfu": None}
+            return {f"{self.unit}_per_s": None, f"computed_{self.unit}_per_s": None, "mfu": None}
         return {
-            "tokens_per_s": real / seconds,
-            "computed_tokens_per_s": computed / seconds,
+            f"{self.unit}_per_s": real / seconds,
+            f"computed_{self.unit}_per_s": computed / seconds,
             "mfu": mfu(flops, seconds, self.devices, self.peak),
         }
 

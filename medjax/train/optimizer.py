@@ -9,7 +9,7 @@ import optax
 
 from medjax.train.settings import OptimizerSettings
 
-_NO_DECAY = ("scale", "bias")
+_NO_DECAY = ("scale", "bias", "class_token", "mask_token", "registers", "leads", "thresholds")
 
 
 def schedule(settings: OptimizerSettings, steps: int) -> Callable[[Any], Any]:
@@ -37,8 +37,11 @@ def schedule(settings: OptimizerSettings, steps: int) -> Callable[[Any], Any]:
     )
 
 
-def optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235), with the schedule."""
+def optimizer(settings: OptimizerSettings, steps: int, shares: Any = None) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235), with the schedule.
+
+    shares  tree of the trained leaves: the share of the learning rate that each has, of a shape that broadcasts to it
+    """
     s = settings
     parts = [optax.clip_by_global_norm(s.clip)] if s.clip else []
     rate = schedule(s, steps)
@@ -60,9 +63,11 @@ def optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransfor
         if s.weight_decay:
             parts.append(optax.add_decayed_weights(-s.weight_decay, decays))
         parts.append(optax.scale_by_schedule(rate))
+    if shares is not None:
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares)))
     return optax.chain(*parts)
 
 
 def decays(tree: Any) -> Any:
-    """True for the leaves that weight decay applies to: all but the scales and biases."""
+    """True for the leaves that weight decay applies to: all but scales, biases and learned tokens."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in _NO_DECAY, tree)

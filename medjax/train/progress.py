@@ -49,7 +49,7 @@ class TrainProgress:
         self._first = self._first or (step, time.monotonic())
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show a line of metrics.jsonl: its loss, tokens_per_s, mfu and held_out_loss, as far as they are there."""
+        """Show a line of metrics.jsonl: its loss, rate, mfu and held_out_loss, as far as they are there."""
         self.reach(step)
         parts = _parts(values)
         if self._live:
@@ -73,10 +73,11 @@ class TrainProgress:
 
 
 def _parts(values: Mapping[str, Any]) -> list[str]:
-    rate, share = values.get("tokens_per_s"), values.get("mfu")
+    rates = {unit: rate for unit in ("tokens", "records") if (rate := values.get(f"{unit}_per_s")) is not None}
+    share = values.get("mfu")
     parts = [f"loss {_loss(values['loss'])}"] if "loss" in values else []
     parts += [f"held-out {_loss(values['held_out_loss'])}"] if "held_out_loss" in values else []
-    parts += [f"{rate:,.0f} tokens/s"] if rate is not None else []
+    parts += [f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s" for unit, rate in rates.items()]
     return parts + ([f"MFU {100 * share:.3g} %"] if share is not None else [])
 
 

@@ -26,13 +26,13 @@ from medjax.report.training import loss_figure, training_report
 from medjax.store.checkpoints import Checkpoints
 from medjax.store.provenance import command, versions
 from medjax.store.runs import RunFolder, named, shortened
+from medjax.train.ecg_settings import EcgTrainSettings, settings_class
 from medjax.train.flops import peak_flops
 from medjax.train.job import Job
-from medjax.train.language import language_job
 from medjax.train.metrics import MetricsLog, Rates, WallTime, memory, read_log
 from medjax.train.optimizer import schedule
 from medjax.train.progress import TrainProgress
-from medjax.train.settings import TrainSettings
+from medjax.train.settings import RunSettings, TrainSettings
 from medjax.train.sinks import Sinks, open_sinks
 from medjax.train.state import TrainState, Tree, count, init_state, join, split
 from medjax.train.step import StepMetrics
@@ -44,7 +44,7 @@ _FREE_TRAIN = ("on_bad_step", "most_bad_steps")
 
 
 def train(
-    settings: TrainSettings | None = None,
+    settings: RunSettings | None = None,
     *,
     say: Callable[[str], None] = lambda line: None,
     progress: bool = False,
@@ -52,7 +52,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and write a run folder; returns what results.json holds.
 
-    settings  or options by alias instead, such as train(model="smollm2-135m", data="notes.jsonl", steps=100)
+    settings  TrainSettings or EcgTrainSettings; or options by alias instead, such as
+              train(model="smollm2-135m", data="notes.jsonl", steps=100) or train(objective="mae", data="ecgs")
     say       called with one line for the user at a time
     progress  show progress on stderr
 
@@ -63,15 +64,15 @@ def train(
         raise ValueError(f"train: got settings and {', '.join(options)}, expected one or the other; put all in one.")
     if settings is None:
         given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
-        settings = load(TrainSettings, overrides=given)
+        settings = load(settings_class(options.get("objective")), overrides=given)
     distributed.start(settings.distributed)
     main = distributed.is_main()
     quiet = say if main else (lambda line: None)
     wall = WallTime()
-    job = language_job(settings, quiet)
+    job = _job(settings, quiet)
     say(distributed.banner(job.program.mesh))  # every process, so that a missing one is seen
     _agree("settings and data", to_dict(settings) | {"distributed": None}, job.records)
-    place = _folder(settings)
+    place = named(settings.out) if settings.out else named(Path("runs/train") / (settings.name or shortened(job.name)))
     folder = _open_folder(place, settings, job, quiet) if main else None
     distributed.barrier("run folder")
     try:
@@ -79,6 +80,21 @@ def train(
     finally:
         if folder:
             folder.close()
+
+
+def _job(settings: RunSettings, say: Callable[[str], None]) -> Job:
+    if isinstance(settings, TrainSettings):
+        from medjax.train.language import language_job
+
+        return language_job(settings, say)
+    assert isinstance(settings, EcgTrainSettings)
+    if settings.objective == "mae":
+        from medjax.train.mae import mae_job
+
+        return mae_job(settings, say)
+    from medjax.train.prediction import prediction_job
+
+    return prediction_job(settings, say)
 
 
 def _agree(what: str, *values: Any) -> None:
@@ -97,16 +113,7 @@ def _agree(what: str, *values: Any) -> None:
         )
 
 
-def _folder(settings: TrainSettings) -> Path:
-    if settings.out:
-        return named(settings.out)
-    data = "-".join(Path(name).stem.replace(":", "-") for name in settings.data.files[:3])
-    kind = "-".join(name for name in settings.train.trainable if name.isalnum()) or "some"
-    model = Path(settings.model.name).name
-    return named(Path("runs") / "train" / (settings.name or shortened(f"{model}-{kind}-{data}")))
-
-
-def _open_folder(place: Path, settings: TrainSettings, job: Job, say: Callable[[str], None]) -> RunFolder:
+def _open_folder(place: Path, settings: RunSettings, job: Job, say: Callable[[str], None]) -> RunFolder:
     kept = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
     kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
     identity = kept | {"identity": dict(job.identity), "documents": job.records["data"]["digest"]}
@@ -128,7 +135,7 @@ class _Run:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        settings: RunSettings,
         job: Job,
         place: Path,
         folder: RunFolder | None,
@@ -139,7 +146,7 @@ class _Run:
         self.main = folder is not None  # one process writes
         self.steps: int = job.records["steps"]
         self.rate = schedule(settings.optimizer, self.steps)
-        self.rows = local_rows(job.program.batch_sharding, settings.train.batch_size, settings.data.window)
+        self.rows = local_rows(job.program.batch)
         self.checkpoints = Checkpoints(
             place / "checkpoints",
             keep_last=settings.checkpoint.keep_last,
@@ -158,7 +165,7 @@ class _Run:
         seen = _losses(read_log(self.place / "held_out.jsonl")) if start else []
         self.lowest = min(seen, default=math.inf)
         state, frozen = self._state(start, progress)
-        self.rates = Rates(self.wall, jax.device_count(), peak_flops())
+        self.rates = Rates(self.wall, jax.device_count(), peak_flops(), self.job.unit)
         step = self._compiled()
         preemption = Preemption()
         try:
@@ -208,7 +215,7 @@ class _Run:
         for number in range(start + 1, self.steps + 1):
             with self.wall.spent("data"):
                 host = next(batches)
-                batch = self._global(host)
+                batch = to_global(host, self.job.program.batch, first_row=self.rows.start)
             with self.wall.spent("step"):
                 state, metrics = step(state, frozen, batch)
                 # one step behind: the device works on this one while the last one's numbers are read
@@ -231,14 +238,10 @@ class _Run:
                 raise Stopped(f"stopped after step {number} of {self.steps}, which is saved; the same command goes on.")
         return state
 
-    def _global(self, host: Any) -> Any:
-        rows = self.settings.train.batch_size
-        return to_global(host, self.job.program.batch_sharding, rows=rows, first_row=self.rows.start)
-
     def _held_out_batch(self, number: int) -> Any:
-        held_out, sharding = self.job.held_out, self.job.program.batch_sharding
-        rows = local_rows(sharding, held_out.rows, held_out.window)
-        return to_global(held_out.batch_at(number, rows), sharding, rows=held_out.rows, first_row=rows.start)
+        like = self.job.program.held_out_batch
+        rows = local_rows(like)
+        return to_global(self.job.held_out.batch_at(number, rows), like, first_row=rows.start)
 
     def _finish(self, number: int, metrics: StepMetrics, work: Any, bar: TrainProgress) -> None:
         """Read the numbers of a step that was begun, log them, and see that they are sound."""
@@ -255,7 +258,7 @@ class _Run:
             "grad_norm": float(metrics.grad_norm),
             "learning_rate": float(self.rate(number - 1 - self.bad_steps.count)),
             "epoch": number / self.job.train.steps_per_epoch,
-            "counted_tokens": float(metrics.counted),
+            f"counted_{self.job.unit}": float(metrics.counted),
             "skipped_steps": self.bad_steps.count,
             "goodput": self.wall.goodput,
             **self.rates.read(),
@@ -280,11 +283,11 @@ class _Run:
                 for name, value in jax.device_get(found).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         counted = max(sums.pop("counted"), 1.0)
-        values = {name: value / counted for name, value in sums.items()} | {"counted_tokens": counted}
+        values = {name: value / counted for name, value in sums.items()} | {f"counted_{self.job.unit}": counted}
         self.held_out = number, values["loss"]
         if self.log:
             self.log.held_out(number, values)
-        bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} tokens)")
+        bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} {self.job.unit})")
         self.sinks.log(number, values, group="held_out")
         is_lowest, self.lowest = values["loss"] < self.lowest, min(self.lowest, values["loss"])
         return is_lowest
@@ -351,7 +354,7 @@ class _Run:
             "model": {
                 "name": results["model"]["name"],
                 "parameters": sum(self.counts.values()),
-                "trained": ", ".join(self.settings.train.trainable),
+                "trained": results["model"]["trained"],
                 "trained_parameters": self.counts["trained"],
             },
             "devices": results["devices"],

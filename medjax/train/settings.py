@@ -1,6 +1,7 @@
 """What `python -m medjax.train` can be told: the tree behind its TOML files and options."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from medjax.config import field
 from medjax.parallel.distributed import DistributedSettings
@@ -98,21 +99,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class StepsSettings:
     """Length, batch, numerics."""
 
-    trainable: tuple[str, ...] = field(
-        ("lora",),
-        help="what is trained: lora, full, head, or patterns of parameter paths such as params/layers/*norm*",
-        alias="--trainable",
-    )
     steps: int | None = field(None, help="optimiser steps; default: from epochs", alias="--steps")
-    epochs: float = field(1.0, help="passes over the documents, when steps is not given", alias="--epochs")
+    epochs: float = field(1.0, help="passes over the data, when steps is not given", alias="--epochs")
     batch_size: int = field(8, help="rows of an optimiser step, all devices together", alias="--batch-size")
     accumulation: int = field(1, help="parts that a batch is computed in, one after another")
-    seed: int = field(0, help="of data order, adapters and dropout", alias="--seed")
+    seed: int = field(0, help="of data order, new parameters and everything drawn", alias="--seed")
     remat: str = field("dots", help="what the backward pass may reuse", choices=REMAT)
-    z_loss: float = field(0.0, help="weight of logsumexp^2 in the loss; 1e-4 keeps logits near 0")
     on_bad_step: str = field(
         "skip",
         help="loss or gradient not finite, or a spike: leave the step's update out, or stop the run",
@@ -134,10 +129,25 @@ class TrainingSettings:
                 f"accumulation: got {self.accumulation} for batch_size {self.batch_size}, expected a divisor of it; "
                 "change one of the two."
             )
-        if not self.trainable:
-            raise ValueError("trainable: got nothing, expected lora, full, head or patterns; see --help.")
         if self.spike and self.spike <= 1:
             raise ValueError(f"spike: got {self.spike}, expected 0 (off) or more than 1; 3 is usual.")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(StepsSettings):
+    """What is trained, length, batch, numerics."""
+
+    trainable: tuple[str, ...] = field(
+        ("lora",),
+        help="what is trained: lora, full, head, or patterns of parameter paths such as params/layers/*norm*",
+        alias="--trainable",
+    )
+    z_loss: float = field(0.0, help="weight of logsumexp^2 in the loss; 1e-4 keeps logits near 0")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.trainable:
+            raise ValueError("trainable: got nothing, expected lora, full, head or patterns; see --help.")
 
 
 @dataclass(frozen=True)
@@ -203,10 +213,36 @@ class LogSettings:
             raise ValueError(f"every: got {self.every} and held_out_every {self.held_out_every}, expected 1 or more.")
 
 
+class RunSettings(Protocol):
+    """What the settings of every run have, whatever it trains."""
+
+    @property
+    def train(self) -> StepsSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+    @property
+    def mesh(self) -> MeshSettings: ...
+    @property
+    def distributed(self) -> DistributedSettings: ...
+    @property
+    def checkpoint(self) -> CheckpointSettings: ...
+    @property
+    def log(self) -> LogSettings: ...
+    @property
+    def compilation_cache(self) -> bool: ...
+    @property
+    def out(self) -> str | None: ...
+    @property
+    def name(self) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything `python -m medjax.train` can be told."""
+    """Everything that training a language model can be told."""
 
+    objective: str = field(
+        "language", help="the other objectives (mae, classify, regress: ECGs) have other keys", choices=("language",)
+    )
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
     data: DataSettings = DataSettings()

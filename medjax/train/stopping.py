@@ -82,7 +82,7 @@ class BadSteps:
             return
         self.count += 1
         loss, norm = float(metrics.means["loss"]), float(metrics.grad_norm)
-        documents = self._batches.document_ids(number - 1)
+        documents = self._batches.record_ids(number - 1)
         if self._log:  # as text, since JSON has no NaN
             self._log.write(number, {"loss": repr(loss), "grad_norm": repr(norm), "documents": documents})
         what = f"step {number}: loss {loss:.4g}, gradient norm {norm:.4g}; its update is left out"

@@ -1,13 +1,15 @@
 """Batches as a function of (seed, step): the same for any number of processes, after any resume, on any mesh."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medjax.data.batches import Batches, HeldOut, local_rows, real_tokens, to_global
+from medjax.data.batches import local_rows, to_global
+from medjax.data.text.batches import DocumentBatches, HeldOutDocuments, real_tokens
 from medjax.data.text.documents import Document, DocumentList
 from medjax.data.text.packing import Batch
 
@@ -32,7 +34,7 @@ def joined(parts):
 
 @pytest.fixture(scope="module")
 def batches():
-    return Batches(made(101), window=WINDOW, rows=8, seed=7)
+    return DocumentBatches(made(101), window=WINDOW, rows=8, seed=7)
 
 
 def test_hosts_together_have_the_whole_batch(batches):
@@ -43,15 +45,15 @@ def test_hosts_together_have_the_whole_batch(batches):
             each = 8 // hosts
             parts = [slice(i * each, (i + 1) * each) for i in range(hosts)]
             assert same(joined([batches.batch_at(step, rows) for rows in parts]), whole)
-            assert [i for rows in parts for i in batches.document_ids(step, rows)] == batches.document_ids(step)
+            assert [i for rows in parts for i in batches.record_ids(step, rows)] == batches.record_ids(step)
 
 
 def test_batch_does_not_depend_on_what_was_asked_before(batches):
-    fresh = Batches(made(101), window=WINDOW, rows=8, seed=7)
+    fresh = DocumentBatches(made(101), window=WINDOW, rows=8, seed=7)
     assert same(fresh.batch_at(33), batches.batch_at(33))
     batches.batch_at(2)
     assert same(fresh.batch_at(33), batches.batch_at(33))
-    other = Batches(made(101), window=WINDOW, rows=8, seed=8)
+    other = DocumentBatches(made(101), window=WINDOW, rows=8, seed=8)
     assert not same(other.batch_at(33), batches.batch_at(33))
 
 
@@ -60,13 +62,13 @@ def test_batch_does_not_depend_on_what_was_asked_before(batches):
 def test_every_document_once_an_epoch(count, rows, pack):
     """Rows of consecutive epochs follow each other without a gap, whatever the batch size."""
     documents = made(count)
-    batches = Batches(documents, window=WINDOW, rows=rows, seed=1, pack=pack)
+    batches = DocumentBatches(documents, window=WINDOW, rows=rows, seed=1, pack=pack)
     each = batches.rows_per_epoch
     assert batches.steps_per_epoch == each / rows
     epochs = 3
     steps = batches.steps(epochs)
     assert (steps - 1) * rows < epochs * each <= steps * rows
-    line = [batches.document_ids(step, slice(r, r + 1)) for step in range(steps) for r in range(rows)]
+    line = [batches.record_ids(step, slice(r, r + 1)) for step in range(steps) for r in range(rows)]
     for epoch in range(epochs):
         seen = Counter(name for row in line[epoch * each : (epoch + 1) * each] for name in row)
         assert seen == {f"doc{i}": 1 for i in range(count)}
@@ -78,7 +80,7 @@ def test_every_document_once_an_epoch(count, rows, pack):
 def test_ids_are_those_of_the_tokens(batches):
     batch = batches.batch_at(9)
     names = [f"doc{token - 1}" for row in batch.tokens for token in dict.fromkeys(row.tolist()) if token]
-    assert names == batches.document_ids(9)
+    assert names == batches.record_ids(9)
     assert real_tokens(batch) == np.count_nonzero(batch.tokens)
 
 
@@ -98,7 +100,7 @@ def test_iterator_raises_what_a_batch_raises():
         def __getitem__(self, index):
             raise ValueError(f"document {index} cannot be read")
 
-    broken = Batches(Damaged([made(1)[0]]), window=WINDOW, rows=1, seed=0)
+    broken = DocumentBatches(Damaged([made(1)[0]]), window=WINDOW, rows=1, seed=0)
     with pytest.raises(ValueError, match="document 0 cannot be read"):
         next(broken.iterate(0))
 
@@ -106,10 +108,10 @@ def test_iterator_raises_what_a_batch_raises():
 @pytest.mark.parametrize(("count", "rows"), [(101, 8), (3, 8), (16, 4)])
 def test_held_out_batches_cover_every_document_once(count, rows):
     documents = made(count)
-    held = HeldOut(documents, window=WINDOW, rows=rows)
+    held = HeldOutDocuments(documents, window=WINDOW, rows=rows)
     found = [held.batch_at(i) for i in range(len(held))]
     assert {batch.tokens.shape for batch in found} == {(rows, WINDOW)}
-    assert Counter(i for n in range(len(held)) for i in held.document_ids(n)) == {f"doc{i}": 1 for i in range(count)}
+    assert Counter(i for n in range(len(held)) for i in held.record_ids(n)) == {f"doc{i}": 1 for i in range(count)}
     assert sum(batch.weights.sum() for batch in found) == documents.counts.sum()
     assert sum(map(real_tokens, found)) == documents.lengths.sum()
     parts = [joined([held.batch_at(i, slice(r, r + 1)) for r in range(rows)]) for i in range(len(held))]
@@ -119,7 +121,7 @@ def test_held_out_batches_cover_every_document_once(count, rows):
 
 
 def test_padding_rows_weigh_nothing():
-    held = HeldOut(made(3, longest=4), window=WINDOW, rows=4)
+    held = HeldOutDocuments(made(3, longest=4), window=WINDOW, rows=4)
     batch = held.batch_at(0)
     assert (batch.tokens[1:] == 0).all()
     assert (batch.weights[1:] == 0).all()
@@ -140,14 +142,20 @@ def test_global_arrays_hold_the_batch_however_it_is_split(batches, axes, spec):
     devices = np.array(jax.devices()[: int(np.prod(list(axes.values())))]).reshape(tuple(axes.values()))
     sharding = NamedSharding(Mesh(devices, tuple(axes)), spec)
     batch = batches.batch_at(4)
-    assert local_rows(sharding, 8, WINDOW) == slice(0, 8)
-    placed = to_global(batch, sharding)
+    like = whole(batch, sharding)
+    assert local_rows(like) == slice(0, 8)
+    placed = to_global(batch, like)
     for array, host in zip(placed, batch, strict=True):
         assert array.sharding == sharding
         assert array.dtype == host.dtype
         np.testing.assert_array_equal(np.asarray(array), host)
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), host[shard.index])
+
+
+def whole(batch, sharding):
+    """The shapes of a batch with a sharding, as a step program has them; jax takes no made-up sharding."""
+    return Batch(*(SimpleNamespace(shape=array.shape, sharding=sharding) for array in batch))
 
 
 class SecondProcess:
@@ -161,10 +169,12 @@ class SecondProcess:
 
 
 def test_a_process_takes_the_rows_of_its_devices(batches):
-    sharding = SecondProcess()
-    assert local_rows(sharding, 8, WINDOW) == slice(4, 8)
-    with pytest.raises(ValueError, match="got rows 0 to 4 of 8, expected 4 to 8, which this process's devices hold"):
-        to_global(batches.batch_at(0, slice(0, 4)), sharding, rows=8)
+    like = whole(batches.batch_at(0), SecondProcess())
+    assert local_rows(like) == slice(4, 8)
+    with pytest.raises(ValueError, match=r"got \(4, 32\) from row 0 on, expected rows 4 to 8 of \(8, 32\)"):
+        to_global(batches.batch_at(0, slice(0, 4)), like)
+    with pytest.raises(ValueError, match=r"got \(4, 16\) from row 4 on, expected rows 4 to 8 of \(8, 32\)"):
+        to_global(Batch(*(array[4:, :16] for array in batches.batch_at(0))), like, first_row=4)
 
 
 def test_bad_calls(batches):
@@ -173,6 +183,6 @@ def test_bad_calls(batches):
     with pytest.raises(ValueError, match=r"rows: got slice\(8, 9, None\), expected a stretch of the 8 rows"):
         batches.batch_at(0, slice(8, 9))
     with pytest.raises(ValueError, match="batch: got 0 rows, expected at least 1"):
-        Batches(made(3), window=WINDOW, rows=0, seed=0)
+        DocumentBatches(made(3), window=WINDOW, rows=0, seed=0)
     with pytest.raises(ValueError, match=r"document \d+ has \d+ tokens, expected 1 to 8, the window"):
-        Batches(made(50), window=8, rows=2, seed=0)
+        DocumentBatches(made(50), window=8, rows=2, seed=0)

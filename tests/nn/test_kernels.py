@@ -19,7 +19,7 @@ from medjax.nn.attention import BLOCK, Prefix, attention, forest
 from medjax.nn.kernels import choose_backend, kernel_attention
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint
-from medjax.train.program import step_program
+from medjax.train.language_program import step_program
 from medjax.train.settings import TrainSettings
 
 T, SIZE, SCALE = 2 * BLOCK, 16, 0.3

@@ -144,27 +144,6 @@ def test_the_learning_rate_is_drawn_below_to_its_own_scale():
     assert max(y for _, y in curve(tree, "light")) < 330
 
 
-def test_a_long_run_keeps_its_extremes_in_few_points():
-    points = [(float(step), math.sin(step) + (9.0 if step == 33_333 else 0.0)) for step in range(100_000)]
-    kept = training._thinned(points)
-    assert len(kept) <= training.MOST_POINTS
-    assert kept == sorted(kept)
-    assert max(loss for _, loss in kept) == max(loss for _, loss in points)
-    assert set(kept) <= set(points)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1200, [0, 200, 400, 600, 800, 1000, 1200]),
-        (1.31, 2.6, [1.5, 2, 2.5]),
-        (0.02, 0.06, [0.02, 0.03, 0.04, 0.05, 0.06]),
-    ],
-)
-def test_ticks_are_round(low, high, expected):
-    assert training._ticks(low, high, 6 if high > 100 else 4) == expected
-
-
 @pytest.mark.parametrize(
     ("metrics", "held_out"),
     [([{"step": 1, "loss": 2.0}], []), ([], [{"step": 0, "loss": 2.0}]), ([{"step": 1, "loss": None}], [])],

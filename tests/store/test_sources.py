@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_decoders import CONFIGS, bfloat16_tensors, random_tensors, write_folder
 
+from medjax.store.json_file import read_json
 from medjax.store.llama2c import is_llama2c
-from medjax.store.sources import open_source, read_json
+from medjax.store.sources import open_source
 
 CONFIG = CONFIGS["llama"]
 TENSORS = random_tensors(CONFIG)

@@ -9,7 +9,7 @@ import pytest
 
 from medjax.config import load
 from medjax.models.decoder_config import from_hugging_face
-from medjax.train.program import step_program
+from medjax.train.language_program import step_program
 from medjax.train.settings import TrainSettings
 from medjax.train.state import count, path_name
 
@@ -134,4 +134,4 @@ def test_the_step_lowers_without_weights(program):
     assert text.count("stablehlo.while") >= 2
     donated = text.count("tf.aliasing_output") + text.count("jax.buffer_donor")
     assert donated == len(jax.tree.leaves(step.state))
-    assert tuple(step.batch_sharding.spec) == (("data", "fsdp"), None)
+    assert tuple(step.batch.tokens.sharding.spec) == (("data", "fsdp"), None)

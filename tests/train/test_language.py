@@ -102,7 +102,7 @@ def test_documents_held_out_and_steps(job_of, tmp_path):
     assert lines[1].startswith("train: 60 documents, ")
     assert lines[2].startswith("held-out: 10 documents, ")
     assert apart.records["data"]["digest"] != job.records["data"]["digest"]
-    assert {name for i in range(len(apart.held_out)) for name in apart.held_out.document_ids(i)} == {
+    assert {name for i in range(len(apart.held_out)) for name in apart.held_out.record_ids(i)} == {
         f"note{i}" for i in range(60, 70)
     }
     none, lines = job_of("--data.held_out_count", "0")

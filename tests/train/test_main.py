@@ -158,15 +158,15 @@ def test_the_end_of_a_run(reference, cached, capsys):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Batch 3 (step 4) holds a NaN."""
-    from medjax.data.batches import Batches
+    from medjax.data.text.batches import DocumentBatches
 
-    original = Batches.batch_at
+    original = DocumentBatches.batch_at
 
     def batch_at(self, step, rows=None):
         batch = original(self, step, rows)
         return batch._replace(weights=batch.weights * np.nan) if step == 3 else batch
 
-    monkeypatch.setattr(Batches, "batch_at", batch_at)
+    monkeypatch.setattr(DocumentBatches, "batch_at", batch_at)
 
 
 def test_a_bad_step_stops_the_run_or_is_left_out(poisoned, reference, cached, tmp_path, capsys):

@@ -126,12 +126,12 @@ def test_rates_are_over_training_time_only(clock):
             clock.now += 0.5
         with wall.spent("step"):
             clock.now += 1.5
-        rates.add(real_tokens=1600, computed_tokens=2000, flops=3e12)
+        rates.add(real=1600, computed=2000, flops=3e12)
     with wall.spent("evaluate"):
         clock.now += 100
     assert rates.read() == {"tokens_per_s": 800.0, "computed_tokens_per_s": 1000.0, "mfu": 12e12 / (8 * 2 * 1e12)}
     assert rates.read()["tokens_per_s"] is None  # counted once
-    assert rates.real_tokens == 6400
+    assert rates.real == 6400
 
 
 def test_the_compiling_step_can_be_left_out_of_the_rates(clock):

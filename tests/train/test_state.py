@@ -141,7 +141,7 @@ def test_specs_of_every_leaf(preset, kind):
     assert specs(program.state._replace(trainable={}, optimizer={})) == dict.fromkeys(
         ("step", "loss_average", "bad_steps"), ()
     )
-    assert tuple(program.batch_sharding.spec) == (("data", "fsdp"), None)
+    assert tuple(program.batch.tokens.sharding.spec) == (("data", "fsdp"), None)
 
 
 def test_only_trained_leaves_have_optimiser_state():

@@ -15,7 +15,7 @@ from medjax.train.stopping import BadSteps, Preemption, TrainingError
 class Named:
     """Batches of one document a row, named by the step, counted from 0."""
 
-    def document_ids(self, step):
+    def record_ids(self, step):
         return [f"d{step}"]
 
 

@@ -22,7 +22,7 @@ from medjax.data.text.packing import Batch, fill_rows
 from medjax.models.decoder_config import DecoderConfig, from_hugging_face
 from medjax.nn.quant import quantise
 from medjax.parallel.sharding import is_box
-from medjax.train.program import StepProgram, step_program
+from medjax.train.language_program import LanguageProgram, step_program
 from medjax.train.settings import TrainSettings
 from medjax.train.state import Tree, init_state, path_name, split
 from medjax.train.step import StepMetrics
@@ -60,11 +60,11 @@ def settings_of(**options: Any) -> TrainSettings:
     return load(TrainSettings, overrides=given)
 
 
-def program_of(devices: int = 1, config: DecoderConfig = CONFIG, **options: Any) -> StepProgram:
+def program_of(devices: int = 1, config: DecoderConfig = CONFIG, **options: Any) -> LanguageProgram:
     return step_program(settings_of(**options), config, STEPS, jax.devices()[:devices])
 
 
-def variables_of(program: StepProgram, seed: int = 0) -> Tree:
+def variables_of(program: LanguageProgram, seed: int = 0) -> Tree:
     """Random variables of a program, in place; the same numbers on every mesh, adapters' B far from zero."""
     boxes = jax.tree_util.tree_leaves_with_path(program.variables, is_leaf=is_box)
     rng = np.random.default_rng(seed)
@@ -112,14 +112,14 @@ def batch_of(seed: int, rows: int = ROWS, window: int = WINDOW, vocab: int = 400
     return fill_rows(packed, window)
 
 
-def placed(program: StepProgram, batch: Batch) -> Batch:
-    return jax.device_put(batch, program.batch_sharding)
+def placed(program: LanguageProgram, batch: Batch) -> Batch:
+    return jax.device_put(batch, program.batch.tokens.sharding)
 
 
 class Run:
     """A compiled step with its state."""
 
-    def __init__(self, program: StepProgram):
+    def __init__(self, program: LanguageProgram):
         self.program = program
         # half the time to compile, and the same program
         self.compiled = program.lower().compile(compiler_options={"xla_backend_optimization_level": 0})

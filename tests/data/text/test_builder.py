@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medjax.data.batches import Batches
 from medjax.data.text import builder
+from medjax.data.text.batches import DocumentBatches
 from medjax.data.text.builder import prepare
 from medjax.data.text.documents import Cut, DocumentList, Report, tokenise
 from medjax.data.text.records import read
@@ -57,7 +57,7 @@ def test_stored_documents_are_those_made_in_memory(data, tokenizer, tmp_path):
     assert [len(stored[i].tokens) for i in range(len(stored))] == stored.lengths.tolist()
     assert [stored[i].counted.sum() for i in range(len(stored))] == stored.counts.tolist()
     assert (stored[0].tokens.dtype, stored[0].counted.dtype) == (np.int32, np.bool_)
-    batches = Batches(stored, window=256, rows=2, seed=0)
+    batches = DocumentBatches(stored, window=256, rows=2, seed=0)
     assert [b.tokens.tolist() for b in batches.iterate(0, 5)] == [batches.batch_at(i).tokens.tolist() for i in range(5)]
 
 
@@ -187,11 +187,10 @@ def test_tensorflow_and_jax_are_not_needed(data, byte_level_folder, tmp_path):
     script = f"""
         import sys
         from pathlib import Path
-        from medjax.data import batches
-        from medjax.data.text import builder, documents, overlap, packing, records, templates, tokenizer
+        from medjax.data.text import batches, builder, documents, overlap, packing, records, templates, tokenizer
         tokens = tokenizer.load_tokenizer(Path({str(byte_level_folder)!r}))
         made = builder.prepare({str(data)!r}, templates.Template("plain"), tokens, documents.Cut(64), cache="cache")
-        made.train[0], batches.Batches(made.train, window=64, rows=2, seed=0).batch_at(3)
+        made.train[0], batches.DocumentBatches(made.train, window=64, rows=2, seed=0).batch_at(3)
         print([name for name in ("jax", "tensorflow", "torch") if name in sys.modules])
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,0 +1,129 @@
+"""ECG records on disk: written once by a tensorflow-datasets builder, on one machine or under Apache Beam.
+
+    OUT/ecg_records/1.0.0/…   ArrayRecord files, one example a record: steps, scale, facts of the file (storage.py)
+        index.parquet         what the records are called, their patients, labels, twins; the order (index.py)
+
+Examples are keyed by source and number, so that no two collide, and what has to look at all records at once (ids,
+duplicates, labels) is decided afterwards from the facts, in the same way whoever wrote them. tensorflow-datasets orders
+examples by a hash of the key, with at most 1 GB in memory. TensorFlow is not needed.
+Source of the format: tensorflow-datasets 4.9, file_format "array_record".
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from medjax.data.ecg.dataset import NAME, SPLIT, VERSION, EcgDataset, open_examples
+from medjax.data.ecg.duplicates import CORRELATION, find_twins, fingerprint
+from medjax.data.ecg.index import Facts, make_index, write_index
+from medjax.data.ecg.leads import LEADS
+from medjax.data.ecg.record import EcgRecord
+from medjax.data.ecg.storage import Row, to_row
+
+_READ_TOGETHER = 256  # examples
+
+
+class EcgRecords(tfds.core.GeneratorBasedBuilder):
+    """ECGs as tensorflow-datasets examples; the features are those of `storage.to_row`, and a fingerprint.
+
+    examples  what makes them: () -> iterator of (key, row); under Beam () -> PTransform of these pairs
+    """
+
+    name = NAME
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, examples: Callable[[], Any], **options: Any) -> None:
+        self._examples = examples
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        # as bytes: an Example has no numbers of 64 bits but whole ones, and spends up to ten bytes on those
+        number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
+        features = {
+            "signal": tfds.features.Tensor(shape=(len(LEADS), None), dtype=np.int16, encoding="bytes"),
+            "fingerprint": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+            **dict.fromkeys(("scale", "sampling_rate_hz", "age_years", "einthoven_mv"), number),
+            **dict.fromkeys(("mains_hz", "number"), np.int64),
+            **dict.fromkeys(("id", "status", "sex", "patient", "device", "time", "source", "format"), text),
+            **dict.fromkeys(("labels", "codes", "notes", "waveform"), text),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        return self._examples()
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded."""
+
+    def _log_download_done(self) -> None:
+        """Nothing was downloaded."""
+
+
+def example_of(record: EcgRecord, *, number: int = 0, source: str | None = None) -> Row:
+    """All features of a record: its row and its fingerprint."""
+    row = to_row(record, number=number, source=source)
+    return row | {"fingerprint": fingerprint(record.signal, record.sampling_rate_hz)}
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """The key of an example: no two records of a data set have the same."""
+    return f"{row['source']}#{row['number']}"
+
+
+def write_examples(
+    folder: Path, examples: Callable[[], Any], *, beam_runner: Any = None, beam_options: Any = None
+) -> None:
+    """Write OUT/ecg_records from what `examples()` gives: rows with their keys, or a Beam PTransform of them.
+
+    Raises ValueError where there is no record at all.
+    """
+    builder = EcgRecords(examples=examples, data_dir=folder, file_format="array_record")
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, beam_runner=beam_runner, beam_options=beam_options, compute_stats=_no_statistics()
+    )
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(download_config=config)
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _no_statistics() -> Any:
+    return tfds.download.ComputeStatsMode.SKIP
+
+
+def read_facts(folder: Path) -> Iterator[Facts]:
+    """What the examples of OUT/ecg_records say besides the signal, a row of the files at a time and in their order."""
+    examples = open_examples(folder)
+    for start in range(0, len(examples), _READ_TOGETHER):
+        together = range(start, min(start + _READ_TOGETHER, len(examples)))
+        for row, example in zip(together, examples.__getitems__(list(together)), strict=True):
+            yield Facts.of(row, example)
+
+
+def write_dataset(folder: str | Path, records: Iterable[EcgRecord], *, correlation: float = CORRELATION) -> EcgDataset:
+    """Write records that are in memory (a simulation, a test) as a data set, and open it.
+
+    correlation  from which on two records are the same recording
+
+    The folder must not hold a data set. Raises ValueError where there is no record.
+    """
+    folder = Path(folder)
+
+    def examples() -> Iterator[tuple[str, Row]]:
+        for number, record in enumerate(records):
+            example = example_of(record, number=number)
+            yield key_of(example), example
+
+    write_examples(folder, examples)
+    facts = sorted(read_facts(folder), key=lambda fact: (fact.source, fact.number))
+    twins = find_twins(facts, open_examples(folder), correlation=correlation)
+    write_index(folder, make_index(facts, twins.recording))
+    return EcgDataset(folder)

@@ -1,0 +1,232 @@
+"""A detector or regressor of ECGs ready to use: weights, preprocessing and all that makes an answer of its outputs.
+
+A record is judged by its evaluation windows (data.ecg.signal): the outputs of its windows are averaged before anything
+is made of them. Every window has the same shape, leads that are missing are masked, so one compiled program serves
+records of any length and any subset of leads, and what a record gets does not depend on its neighbours in the batch.
+
+Of a checkpoint's facts these are read; only "preprocessing" must be there:
+
+  preprocessing  data.ecg.signal.Preprocessing
+  leads          names of the leads that training saw; without it all of the preprocessing
+  rules          target -> statistics.detector.DetectorRule, or for age statistics.agreement.GapCorrection
+  errors         target -> {"sd": of the errors on validation data, in the target's unit}
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from medjax.data.ecg.leads import LEADS
+from medjax.data.ecg.record import EcgRecord
+from medjax.data.ecg.signal import Preprocessing, normalise, prepare_many, window_starts, windows
+from medjax.infer.prediction import Prediction, Reading, refused
+from medjax.models.predictor import Predictor, PredictorConfig
+from medjax.parallel.mesh import make_mesh
+from medjax.parallel.sharding import PRESETS, partition_spec, ways
+from medjax.store.encoders import load_encoder
+
+RULES = PRESETS["default"]
+BATCH = 32
+_READ_TOGETHER = 64  # records whose windows are held at once
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A record as the model sees it.
+
+    signal  [windows, leads, samples] float32, normalised, 0 where not valid
+    valid   [windows, leads, samples] bool, false throughout a lead that the model does not take
+    starts  [windows] sample of the prepared record with which each begins
+    samples of the prepared record
+    """
+
+    signal: np.ndarray
+    valid: np.ndarray
+    starts: np.ndarray
+    samples: int
+
+    @property
+    def leads_used(self) -> np.ndarray:
+        """[leads] bool: which hold something."""
+        return np.asarray(self.valid.any(axis=(0, 2)))
+
+
+class EcgModel:
+    """A trained predictor with its facts; see `load`.
+
+    config         of the model, with its targets
+    preprocessing  of records
+    reading        what is made of outputs
+    digest         sha256 over the names and sha256 of its files
+    """
+
+    def __init__(self, config: PredictorConfig, params: Any, facts: Mapping[str, Any], mesh: Mesh, where: str):
+        self.config = config
+        self.params = params
+        self.where = where
+        self.digest = ""
+        self._mesh = mesh
+        try:
+            self.preprocessing = Preprocessing.from_json(facts["preprocessing"])
+            self.reading = Reading.from_facts(config, facts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where}: facts: {_told(error)}; expected what a training with this version of medjax stores: train "
+                "again, or use the version that wrote it."
+            ) from None
+        self._outputs = jax.jit(self._apply)
+        self._gradients = jax.jit(jax.grad(lambda signal, *rest: self._score(signal, *rest).sum()))
+        self._attention = jax.jit(self._attention_weights)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, mesh: str = "", progress: Callable[[int, int], None] | None = None
+    ) -> "EcgModel":
+        """Load a model with everything that raw files need.
+
+        path      folder of a training run on ECGs, or the model folder in it
+        mesh      devices, for instance "data=4"; empty: every local accelerator along data, or one CPU
+        progress  called with (arrays done, arrays in all)
+
+        Raises FileNotFoundError or ValueError with one sentence that says what to do.
+        """
+        local = jax.local_devices()
+        devices = make_mesh(mesh) if mesh else make_mesh("", local if local[0].platform != "cpu" else local[:1])
+        encoder = load_encoder(path, devices, RULES, progress=progress)
+        if encoder.kind != "ecg_predictor":
+            raise ValueError(
+                f"{path}: got a masked autoencoder, which predicts nothing yet, expected a detector or regressor; "
+                f"train one from it: medjax.train with objective classify or regress and --start {path}."
+            )
+        model = cls(PredictorConfig.from_dict(encoder.config), encoder.params, encoder.facts, devices, str(path))
+        model.digest = encoder.digest()
+        return model
+
+    def predict(self, records: Iterable[EcgRecord], *, batch_size: int = BATCH) -> list[Prediction]:
+        """Judge records, in their order; one that cannot be judged comes back refused, with the reason.
+
+        batch_size  windows that are computed together; the answers do not depend on it
+
+        Raises ValueError when batch_size is below 1.
+        """
+        return list(self.predict_each(records, batch_size=batch_size))
+
+    def predict_each(self, records: Iterable[EcgRecord], *, batch_size: int = BATCH) -> Iterator[Prediction]:
+        """`predict`, a record at a time: what is read lazily is judged before the rest is read."""
+        waiting = iter(records)
+        while together := list(islice(waiting, _READ_TOGETHER)):
+            seen = self.windows(together)
+            rows = [each for each in seen if not isinstance(each, str)]
+            outputs: Iterator[np.ndarray] = iter(())
+            if rows:
+                signal = np.concatenate([each.signal for each in rows])
+                valid = np.concatenate([each.valid for each in rows])
+                ends = np.cumsum([len(each.signal) for each in rows])[:-1]
+                outputs = iter(np.split(self.outputs(signal, valid, batch_size=batch_size), ends))
+            for record, each in zip(together, seen, strict=True):
+                if isinstance(each, str):
+                    yield refused(record, each)
+                else:
+                    yield self.reading.read(record, next(outputs), each.leads_used, self.preprocessing)
+
+    def windows(self, records: Sequence[EcgRecord]) -> list[Windows | str]:
+        """The windows of each record, or a sentence that says why it has none that can be judged."""
+        why = [self._unusable(record) for record in records]
+        ready = iter(
+            prepare_many([r for r, reason in zip(records, why, strict=True) if not reason], self.preprocessing)
+        )
+        return [reason or self._cut(record, *next(ready)) for record, reason in zip(records, why, strict=True)]
+
+    def outputs(
+        self, signal: np.ndarray, valid: np.ndarray, *, params: Any = None, batch_size: int = BATCH
+    ) -> np.ndarray:
+        """Outputs [b, width] float64 of windows [b, leads, samples], however many; params: others than the model's."""
+        params = self.params if params is None else params
+        return self._in_batches(lambda *rows: self._outputs(params, *rows), batch_size, signal, valid)
+
+    def gradients(
+        self,
+        signal: np.ndarray,
+        valid: np.ndarray,
+        direction: np.ndarray,
+        *,
+        params: Any = None,
+        batch_size: int = BATCH,
+    ) -> np.ndarray:
+        """d (outputs . direction) / d signal of windows [b, leads, samples], float64; direction [width]."""
+        params = self.params if params is None else params
+        direction = np.asarray(direction, np.float32)
+        return self._in_batches(lambda *rows: self._gradients(*rows, params, direction), batch_size, signal, valid)
+
+    def attention(self, signal: np.ndarray, valid: np.ndarray, *, params: Any = None) -> np.ndarray:
+        """Attention weights of windows, mean of the heads: [layers, b, 1, t, t] float64; extra tokens come first."""
+        params = self.params if params is None else params
+        rows = self._in_batches(lambda *rows: self._attention(params, *rows), 1, signal, valid)
+        return np.moveaxis(rows, 0, 1)[:, :, None]
+
+    def _apply(self, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
+        outputs: Any = Predictor(self.config).apply({"params": params}, signal, valid)
+        return outputs
+
+    def _score(self, signal: jax.Array, valid: jax.Array, params: Any, direction: jax.Array) -> jax.Array:
+        return self._apply(params, signal, valid) @ direction
+
+    def _attention_weights(self, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
+        """[b, layers, t, t]"""
+        _, found = Predictor(self.config).apply({"params": params}, signal, valid, mutable=["attention"])
+        (weights,) = jax.tree.leaves(found["attention"]["encoder"])
+        return jnp.moveaxis(weights.mean(2), 0, 1)
+
+    def _in_batches(
+        self, program: Callable[..., jax.Array], batch_size: int, signal: np.ndarray, valid: np.ndarray
+    ) -> np.ndarray:
+        """Run a program on rows in batches of one shape; the rows that fill up the last one are thrown away."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected 1 or more.")
+        parts = ways(self._mesh, RULES.batch)
+        size = -(-batch_size // parts) * parts
+        found = []
+        for start in range(0, len(signal), size):
+            rows = [array[start : start + size] for array in (signal, valid)]
+            count = len(rows[0])
+            rows = [np.concatenate([array, np.zeros((size - count, *array.shape[1:]), array.dtype)]) for array in rows]
+            shape = rows[0].shape
+            place = NamedSharding(self._mesh, partition_spec(("batch", None, None), shape, self._mesh, RULES))
+            with jax.default_matmul_precision("highest"):  # also on devices that would use TF32 or bfloat16
+                found.append(np.asarray(program(*jax.device_put(rows, place)), np.float64)[:count])
+        return np.concatenate(found)
+
+    def _unusable(self, record: EcgRecord) -> str:
+        """Why nothing can be said of a record before its signal is looked at, or ""."""
+        measured = {lead for lead, usable in zip(LEADS, record.usable, strict=True) if usable}
+        taken = self.reading.leads
+        if not measured & set(taken):
+            has = f"leads {' '.join(lead for lead in LEADS if lead in measured)}" if measured else "no usable lead"
+            return f"got {has}, expected at least one of {' '.join(taken)}, which the model was trained on; not judged."
+        return ""
+
+    def _cut(self, record: EcgRecord, signal: np.ndarray, valid: np.ndarray) -> Windows | str:
+        p = self.preprocessing
+        taken = np.array([lead in self.reading.leads for lead in p.leads])
+        valid = valid & taken[:, None]
+        rows, known = windows(signal * valid, valid, p)
+        patch = self.config.vit.patch[0]
+        whole = known.reshape(len(rows), len(p.leads), -1, patch).all(-1).reshape(len(rows), -1).any(1)
+        if not whole.any():
+            return (
+                f"got {record.duration_s:.2g} s without a stretch of {patch / p.sampling_rate_hz:.2g} s in which a "
+                "lead was measured throughout, expected one at least; not judged."
+            )
+        starts = np.array(window_starts(signal.shape[-1], p.samples))
+        return Windows(normalise(rows, known, p)[whole], known[whole], starts[whole], signal.shape[-1])
+
+
+def _told(error: Exception) -> str:
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,203 @@
+"""From logits to probabilities that mean what they say: temperature and Platt scaling, fitted on validation data.
+
+  none         p = sigmoid(z)
+  temperature  p = sigmoid(a z)         Guo et al., ICML 2017; a = 1 / T; keeps the side of 0.5
+  platt        p = sigmoid(a z + b)     Platt 1999; also moves the whole, as a prevalence that differs asks for
+
+Fitted by Newton's method on the log loss, with Platt's targets (n+ + 1) / (n+ + 2) and 1 / (n- + 2) instead of 1 and 0,
+so that a model which separates the validation data still gets finite numbers (Lin, Lin and Weng, Machine Learning 68
+(2007) 267-276). The fit is repeated on resamples of patients and those (a, b) are kept: pushed through them, the logit
+of one new record gets an interval. It says how well the probability of records with this logit is known; it is no
+statement about the one patient, nor does it hold the uncertainty of the network.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from medjax.statistics.bootstrap import Floats, PatientBootstrap
+from medjax.statistics.discrimination import checked, one_class
+
+METHODS = ("platt", "temperature", "none")
+DRAWS = 200
+_STEPS = 100
+_STEEPEST = 1e4  # a slope that grows beyond this has no end: the classes are separated
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p = sigmoid(slope * logit + intercept), with the same pair fitted on resamples of patients.
+
+    method  one of METHODS
+    draws   (slope, intercept) a resample; empty where nothing was fitted
+    origin  the data it was fitted on, such as "validation, 512 records"
+    reason  why nothing was fitted although it was wanted, or ""
+    """
+
+    method: str
+    slope: float
+    intercept: float
+    draws: tuple[tuple[float, float], ...] = ()
+    origin: str = ""
+    reason: str = ""
+
+    def apply(self, logits: ArrayLike) -> Floats:
+        """Calibrated probabilities of logits, any shape."""
+        return sigmoid(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
+
+    def interval(self, logits: ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats] | None:
+        """Low and high of the calibrated probability, in the shape of logits; None where nothing was fitted."""
+        if not self.draws:
+            return None
+        if not 0 < level < 1:
+            raise ValueError(f"level: got {level}, expected a share between 0 and 1 such as 0.95.")
+        z, (a, b) = np.asarray(logits, dtype=np.float64), np.array(self.draws).T
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        # the sigmoid keeps the order, so quantiles are taken before it
+        low, high = np.quantile(z[..., None] * a + b, ends, axis=-1)
+        return sigmoid(low), sigmoid(high)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "draws": [list(pair) for pair in self.draws]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
+        return cls(**{**value, "draws": tuple((float(a), float(b)) for a, b in value["draws"])})
+
+
+def fit(
+    labels: ArrayLike,
+    logits: ArrayLike,
+    patients: Sequence[str | None] | ArrayLike,
+    method: str = "platt",
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    origin: str = "validation",
+) -> Calibration:
+    """Fit a calibration.
+
+    labels, logits, patients  [records]
+
+    With fewer than two records of a class there is nothing to fit by: method "none" comes back, with the reason.
+    Raises ValueError for an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}.")
+    y, z = checked(labels, logits)
+    origin = f"{origin}, {len(y):,} records"
+    if method == "none":
+        return Calibration("none", 1.0, 0.0, origin=origin)
+    fewest = int(min(y.sum(), (~y).sum()))
+    if fewest < 2:
+        reason = one_class(y) or "one class has a single record"
+        return Calibration("none", 1.0, 0.0, origin=origin, reason=f"{reason}: no calibration can be fitted")
+    intercept = 0.0 if method == "temperature" else None
+    targets = y.astype(np.float64)
+    slope, shift = logistic_fits(z, targets, np.ones((1, len(z))), smooth=True, intercept=intercept)[0]
+    bootstrap = PatientBootstrap(patients, resamples=draws, seed=seed)
+    pairs = bootstrap.draws(lambda weights: logistic_fits(z, targets, weights, smooth=True, intercept=intercept))
+    pairs = pairs[np.isfinite(pairs).all(1)] if bootstrap.patients > 1 else pairs[:0]
+    reason = "" if slope > 0 else "the slope is not positive: higher outputs did not mean more positives there"
+    kept = tuple((float(f"{a:.7g}"), float(f"{b:.7g}")) for a, b in pairs)
+    return Calibration(method, float(slope), float(shift), kept, origin, reason)
+
+
+def logistic_fits(
+    logits: Floats,
+    targets: Floats,
+    weights: Floats,
+    *,
+    smooth: bool,
+    slope: float | None = None,
+    intercept: float | None = None,
+) -> Floats:
+    """Logistic regressions of targets on logits, one for each row of weights.
+
+    logits, targets   [records]; targets 0 or 1
+    weights           [rows, records]
+    smooth            Platt's targets, from the weighted counts of each row
+    slope, intercept  fixed at this value instead of fitted; one of them at most
+    returns           [rows, 2] slope and intercept; NaN for a row with one class, without an end (classes separated) or
+                      where logits do not differ
+    """
+    free = np.array([slope is None, intercept is None])
+    positives = weights @ targets
+    negatives = weights.sum(1) - positives
+    fitted = np.full((len(weights), 2), np.nan)
+    rows = np.flatnonzero((positives > 0) & (negatives > 0))
+    if len(weights) > 1:  # resamples lie near the fit of all records
+        whole = np.ones((1, len(logits)))
+        begin = logistic_fits(logits, targets, whole, smooth=smooth, slope=slope, intercept=intercept)
+    if len(weights) == 1 or np.isnan(begin).any():
+        begin = np.array([[0.0 if slope is None else slope, 0.0 if intercept is None else intercept]])
+    fitted[rows] = begin
+    if smooth:
+        high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
+        wanted = np.where(targets > 0, high[:, None], low[:, None])
+    else:
+        wanted = np.broadcast_to(targets, weights.shape)
+    reach = np.abs(logits).max(initial=0.0)
+    for _ in range(_STEPS):
+        if not len(rows):
+            break
+        w, t = (weights, wanted) if len(rows) == len(weights) else (weights[rows], wanted[rows])
+        old = fitted[rows]
+        step = _newton_step(old, logits, t, w, free)
+        # a step that moves no logit by more than 1 is safe; a longer one is shortened until the loss falls
+        for row in np.flatnonzero(np.abs(step[:, 0]) * reach + np.abs(step[:, 1]) > 1):
+            step[row] *= _shortening(old[row], step[row], logits, t[row], w[row])
+        fitted[rows] = old + step
+        fitted[rows[np.abs(fitted[rows, 0]) > _STEEPEST]] = np.nan
+        # Newton's steps square the error, so after one of 1e-6 what is left is beyond the digits of a number
+        open_still = np.abs(step).max(1) > 1e-6 * (1 + np.abs(old).max(1))
+        rows = rows[open_still & ~np.isnan(fitted[rows, 0])]
+    fitted[rows] = np.nan
+    return fitted
+
+
+def sigmoid(x: ArrayLike) -> Floats:
+    return expit(x)
+
+
+def logit(p: ArrayLike) -> Floats:
+    return np.log(p) - np.log1p(-np.asarray(p))
+
+
+def _newton_step(fitted: Floats, logits: Floats, wanted: Floats, weights: Floats, free: NDArray[np.bool_]) -> Floats:
+    p = expit(fitted[:, :1] * logits + fitted[:, 1:])
+    error = weights * (wanted - p)
+    gradient = np.stack([error @ logits, error.sum(1)], axis=1) * free
+    curve = np.multiply(p, 1 - p, out=error) * weights
+    h = np.stack([curve @ logits**2, curve @ logits, curve.sum(1)], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if not free.all():
+            return np.where(free, gradient / h[:, [0, 2]], 0.0)
+        determinant = h[:, 0] * h[:, 2] - h[:, 1] ** 2
+        # logits that do not differ: nothing to fit a slope by
+        determinant = np.where(determinant > 1e-12 * h[:, 0] * h[:, 2], determinant, np.nan)
+        turned = np.stack(
+            [
+                h[:, 2] * gradient[:, 0] - h[:, 1] * gradient[:, 1],
+                h[:, 0] * gradient[:, 1] - h[:, 1] * gradient[:, 0],
+            ],
+            axis=1,
+        )
+        return turned / determinant[:, None]
+
+
+def _shortening(fitted: Floats, step: Floats, logits: Floats, wanted: Floats, weights: Floats) -> float:
+    """The largest of 1, 1/2, 1/4, … with which the step lowers the loss."""
+
+    def loss(pair: Floats) -> float:
+        x = pair[0] * logits + pair[1]
+        return float((weights * (np.logaddexp(0, x) - wanted * x)).sum())
+
+    before, factor = loss(fitted), 1.0
+    while factor > 1e-9 and not loss(fitted + factor * step) < before:
+        factor /= 2
+    return factor

@@ -1,0 +1,143 @@
+"""What `python -m medjax.train` can be told when it trains an encoder of ECGs: objective mae, classify or regress."""
+
+from dataclasses import dataclass
+
+from medjax.config import field
+from medjax.data.ecg.augment import Augmentation
+from medjax.data.ecg.signal import Preprocessing
+from medjax.parallel.distributed import DistributedSettings
+from medjax.train.settings import (
+    CheckpointSettings,
+    LogSettings,
+    MeshSettings,
+    OptimizerSettings,
+    StepsSettings,
+    TrainSettings,
+)
+
+ECG_OBJECTIVES = ("mae", "classify", "regress")
+SIZES = ("nano", "Ti", "S", "B", "L", "H")
+_DISTRIBUTED = DistributedSettings()
+
+
+@dataclass(frozen=True)
+class EcgDataSettings:
+    """The recordings, and which of them are kept apart: by patient, by a hash that never moves."""
+
+    folders: tuple[str, ...] = field((), help="folders that `python -m medjax.ingest ecg` wrote", alias="--data")
+    targets: tuple[str, ...] = field(
+        (), help="classify, regress: names of labels; `sex` (1: male) and `age` are always there", alias="--targets"
+    )
+    split_seed: int = field(0, help="of the hash that divides patients; another seed is another division")
+    validation: float = field(0.15, help="share of patients for the held-out loss, thresholds and calibration")
+    test: float = field(0.15, help="share of patients that training never sees, for medjax.eval")
+    folds: int = field(0, help="cross-validation instead of shares: so many parts, stratified by the first target")
+    fold: int = field(0, help="the part that is the test set; the next one is the validation set")
+    label_fraction: float = field(1.0, help="share of the training patients whose labels are used")
+    held_out_most: int = field(512, help="validation records, at most, that the held-out loss is computed on")
+    leaks: str = field(
+        "refuse",
+        help="the same patient or recording in two of the sets: stop, or leave it out of the training set",
+        choices=("refuse", "drop"),
+    )
+
+    def __post_init__(self):
+        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation: got validation={self.validation} and test={self.test}, expected shares of 0 or more that "
+                "leave something to train on."
+            )
+        if self.folds and (self.folds < 3 or not 0 <= self.fold < self.folds):
+            raise ValueError(
+                f"fold: got fold {self.fold} of {self.folds}, expected 3 folds or more (one to test, one to validate, "
+                "the others to train), and a fold counted from 0."
+            )
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction: got {self.label_fraction}, expected a share above 0, 1 at most.")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The vision transformer over lead x time patches; taken from the pre-trained run where `start` names one."""
+
+    size: str = field("S", help="Ti 192 x 12 layers, S 384 x 12, B 768 x 12, L 1024 x 24, H 1280 x 32", choices=SIZES)
+    patch: int = field(125, help="samples of one lead in a patch")
+    registers: int = field(0, help="tokens without a place, which attention may use as scratch space")
+    class_token: bool = field(False, help="a token of its own for the summary")
+    drop_path: float = field(0.0, help="share of residual branches dropped in training, rising to it with depth")
+    dtype: str = field(
+        "float32",
+        help="of computation; weights and losses are float32",
+        alias="--dtype",
+        choices=("float32", "bfloat16"),
+    )
+
+
+@dataclass(frozen=True)
+class MaeSettings:
+    """Masked autoencoding (objective mae)."""
+
+    masked: float = field(0.75, help="share of the patches that are masked")
+    masking: str = field("random", help="over all patches, or the same share of each lead", choices=("random", "lead"))
+    decoder: str = field("full", help="attends to all leads, or to its own only", choices=("full", "lead"))
+    decoder_embed: int = field(256, help="width of the decoder")
+    decoder_layers: int = field(4, help="blocks of the decoder")
+    decoder_heads: int = field(8, help="heads of the decoder")
+    normalised_targets: bool = field(False, help="each patch is predicted after taking its mean and dividing by its sd")
+
+    def __post_init__(self):
+        if not 0 < self.masked < 1:
+            raise ValueError(f"masked: got {self.masked}, expected a share between 0 and 1; 0.75 is usual.")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How an encoder becomes a detector or a regressor (objectives classify and regress)."""
+
+    start: str = field("scratch", help="run folder of a masked autoencoder, or scratch", alias="--start")
+    trained: str = field(
+        "full", help="all parameters, or the head on a frozen encoder (linear probe)", choices=("full", "probe")
+    )
+    layer_decay: float = field(1.0, help="a layer's learning rate is so many times that of the layer above it")
+    pooling: str = field("mean", help="of tokens", choices=("mean", "class", "attention"))
+    balance: bool = field(False, help="classify: weigh positives as much as negatives in the loss")
+    sensitivity: float = field(0.9, help="the threshold is the highest that has this sensitivity in the validation set")
+
+    def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"layer_decay: got {self.layer_decay}, expected a share above 0, 1 at most; 0.75 is usual."
+            )
+
+
+@dataclass(frozen=True)
+class EcgTrainSettings:
+    """Everything that training an encoder of ECGs can be told."""
+
+    objective: str = field("mae", help="what is learned", choices=ECG_OBJECTIVES)
+    data: EcgDataSettings = EcgDataSettings()
+    signal: Preprocessing = Preprocessing()
+    augment: Augmentation = Augmentation()
+    encoder: EncoderSettings = EncoderSettings()
+    mae: MaeSettings = MaeSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    train: StepsSettings = StepsSettings(batch_size=64, remat="none")
+    optimizer: OptimizerSettings = OptimizerSettings(beta2=0.95, weight_decay=0.05)
+    mesh: MeshSettings = MeshSettings()
+    distributed: DistributedSettings = _DISTRIBUTED
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+    compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")
+    out: str | None = field(None, help="run folder; default: runs/train/<name>", alias="--out")
+    name: str | None = field(None, help="of the run; default: made from objective, size and data")
+
+    def __post_init__(self):
+        if self.objective != "mae" and not self.data.targets:
+            raise ValueError(
+                f"data.targets: got nothing for objective {self.objective}, expected names of labels; give --targets."
+            )
+
+
+def settings_class(objective: str | None) -> type:
+    """The settings of an objective; those of language models where it is None or unknown, which they then refuse."""
+    return EcgTrainSettings if objective in ECG_OBJECTIVES else TrainSettings

@@ -1,0 +1,152 @@
+"""The training step of a language model: decoder, adapters, next-token loss, and the batch that goes in."""
+
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from medjax.data.text.packing import Batch
+from medjax.models.decoder import Decoder, abstract_variables, unembedding
+from medjax.models.decoder_config import DecoderConfig
+from medjax.nn.attention import forest
+from medjax.nn.kernels import choose_backend
+from medjax.nn.lora import TARGETS, LoraConfig
+from medjax.nn.loss import cross_entropy
+from medjax.parallel.mesh import make_mesh
+from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, ways
+from medjax.train.optimizer import optimizer
+from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides
+from medjax.train.settings import TrainSettings
+from medjax.train.state import Tree, abstract_state, choose_trainable, split
+from medjax.train.step import Loss
+
+
+@dataclass(frozen=True)
+class LanguageProgram(StepProgram):
+    """The step of a decoder; its batch is a data.text.packing.Batch.
+
+    backend  of nn.attention, resolved
+    """
+
+    lora: LoraConfig | None
+    backend: str
+    settings: TrainSettings
+
+
+def step_program(
+    settings: TrainSettings, config: DecoderConfig, steps: int, devices: list | None = None
+) -> LanguageProgram:
+    """The program of a run on the mesh that its settings name.
+
+    steps    of the whole run, which the schedule needs
+    devices  default: all of this run
+    Raises ValueError where mesh, batch, window, attention back end or names of parameters do not fit.
+    """
+    mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1", devices), PRESETS[settings.mesh.rules]
+    _check_divides(settings, mesh, rules)
+    backend = choose_backend(
+        settings.model.backend,
+        mesh.devices.flat[0].platform,
+        packed=settings.data.packing,
+        layers_differ=config.is_mixed,
+        dtype=settings.model.dtype,
+    )
+    lora = _lora_config(settings, config)
+    variables = abstract_variables(config, lora, settings.model.quantisation)
+    chosen = choose_trainable(variables, settings.train.trainable)
+    tx = optimizer(settings.optimizer, steps)
+    compute = jnp.dtype(settings.model.dtype)
+    frozen = abstract_frozen(split(variables, chosen)[1], mesh, rules, compute)
+    shape = settings.train.batch_size, settings.data.window
+    place = NamedSharding(mesh, partition_spec(("batch", "seq"), shape, mesh, rules))
+    dtypes = Batch(tokens=np.int32, targets=np.int32, weights=np.float32, positions=np.int32, ends=np.int32)
+    return LanguageProgram(
+        mesh=mesh,
+        rules=rules,
+        lora=lora,
+        variables=variables,
+        chosen=chosen,
+        dtype=settings.model.dtype,
+        dropout=bool(lora and lora.dropout),
+        backend=backend,
+        steps=settings.train,
+        loss=_loss(settings, config, backend, lora, mesh, rules, chosen),
+        tx=tx,
+        state=abstract_state(variables, chosen, tx, mesh, rules),
+        frozen=frozen,
+        batch=Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in dtypes)),
+        settings=settings,
+    )
+
+
+def _lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig | None:
+    """The adapters of a run; None when none are trained. Raises ValueError for a target that the family lacks."""
+    if not any(name == "lora" or name.startswith("lora/") for name in settings.train.trainable):
+        return None
+    targets = settings.lora.targets
+    fused = config.family == "gpt_neox"
+    absent = {"query_key_value": not fused, "gate": not config.gated}
+    lacking = [name for name in targets if absent.get(name)]
+    if lacking:
+        raise ValueError(
+            f"lora.targets: got {', '.join(lacking)}, which a {config.family} model does not have; name some of "
+            f"{', '.join(name for name in TARGETS if not absent.get(name))}."
+        )
+    return LoraConfig(**asdict(settings.lora))
+
+
+def _check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
+    """Raise ValueError when a batch or a row cannot be split over the mesh, naming axes and sizes that would do."""
+    check_batch_divides(settings.train, mesh, rules)
+    window = settings.data.window
+    along = ways(mesh, rules.seq)
+    if window % (128 * along):
+        raise ValueError(
+            f"data.window: got {window} tokens, expected a multiple of {128 * along}, since sequence={along} splits "
+            f"rows into parts of a multiple of 128; use {-(-window // (128 * along)) * 128 * along}, or another mesh."
+        )
+
+
+def _loss(
+    settings: TrainSettings,
+    config: DecoderConfig,
+    backend: str,
+    lora: LoraConfig | None,
+    mesh: Mesh,
+    rules: Rules,
+    chosen: frozenset[str],
+) -> Loss:
+    """Next-token cross-entropy over the counted targets of a Batch; means: loss (with z-loss), nll, accuracy."""
+    m, t = settings.model, settings.train
+    decoder = Decoder(
+        config,
+        dtype=jnp.dtype(m.dtype),
+        backend=backend,
+        lora=lora,
+        quantisation=m.quantisation,
+        remat=t.remat,
+        constrain=Constraint(mesh, rules),
+    )
+    shards = ways(mesh, rules.batch), ways(mesh, rules.seq)
+    table = "params/embedding" if config.tied else "params/unembedding"
+
+    def loss(variables: Tree, batch: Batch, key: jax.Array | None):
+        trees = forest(batch.positions, batch.ends)
+        hidden, _ = decoder.apply(
+            variables, batch.tokens, batch.positions, trees, rngs={} if key is None else {"dropout": key}
+        )
+        total, sums = cross_entropy(
+            hidden,
+            unembedding(variables["params"]),
+            batch.targets,
+            batch.weights,
+            z_weight=t.z_loss,
+            shards=shards,
+            trains_table=table in chosen,
+        )
+        counted = jnp.sum(batch.weights)
+        return total, {"loss": total, "nll": sums.nll, "accuracy": sums.right, "counted": counted}
+
+    return loss
