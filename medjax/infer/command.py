@@ -9,14 +9,22 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import Protocol
 
-from medjax.infer.settings import EngineSettings
+
+class Engine(Protocol):
+    """Settings of how the work is laid out on the devices; see infer.settings and infer.ecg_settings."""
+
+    @property
+    def compilation_cache(self) -> bool: ...
+    @property
+    def to_take_less(self) -> str: ...
 
 
-def exit_status(prog: str, work: Callable[[], None], engine: EngineSettings, *, stopped: str) -> int:
+def exit_status(prog: str, work: Callable[[], None], engine: Engine, *, stopped: str) -> int:
     """Do the work and return the exit status; what went wrong is told in one line on stderr.
 
-    engine   whose settings the advice for too little memory names
+    engine   knows what to do about too little memory
     stopped  what is told when the user stops the work
     """
     try:
@@ -40,16 +48,14 @@ def exit_status(prog: str, work: Callable[[], None], engine: EngineSettings, *, 
             raise
         first = str(error).partition("\n")[0] or "out of memory"
         print(
-            f"{prog}: {first}: got a run that does not fit into memory; lower --engine.row_tokens (now "
-            f"{engine.row_tokens}) or --batch-size (now {engine.batch_size}), take --dtype bfloat16 or --quantise, "
-            "or spread the weights with --mesh.",
+            f"{prog}: {first}: got a run that does not fit into memory; {engine.to_take_less}",
             file=sys.stderr,
         )
         return 1
     return 0
 
 
-def keep_compiled(engine: EngineSettings) -> None:
+def keep_compiled(engine: Engine) -> None:
     """Keep compiled programs in the cache folder, where the settings want it and the environment names no other."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax

@@ -24,7 +24,7 @@ from medjax.statistics.detector import DetectorRule
 
 CONFIDENCE = 0.9  # of conformal sets, where the checkpoint holds it
 _LIMIT = 1.959963984540054  # standard normal deviate of 97.5 %
-_NO_YES = ("no", "yes")
+NO_YES = ("no", "yes")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Reading:
         return raw * (target.sd or 1.0) + (target.mean or 0.0)
 
     def _binary(self, target: Target, raw: tuple[float, ...], logits: np.ndarray) -> Output:
-        rule, names = self.detectors.get(target.name), target.classes or _NO_YES
+        rule, names = self.detectors.get(target.name), target.classes or NO_YES
         probability = float(self.shown(target, np.array(raw[0])))
         threshold = rule.threshold.value if rule else 0.5
         positive = probability >= threshold

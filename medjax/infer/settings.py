@@ -58,6 +58,14 @@ class EngineSettings:
         if self.batch_size < 1:
             raise ValueError(f"batch_size: got {self.batch_size}, expected 1 or more.")
 
+    @property
+    def to_take_less(self) -> str:
+        """What to do about too little memory."""
+        return (
+            f"lower --engine.row_tokens (now {self.row_tokens}) or --batch-size (now {self.batch_size}), take --dtype "
+            "bfloat16 or --quantise, or spread the weights with --mesh."
+        )
+
 
 @dataclass(frozen=True)
 class InferSettings:

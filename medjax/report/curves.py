@@ -85,10 +85,15 @@ def reliability_figure(bins: Sequence[Mapping[str, float]], raw: Sequence[Mappin
 
     bins, raw  mean_predicted, observed, low, high, records; raw: before calibration
     """
+    ends = [entry[key] for entry in bins for key in ("mean_predicted", "high")]
+    ends += [entry[key] for entry in raw for key in ("mean_predicted", "observed")]
+    # a rare finding fills a corner of the square only
+    limit = next(limit for limit in (0.1, 0.2, 0.5, 1.0) if max(ends, default=1.0) <= limit or limit == 1.0)
     plane = _square(
         "Reliability",
         "Observed share of positive records against predicted probability, with 95 % intervals",
         *("predicted probability, %", "observed share, %; bars: records"),
+        limit,
     )
     plane.explain("dot", "accent", "calibrated" if raw else "observed, 95 % interval")
     if raw:
@@ -97,7 +102,9 @@ def reliability_figure(bins: Sequence[Mapping[str, float]], raw: Sequence[Mappin
     most = max((entry["records"] for entry in bins), default=1)
     for entry in bins:
         at = entry["mean_predicted"]
-        plane.bar(at - 0.012, at + 0.012, 0, 0.14 * entry["records"] / most, "muted", opacity=0.3)
+        plane.bar(
+            at - 0.012 * limit, at + 0.012 * limit, 0, 0.14 * limit * entry["records"] / most, "muted", opacity=0.3
+        )
     plane.curve((0, 1), (0, 1), "muted", width=1.2, dashed=True)
     for entry in raw:
         plane.dot(entry["mean_predicted"], entry["observed"], "light", radius=3.5)
@@ -107,7 +114,7 @@ def reliability_figure(bins: Sequence[Mapping[str, float]], raw: Sequence[Mappin
     if bins:
         fewest = min(entry["records"] for entry in bins)
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        plane.note(1.0, 0.0, f"{each} records a point", "muted", dx=-4, dy=-6)
+        plane.note(limit, 0.0, f"{each} records a point", "muted", dx=-4, dy=-6)
     return plane.svg()
 
 
@@ -201,6 +208,6 @@ def histogram_figure(bins: Mapping[str, Sequence[float]], threshold: float | Non
     return plane.svg()
 
 
-def _square(title: str, description: str, across: str, upwards: str) -> Plane:
+def _square(title: str, description: str, across: str, upwards: str, limit: float = 1.0) -> Plane:
     """Axes of two shares."""
-    return Plane(title, description, across, upwards, (0.0, 1.0), (0.0, 1.0), as_percent, as_percent, square=True)
+    return Plane(title, description, across, upwards, (0.0, limit), (0.0, limit), as_percent, as_percent, square=True)

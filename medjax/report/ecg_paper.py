@@ -36,7 +36,7 @@ _AIR = 1.5  # mm between traces above each other
 _LEAST_APART = 9.0  # mm from row to row
 _MOST = 40.0  # mm that one trace can ask for above or below its middle
 _NAME = (10.0, 4.6)  # mm: room for the name of a lead
-_REACH = 20.0  # mm above and below its middle that a trace is always drawn
+_REACH = 20.0  # mm above and below its middle that a trace is drawn in a crowd
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def ecg_sheet(
     seconds   drawn from start_s on; None: what fits on 250 mm, 10 s at 25 mm/s
     grid      "pink" or "grey"; "": pink, and grey under an attribution, so that its colours stand alone
 
-    Raises ValueError for a layout, speed, gain, grid or form that is not offered, shapes that do not fit, weights
-    outside [-1, 1] and a start at or after the end of the record.
+    Raises ValueError for a layout, speed, gain or grid that is not offered, shapes that do not fit and a part of the
+    record that is not there.
     """
     values = np.asarray(signal, dtype=np.float64)
     _check(values, sampling_rate_hz, leads, status, layout, speed_mm_s, gain_mm_mv, grid, attribution)
@@ -104,6 +104,8 @@ def ecg_sheet(
         raise ValueError(
             f"start_s: got {start_s:g}, expected 0 to {duration:g} s, the record's length; choose an earlier start."
         )
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds: got {seconds:g}, expected more than 0 s; leave it out for what fits on A4.")
     fitting = _SPAN / speed_mm_s if seconds is None else seconds
     paper = _Paper(values, sampling_rate_hz, tuple(leads), tuple(status or ()), speed_mm_s, gain_mm_mv)
     rows = paper.rows(layout, start_s, min(start_s + fitting, duration), fitting)
@@ -117,6 +119,7 @@ def ecg_sheet(
     cut: list[str] = []
     pulse = -math.inf
     for row, (top, middle, bottom) in zip(rows, places, strict=True):
+        reach = max(_REACH, 1.5 * (bottom - top)) if crowded else max(_MOST, min(middle - top, bottom - middle))
         for strip in row:
             at = left + strip.left
             if attribution and not strip.empty:
@@ -127,12 +130,11 @@ def ecg_sheet(
                 marks += drawn(attribution, leads.index(strip.lead), place)
             lift = min(_name_height(strip), max(0.45 * (middle - top) + 1, 2.0)) if crowded else _name_height(strip)
             names += _name(strip, at, middle, lift, separated=strip is not row[0])
-            traces += _trace(strip, at, middle, max(_REACH, 1.5 * (bottom - top)), cut)
+            traces += _trace(strip, at, middle, reach, cut)
         if middle - gain_mm_mv > pulse + 1:  # pulses do not run into each other
             traces.append(_pulse(_MARGIN + 4, middle, gain_mm_mv))
             pulse = middle
-    marks += [*names]
-    marks += [*traces, *_heading(header, width)]
+    marks += [*names, *traces, *_heading(header, width)]
     marks += _footing(paper, header, rows, (start_s, min(start_s + fitting, duration), duration), (crowded, cut), width)
     if attribution:
         marks += legend(attribution, _MARGIN + width, _TOP + _GRID_HEIGHT + 7.6)
@@ -333,8 +335,9 @@ def _footing(
         notes.append(f"columns of {each:.4g} s start at {', '.join(f'{at:.3g}' for at in starts)} s")
     crowded, cut = crowding
     if crowded:
-        notes.append("traces run over each other" + (" (5 mm/mV makes them lower)" if paper.gain_mm_mv > 5 else ""))
-    yield Label(_MARGIN, base + 10.4, "; ".join(notes), 3.0, drawing.MUTED)
+        notes.append("traces run over each other at this gain")
+    if notes:
+        yield Label(_MARGIN, base + 10.4, "; ".join(notes), 3.0, drawing.MUTED)
     if cut:
         marked = drawing.cut_to(f"▲▼ cut off: {', '.join(cut)}", 90)
         yield Label(_MARGIN, base + 15.4, marked, 3.0, drawing.TONES["fail"], bold=True)

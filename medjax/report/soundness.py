@@ -67,7 +67,7 @@ def randomisation_figure(check: Mapping[str, Any]) -> str:
             grid_line(x(tick), top, x(tick), bottom),
             text(x(tick), bottom + 17, plain(tick), 12, "muted", anchor="middle"),
         ]
-    parts.append(text((left + right) / 2, bottom + 36, "rank correlation (size)", 12, "muted", anchor="middle"))
+    parts.append(text((left + right) / 2, bottom + 36, "rank correlation of magnitudes", 12, "muted", anchor="middle"))
     for number, (stage, value) in enumerate(zip(stages, values, strict=True)):
         y = top + row * (number + 0.5)
         kind = "bad" if number == len(stages) - 1 and abs(value) >= _ALIKE else "accent"

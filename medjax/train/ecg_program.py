@@ -75,7 +75,7 @@ def mae_program(settings: EcgTrainSettings, steps: int, devices: list | None = N
 
     def loss(variables: Tree, batch: EcgBatch, key: jax.Array | None):
         signal, valid = model_input(settings, batch, training=key is not None)
-        return mae_loss(model, variables, signal, valid, batch.seeds, training=key is not None)
+        return mae_loss(model.apply(variables, signal, valid, batch.seeds, training=key is not None))
 
     return _program(settings, mesh, rules, ecg_mae.abstract_variables(config), ("full",), loss, steps)
 

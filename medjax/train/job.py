@@ -27,6 +27,7 @@ class Job:
 
     name      of the run, where the user gives none
     unit      of what a batch holds: "tokens" or "records"
+    counted   what the loss is a mean over: "tokens", "patches" or "labels"
     program   the step, and the shapes, dtypes and shardings of what goes in
     load      gives the variables in place, sharded; trained leaves float32; its argument is called with
               (parameters done, parameters in all)
@@ -38,6 +39,7 @@ class Job:
 
     name: str
     unit: str
+    counted: str
     program: StepProgram
     load: Callable[[Progress], Tree]
     train: Batches

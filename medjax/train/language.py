@@ -91,6 +91,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     return Job(
         name=_name(settings),
         unit="tokens",
+        counted="tokens",
         program=program,
         load=partial(load_variables, program),
         train=train,

@@ -43,6 +43,7 @@ def mae_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Job:
     return Job(
         name=f"ecg-mae-{settings.encoder.size}-{Path(settings.data.folders[0]).name}",
         unit="records",
+        counted="patches",
         program=program,
         load=partial(_initialised, program, config, settings.train.seed),
         train=train,

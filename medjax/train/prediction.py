@@ -88,6 +88,7 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
     return Job(
         name=f"ecg-{'-'.join(settings.data.targets[:3])}-{kind}-{Path(settings.data.folders[0]).name}",
         unit="records",
+        counted="labels",
         program=program,
         load=partial(_variables, program, config, start, settings.train.seed),
         train=train,

@@ -258,7 +258,7 @@ class _Run:
             "grad_norm": float(metrics.grad_norm),
             "learning_rate": float(self.rate(number - 1 - self.bad_steps.count)),
             "epoch": number / self.job.train.steps_per_epoch,
-            f"counted_{self.job.unit}": float(metrics.counted),
+            f"counted_{self.job.counted}": float(metrics.counted),
             "skipped_steps": self.bad_steps.count,
             "goodput": self.wall.goodput,
             **self.rates.read(),
@@ -283,11 +283,11 @@ class _Run:
                 for name, value in jax.device_get(found).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         counted = max(sums.pop("counted"), 1.0)
-        values = {name: value / counted for name, value in sums.items()} | {f"counted_{self.job.unit}": counted}
+        values = {name: value / counted for name, value in sums.items()} | {f"counted_{self.job.counted}": counted}
         self.held_out = number, values["loss"]
         if self.log:
             self.log.held_out(number, values)
-        bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} {self.job.unit})")
+        bar.say(f"held-out loss after step {number}: {values['loss']:.4f} ({int(counted):,} {self.job.counted})")
         self.sinks.log(number, values, group="held_out")
         is_lowest, self.lowest = values["loss"] < self.lowest, min(self.lowest, values["loss"])
         return is_lowest

@@ -1,6 +1,7 @@
 """Tiny random predictors of ECGs with facts as training stores them, and records made by rule."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def facts_of(preprocessing: Preprocessing = PREPROCESSING) -> dict[str, Any]:
     }
 
 
-def params_of(config: PredictorConfig, seed: int = 0, scale: float = 1.0) -> Any:
+def params_of(config: PredictorConfig, seed: int = 0) -> Any:
     """Random parameters, fresh ones with all that starts as zero or one disturbed."""
-    fresh = init_variables(config, jax.random.key(seed))["params"]
+    fresh = jax.jit(partial(init_variables, config))(jax.random.key(seed))["params"]
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: scale * leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), fresh)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), fresh)
 
 
 def write_predictor(run: Path, config: PredictorConfig, facts: dict[str, Any], seed: int = 0) -> Path:

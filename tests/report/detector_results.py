@@ -148,7 +148,7 @@ def detector(records=2000, seed=0, name="LVSD"):
         "subgroups": [
             {
                 **{"by": by, "value": value, "records": n, "patients": n - 3, "positive": k, "small": small},
-                "auroc": number(auroc + 0.01 * index - 0.03, 0.03 + 0.1 * small) if k else UNDEFINED,
+                "auroc": number(auroc + 0.005 * index - 0.03, 0.02 + 0.04 * small) if k else UNDEFINED,
                 **{"sensitivity": share(int(k * 0.8), k) if k else UNDEFINED, "specificity": share(n * 4 // 5, n)},
                 "prevalence": share(k, n),
             }

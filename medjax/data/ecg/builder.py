@@ -9,6 +9,7 @@ examples by a hash of the key, with at most 1 GB in memory. TensorFlow is not ne
 Source of the format: tensorflow-datasets 4.9, file_format "array_record".
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from medjax.data.ecg.dataset import NAME, SPLIT, VERSION, EcgDataset, open_examples
-from medjax.data.ecg.duplicates import CORRELATION, find_twins, fingerprint
+from medjax.data.ecg.duplicates import CORRELATION, find_twins
 from medjax.data.ecg.index import Facts, make_index, write_index
 from medjax.data.ecg.leads import LEADS
 from medjax.data.ecg.record import EcgRecord
@@ -27,7 +28,7 @@ _READ_TOGETHER = 256  # examples
 
 
 class EcgRecords(tfds.core.GeneratorBasedBuilder):
-    """ECGs as tensorflow-datasets examples; the features are those of `storage.to_row`, and a fingerprint.
+    """ECGs as tensorflow-datasets examples; the features are those of `storage.to_row`.
 
     examples  what makes them: () -> iterator of (key, row); under Beam () -> PTransform of these pairs
     """
@@ -66,12 +67,6 @@ class EcgRecords(tfds.core.GeneratorBasedBuilder):
         """Nothing was downloaded."""
 
 
-def example_of(record: EcgRecord, *, number: int = 0, source: str | None = None) -> Row:
-    """All features of a record: its row and its fingerprint."""
-    row = to_row(record, number=number, source=source)
-    return row | {"fingerprint": fingerprint(record.signal, record.sampling_rate_hz)}
-
-
 def key_of(row: Mapping[str, Any]) -> str:
     """The key of an example: no two records of a data set have the same."""
     return f"{row['source']}#{row['number']}"
@@ -86,17 +81,17 @@ def write_examples(
     """
     builder = EcgRecords(examples=examples, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(
-        try_download_gcs=False, beam_runner=beam_runner, beam_options=beam_options, compute_stats=_no_statistics()
+        try_download_gcs=False,
+        beam_runner=beam_runner,
+        beam_options=beam_options,
+        compute_stats=tfds.download.ComputeStatsMode.SKIP,
     )
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(download_config=config)
+        with tempfile.TemporaryDirectory() as downloads:  # there are none, but their folder is made
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
     finally:
         tfds.enable_progress_bar()
-
-
-def _no_statistics() -> Any:
-    return tfds.download.ComputeStatsMode.SKIP
 
 
 def read_facts(folder: Path) -> Iterator[Facts]:
@@ -119,7 +114,7 @@ def write_dataset(folder: str | Path, records: Iterable[EcgRecord], *, correlati
 
     def examples() -> Iterator[tuple[str, Row]]:
         for number, record in enumerate(records):
-            example = example_of(record, number=number)
+            example = to_row(record, number=number)
             yield key_of(example), example
 
     write_examples(folder, examples)

@@ -1,9 +1,7 @@
 """The maths of augmentation: each distortion of one window, as a pure function of a key.
 
 A window is signal [c, n] float32 in mV and valid [c, n] bool. What reaches all leads from the body's surface is drawn
-for the nine electrodes RA, LA, LL, V1 to V6 and projected onto the leads:
-
-  I = LA - RA    aVR = RA - (LA + LL) / 2    V1 = E1 - (RA + LA + LL) / 3    …
+for the nine electrodes and projected onto the leads (data.ecg.electrodes).
 """
 
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.data.ecg.electrodes import ELECTRODES
 from medjax.data.ecg.leads import LEAD_INDEX
 from medjax.data.ecg.signal import Preprocessing
 
@@ -29,19 +28,13 @@ _SLOWEST_HZ = 0.05
 _GRID_HZ = 0.2  # how far a grid strays
 _MOST_TURNS = 3  # how often the heart rate rises and falls in a window
 
-_LIMBS = np.array(
-    [[-1, 1, 0], [-1, 0, 1], [0, -1, 1], [1, -0.5, -0.5], [-0.5, 1, -0.5], [-0.5, -0.5, 1], *[[-1 / 3] * 3] * 6]
-)
-# [12 leads, 9 electrodes]
-ELECTRODES = np.concatenate([_LIMBS, np.concatenate([np.zeros((6, 6)), np.eye(6)])], axis=1).astype(np.float32)
-
 
 def distort(
     signal: jax.Array, valid: jax.Array, seeds: jax.Array, config: "Augmentation", preprocessing: Preprocessing
 ) -> Window:
     """`augment.augment`, where at least one distortion has a probability above 0."""
     rate = preprocessing.sampling_rate_hz
-    leads = jnp.asarray(ELECTRODES[[LEAD_INDEX[lead] for lead in preprocessing.leads]])
+    leads = jnp.asarray(ELECTRODES[[LEAD_INDEX[lead] for lead in preprocessing.leads]], jnp.float32)
     in_order: tuple[tuple[float, Distortion], ...] = (
         (config.time_warp, partial(time_warp, share=config.time_warp_share)),
         (config.shift, partial(shift, samples=max(1, round(config.shift_s * rate)))),
@@ -78,11 +71,11 @@ def time_warp(x: jax.Array, v: jax.Array, key: jax.Array, *, share: float) -> Wi
     n = x.shape[-1]
     u = jax.random.uniform(key, (3,))
     s, m, start = share * u[0], 1 + jnp.floor(_MOST_TURNS * u[1]), 2 * np.pi * u[2]
-    t = jnp.arange(n, dtype=jnp.float32)
+    place = jnp.arange(n, dtype=jnp.int32)
     angle = 2 * np.pi * m / (n - 1)
-    source = jnp.clip(t + s / angle * (jnp.sin(angle * t + start) - jnp.sin(start)), 0, n - 1)
-    before = jnp.minimum(source.astype(jnp.int32), n - 2)
-    between = source - before
+    ahead = s / angle * (jnp.sin(angle * place + start) - jnp.sin(start))  # samples
+    before = jnp.clip(place + jnp.floor(ahead).astype(jnp.int32), 0, n - 2)
+    between = jnp.clip(ahead + (place - before), 0, 1)  # by differences: float32 knows place 2500 to 1e-4 only
     a, b, c, d = (x[:, jnp.clip(before + i, 0, n - 1)] for i in (-1, 0, 1, 2))
     warped = b + between / 2 * (c - a + between * (2 * a - 5 * b + 4 * c - d + between * (3 * (b - c) + d - a)))
     return warped, v[:, before] & v[:, before + 1]

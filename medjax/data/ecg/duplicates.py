@@ -3,8 +3,7 @@
 A copy that was exported again has another sampling rate, gain (even lead by lead), offset, filter, start or length, and
 its samples have nothing in common with the first. What such copies share is how the leads move together. So
 
-  fingerprint  correlations between the eight independent leads in two frequency bands, 56 numbers: they know neither
-               rate nor gain nor offset, and hardly the start
+  fingerprint  how they do, in 56 numbers that know neither rate nor gain nor offset, and hardly the start
   candidates   the nearest fingerprints of each record in a k-d tree, at most NEIGHBOURS and within REACH: n log n
   check        the largest correlation of the two signals over all lags, in the lags' overlap
 
@@ -17,21 +16,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from medjax.data.ecg.fingerprint import LEAST_LEADS, filled
 from medjax.data.ecg.storage import restore
 
-INDEPENDENT = (0, 1, 6, 7, 8, 9, 10, 11)  # I, II, V1 to V6; the other four follow from I and II
-FINGERPRINT = 56
 NEIGHBOURS = 8
 REACH = 0.6  # Euclidean distance of fingerprints
 CORRELATION = 0.985
-_BANDS_HZ = ((2.0, 8.0), (8.0, 20.0))
 _BAND_HZ = (2.0, 18.0)  # of the check
 _GRID_HZ = 250  # lags are known to 2 ms
 _EDGE_S = 0.3  # not compared: the filter rings there
 _LEAST_OVERLAP_S = 2.5
-_LEAST_LEADS = 3
 _TREE_AXES = 12
-_ABOVE, _BESIDE = np.triu_indices(len(INDEPENDENT), 1)
 
 
 class Fingerprinted(Protocol):
@@ -71,39 +66,6 @@ class Twins:
     checked: int
 
 
-def fingerprint(signal: np.ndarray, sampling_rate_hz: float) -> np.ndarray:
-    """Correlations of the leads in two bands; equal for rescaled, resampled and offset copies, near for shifted ones.
-
-    signal   [12, samples] float32, NaN where not measured
-    returns  [56] float32; all 0 where fewer than three of the eight independent leads hold a signal
-    """
-    rows = _filled(signal)
-    prints = np.zeros((len(_BANDS_HZ), len(_ABOVE)))
-    frequency = np.fft.rfftfreq(rows.shape[1], 1 / sampling_rate_hz)
-    spectrum = np.fft.rfft(rows)
-    for band, (low, high) in enumerate(_BANDS_HZ):
-        inside = spectrum[:, (frequency >= low) & (frequency < high)]
-        covariance = np.real(inside @ inside.conj().T)
-        size = np.sqrt(np.diag(covariance))
-        known = size > 0
-        if known.sum() >= _LEAST_LEADS:
-            size = np.where(known, size, 1)
-            prints[band] = (covariance / np.outer(size, size))[_ABOVE, _BESIDE]
-    return prints.ravel().astype(np.float32)
-
-
-def _filled(signal: np.ndarray) -> np.ndarray:
-    """The independent leads [8, samples] float64, straight lines taken off, 0 where not measured."""
-    rows = np.asarray(signal, np.float64)[list(INDEPENDENT)]
-    known = ~np.isnan(rows)
-    counts = np.maximum(known.sum(-1, keepdims=True), 1)
-    rows = np.where(known, rows, 0)
-    rows -= np.where(known, rows.sum(-1, keepdims=True) / counts, 0)
-    time = np.where(known, np.linspace(-1, 1, rows.shape[1]), 0)
-    slope = (rows * time).sum(-1, keepdims=True) / np.maximum((time * time).sum(-1, keepdims=True), 1e-12)
-    return rows - slope * time
-
-
 def best_correlation(first: np.ndarray, first_hz: float, second: np.ndarray, second_hz: float) -> tuple[float, float]:
     """The largest correlation of two recordings over all lags, and that lag.
 
@@ -115,7 +77,7 @@ def best_correlation(first: np.ndarray, first_hz: float, second: np.ndarray, sec
     """
     rows = [_on_grid(first, first_hz), _on_grid(second, second_hz)]
     shared = (rows[0] != 0).any(-1) & (rows[1] != 0).any(-1)
-    if shared.sum() < _LEAST_LEADS:
+    if shared.sum() < LEAST_LEADS:
         return 0.0, 0.0
     rows = [row[shared] / np.sqrt((row[shared] ** 2).sum(-1, keepdims=True)) for row in rows]
     length = [row.shape[1] for row in rows]
@@ -135,7 +97,7 @@ def best_correlation(first: np.ndarray, first_hz: float, second: np.ndarray, sec
 def _on_grid(signal: np.ndarray, sampling_rate_hz: float) -> np.ndarray:
     """The independent leads [8, samples] of the check's band at _GRID_HZ, whatever their rate was."""
     samples = signal.shape[1]
-    spectrum = np.fft.rfft(_filled(signal))
+    spectrum = np.fft.rfft(filled(signal))
     frequency = np.fft.rfftfreq(samples, 1 / sampling_rate_hz)
     spectrum[:, (frequency < _BAND_HZ[0]) | (frequency > _BAND_HZ[1])] = 0
     count = max(2, round(samples / sampling_rate_hz * _GRID_HZ))

@@ -21,7 +21,7 @@ import numpy as np
 FILE = "index.parquet"
 _FORMAT = "1"
 _TEXTS = ("id", "patient", "sex", "device", "time", "source", "format", "waveform", "recording")
-_NUMBERS = {"row": np.int64, "number": np.int64, "samples": np.int64, "mains_hz": np.int64}
+_NUMBERS: dict[str, type] = {"row": np.int64, "number": np.int64, "samples": np.int64, "mains_hz": np.int64}
 _NUMBERS |= {"age_years": np.float64, "sampling_rate_hz": np.float64}
 _LABEL = "label."
 
@@ -71,7 +71,9 @@ class Facts:
             notes=tuple(json.loads(example["notes"])),
             waveform=example["waveform"],
             fingerprint=example["fingerprint"],
-            **{name: float(example[name]) for name in ("sampling_rate_hz", "age_years", "einthoven_mv")},
+            sampling_rate_hz=float(example["sampling_rate_hz"]),
+            age_years=float(example["age_years"]),
+            einthoven_mv=float(example["einthoven_mv"]),
         )
 
 

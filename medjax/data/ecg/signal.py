@@ -236,7 +236,9 @@ def _filter(measured: np.ndarray, rate: float, mains_hz: int | None, p: Preproce
     if gain is None:
         return centred
     line = np.linspace(-1, 1, samples, dtype=np.float32) if samples > 1 else np.zeros(1, np.float32)
-    drift = (centred @ line / max(float(line @ line), 1.0))[:, None] * line
+    # einsum, not @: the threads of BLAS would get in the way of those that prepare other records
+    slope = np.einsum("rn,n->r", centred, line) / max(float(np.sum(line * line)), 1.0)
+    drift = slope[:, None] * line
     spectrum = dct(centred - drift, axis=-1, overwrite_x=True)
     spectrum *= gain
     filtered = idct(spectrum, axis=-1, overwrite_x=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medjax.data.ecg.fingerprint import fingerprint
 from medjax.data.ecg.leads import LEADS, einthoven_error
 from medjax.data.ecg.record import STATUSES, EcgRecord
 
@@ -118,6 +119,7 @@ def to_row(record: EcgRecord, *, number: int = 0, source: str | None = None) -> 
         "notes": json.dumps(list(record.notes), ensure_ascii=False),
         "waveform": waveform_digest(steps),
         "einthoven_mv": einthoven_error(record.signal),
+        "fingerprint": fingerprint(record.signal, record.sampling_rate_hz),
     }
 
 
@@ -151,4 +153,4 @@ def to_record(row: Mapping[str, Any]) -> EcgRecord:
 
 def waveform_digest(steps: np.ndarray) -> str:
     """sha256, in hex, of the stored steps [12, samples], int16 little-endian, lead after lead."""
-    return hashlib.sha256(np.ascontiguousarray(steps, dtype="<i2")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(steps, dtype="<i2").tobytes()).hexdigest()

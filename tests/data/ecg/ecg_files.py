@@ -161,7 +161,8 @@ def write_aecg(path, rows, *, rate=500, unit="uV", sex="F"):
         '<subjectAssignment><subject><trialSubject><id extension="P17"/><subjectDemographicPerson>'
         f'<administrativeGenderCode code="{sex}"/><birthTime value="19570102"/></subjectDemographicPerson>'
         "</trialSubject></subject></subjectAssignment></componentOf></timepointEvent></componentOf>"
-        '<component><series><code code="RHYTHM"/><component><sequenceSet><component><sequence><code code="TIME_ABSOLUTE"/><value xsi:type="GLIST_TS"><head '
+        '<component><series><code code="RHYTHM"/><component><sequenceSet>'
+        '<component><sequence><code code="TIME_ABSOLUTE"/><value xsi:type="GLIST_TS"><head '
         f'value="20210331081530"/><increment value="{1 / rate}" unit="s"/></value></sequence></component>{sequences}'
         "</sequenceSet></component></series></component></AnnotatedECG>"
     )
@@ -257,7 +258,7 @@ def write_scp(path, rows, *, interval_us=2000, age=64):
 
     def section(number, body):
         body += b"\0" * (len(body) % 2)
-        head = struct.pack("<HIBB6x", number, 16 + len(body), 20, 20) + body
+        head = struct.pack("<HIBB6s", number, 16 + len(body), 20, 20, b"" if number else b"SCPECG") + body
         return struct.pack("<H", binascii.crc_hqx(head, 0xFFFF)) + head
 
     def field(tag, value):

@@ -10,7 +10,6 @@ import pytest
 from medjax import config
 from medjax.data.ecg.augment import Augmentation, augment
 from medjax.data.ecg.distortions import (
-    ELECTRODES,
     crop,
     distort,
     electrode_noise,
@@ -20,7 +19,8 @@ from medjax.data.ecg.distortions import (
     time_warp,
     wander,
 )
-from medjax.data.ecg.leads import LEADS, einthoven_error, goldberger_error
+from medjax.data.ecg.electrodes import ELECTRODES
+from medjax.data.ecg.leads import einthoven_error, goldberger_error
 from medjax.data.ecg.signal import Preprocessing
 
 P = Preprocessing()
@@ -48,19 +48,6 @@ def many(distortion, x, count, **options):
     keys = jax.vmap(jax.random.key)(jnp.arange(count, dtype=jnp.uint32))
     changed = jax.jit(jax.vmap(lambda key: distortion(x, jnp.ones(x.shape, bool), key, **options)))(keys)
     return tuple(np.asarray(part) for part in changed)
-
-
-def test_electrodes_make_the_leads():
-    first, second = ELECTRODES[0], ELECTRODES[1]
-    for lead, expected in {
-        "III": second - first,
-        "aVR": -(first + second) / 2,
-        "aVL": first - second / 2,
-        "aVF": second - first / 2,
-    }.items():
-        np.testing.assert_allclose(ELECTRODES[LEADS.index(lead)], expected, atol=1e-7)
-    np.testing.assert_allclose(ELECTRODES.sum(1), 0, atol=1e-6)  # what all electrodes share, no lead sees
-    assert ELECTRODES[6].tolist() == pytest.approx([-1 / 3, -1 / 3, -1 / 3, 1, 0, 0, 0, 0, 0])
 
 
 def test_off_is_identity(windows):
@@ -91,7 +78,7 @@ def test_a_row_depends_on_its_seed_only(windows):
     for rows in (slice(0, 4), slice(4, 8), slice(15, 3, -3)):
         part = run(signal[rows], valid[rows], seeds[rows])
         assert np.array_equal(part[1], whole[1][rows])
-        np.testing.assert_allclose(part[0], whole[0][rows], atol=2e-6)
+        np.testing.assert_allclose(part[0], whole[0][rows], atol=1e-4)
     again = run(signal, valid, seeds)
     assert np.array_equal(again[0], whole[0])
     other = run(signal, valid, seeds + 1)

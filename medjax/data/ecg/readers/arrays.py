@@ -23,6 +23,7 @@ import numpy as np
 from medjax.data.ecg.leads import LEADS, standard_name
 from medjax.data.ecg.quality import amplitude
 from medjax.data.ecg.readers.assembly import Draft, assemble, check_size
+from medjax.data.ecg.readers.matlab import read_variables
 from medjax.data.ecg.readers.stated import TABLE, Stated, millivolts
 from medjax.data.ecg.record import LONGEST_SAMPLES, EcgFileError, EcgRecord
 
@@ -36,20 +37,17 @@ _TIMES = {"time": 1.0, "t": 1.0, "time_s": 1.0, "seconds": 1.0, "time_ms": 1e-3,
 
 
 def read_mat(path: Path, stated: Stated) -> list[EcgRecord]:
-    """Read a MATLAB 5 file without a WFDB header. Raises EcgFileError naming file, record and field."""
-    import scipy.io
-
-    if path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n" or b"MATLAB 7.3" in path.open("rb").read(128):
+    """Read a MATLAB file of version 4 or 5 without a WFDB header. Raises EcgFileError naming file, record and field."""
+    with path.open("rb") as file:
+        start = file.read(128)
+    if start.startswith((b"\x89HDF", b"MATLAB 7.3")):
         raise EcgFileError(str(path), "got a MATLAB 7.3 file, expected version 5; save it again with the option -v7.")
     try:
-        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(str(path))}
-        name = _pick(path, shapes)
-        _check_shape(path, shapes[name])
-        found = scipy.io.loadmat(str(path), variable_names=[name, *_RATES, *_UNITS, *_LEADS], chars_as_strings=True)
-    except EcgFileError:
-        raise
-    except Exception as error:
-        raise EcgFileError(str(path), f"cannot be read as MATLAB: {error}; save it again.", path.stem) from error
+        found = read_variables(path)
+    except ValueError as error:
+        raise EcgFileError(str(path), f"cannot be read as MATLAB: {error}", path.stem) from error
+    name = _pick(path, {name: array.shape for name, array in found.items()})
+    _check_shape(path, found[name].shape)
     return [_from_array(path, "MATLAB", found[name], found, stated)]
 
 
@@ -83,12 +81,8 @@ def read_csv(path: Path, stated: Stated) -> list[EcgRecord]:
         times = [column for column, cell in enumerate(header) if cell.strip().lower() in _TIMES]
         columns = [column for column, lead in enumerate(names) if lead]
         if not columns:
-            raise EcgFileError(
-                str(path),
-                f"got the header {','.join(header)[:120]!r}, expected lead names as I,II,V1.",
-                path.stem,
-                "line 1",
-            )
+            reason = f"got the header {','.join(header)[:120]!r}, expected lead names as I,II,V1."
+            raise EcgFileError(str(path), reason, path.stem, "header")
         keep = [*columns, *times[:1]]
         values: list[list[float]] = []
         for line, row in rows:

@@ -80,8 +80,9 @@ def assemble(draft: Draft) -> EcgRecord:
     rows = _rows(draft, notes)
     check_size(draft.file, draft.id, max(len(samples) for samples in rows.values()))
     signal = np.full((len(LEADS), max(len(samples) for samples in rows.values())), np.nan, np.float32)
-    for lead, samples in rows.items():
-        signal[LEAD_INDEX[lead], : len(samples)] = samples
+    with np.errstate(over="ignore"):  # becomes infinite, and is counted below
+        for lead, samples in rows.items():
+            signal[LEAD_INDEX[lead], : len(samples)] = samples
     if len({len(samples) for samples in rows.values()}) > 1:
         lengths = ", ".join(f"{lead} {len(samples)}" for lead, samples in rows.items())
         notes.append(f"leads differ in length ({lengths}); the shorter ones end as not measured")

@@ -59,9 +59,7 @@ def _muse(path: Path, root: Element) -> Draft:
     from ecgdatakit.parsing.parsers.ge_muse_xml import GEMuseXMLParser
 
     draft = draft_of(path, "MUSE XML", GEMuseXMLParser)
-    if draft.age_years is None:
-        age, unit = _text(root, "PatientDemographics/PatientAge"), _text(root, "PatientDemographics/AgeUnits")
-        draft.read_age(f"{age} {unit}".strip())
+    _take_age(draft, _text(root, "PatientDemographics/PatientAge"), _text(root, "PatientDemographics/AgeUnits"))
     return draft
 
 
@@ -75,8 +73,7 @@ def _sierra(path: Path, root: Element) -> Draft:
     from ecgdatakit.parsing.parsers.sierra_xml import SierraXMLParser
 
     draft = draft_of(path, "Philips Sierra XML", SierraXMLParser)
-    if draft.age_years is None:
-        draft.read_age(_text(root, "patient/generalpatientdata/age/years"))
+    _take_age(draft, _text(root, "patient/generalpatientdata/age/years"), "years")
     return draft
 
 
@@ -84,9 +81,17 @@ def _mortara(path: Path, root: Element) -> Draft:
     from ecgdatakit.parsing.parsers.mortara_el250 import MortaraEL250Parser
 
     draft = draft_of(path, "Mortara XML", MortaraEL250Parser)
-    if draft.age_years is None:
-        draft.read_age(f"{root.get('AGE', '')} {root.get('AGE_UNITS', '')}".strip())
+    _take_age(draft, root.get("AGE", ""), root.get("AGE_UNITS", ""))
     return draft
+
+
+def _take_age(draft: Draft, age: str, unit: str) -> None:
+    """The age as the file writes it: ecgdatakit cuts it to whole years, and drops ">89"."""
+    counted = draft.age_years
+    if age:
+        draft.read_age(f"{age} {unit}".strip())
+    if draft.age_years is None:
+        draft.age_years = counted
 
 
 def _schiller(path: Path, root: Element) -> Draft:

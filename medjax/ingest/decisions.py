@@ -1,0 +1,100 @@
+"""What needs a look at all records at once: names that are unique, copies, labels, and the index made of them.
+
+Whoever wrote the examples, one machine or many, this sees the same facts in the same order and decides the same.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from medjax.data.ecg.duplicates import Twins
+from medjax.data.ecg.index import Facts, Index, make_index
+from medjax.data.ecg.labels import Labels, Match, match
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A data set as it will be.
+
+    facts    of the records that stay, in order; twins of those
+    renamed  new id -> what the file calls the record, where several files use that name
+    dropped  ids of exact copies that were left out
+    """
+
+    facts: list[Facts]
+    index: Index
+    twins: Twins
+    renamed: dict[str, str]
+    dropped: list[str]
+    match: Match | None
+
+
+def unique_ids(facts: Sequence[Facts]) -> tuple[list[Facts], dict[str, str]]:
+    """Facts with ids of which none occurs twice, and which were renamed: new id -> old id.
+
+    An id that several records use gets the folder of its file in front ("georgia/E07509"), else the file's whole name;
+    records of one file get "#" and their number behind.
+    """
+    wanted = [fact.id for fact in facts]
+    for attempt in (_with_folder, _with_file, _with_number):
+        count = Counter(wanted)
+        if max(count.values()) == 1:
+            break
+        wanted = [attempt(fact) if count[name] > 1 else name for fact, name in zip(facts, wanted, strict=True)]
+    renamed = {new: fact.id for fact, new in zip(facts, wanted, strict=True) if new != fact.id}
+    return [replace(fact, id=new) for fact, new in zip(facts, wanted, strict=True)], renamed
+
+
+def _with_folder(fact: Facts) -> str:
+    folder = PurePosixPath(fact.source.lstrip("/")).parent.as_posix().removeprefix("..")
+    return fact.id if folder in (".", "") else f"{folder}/{fact.id}".lstrip("/")
+
+
+def _with_file(fact: Facts) -> str:
+    return f"{fact.source.lstrip('/')}:{fact.id}"
+
+
+def _with_number(fact: Facts) -> str:
+    return f"{fact.source.lstrip('/')}#{fact.number}:{fact.id}"
+
+
+def without_copies(facts: Sequence[Facts], twins: Twins) -> tuple[list[Facts], Twins, list[str]]:
+    """The records without exact copies of earlier ones, their twins, and the ids of those left out."""
+    copies = {pair.second for pair in twins.pairs if pair.exact}
+    stay = [place for place in range(len(facts)) if place not in copies]
+    new = {old: place for place, old in enumerate(stay)}
+    pairs = tuple(
+        replace(pair, first=new[pair.first], second=new[pair.second])
+        for pair in twins.pairs
+        if pair.first in new and pair.second in new
+    )
+    recording = tuple(twins.recording[place] for place in stay)
+    dropped = [facts[place].id for place in sorted(copies)]
+    return [facts[place] for place in stay], Twins(recording, pairs, twins.checked), dropped
+
+
+def decide(
+    facts: Sequence[Facts], twins: Twins, labels: Labels | None, *, root: Path, drop_copies: bool = False
+) -> Decided:
+    """Make the index.
+
+    facts  of all records, ordered by source and number; twins of the same
+    root   folder of the sources
+    """
+    named, renamed = unique_ids(facts)
+    dropped: list[str] = []
+    if drop_copies:
+        named, twins, dropped = without_copies(named, twins)
+    index = make_index(named, twins.recording)
+    found = None
+    if labels:
+        plain = [renamed.get(fact.id, fact.id) for fact in named]
+        found = match(labels, [fact.id for fact in named], [fact.source for fact in named], plain_ids=plain, root=root)
+        for name, column in found.columns.items():
+            own = index["labels"].get(name)
+            index["labels"][name] = column if own is None else np.where(np.isnan(column), own, column)
+        index["labels"] = dict(sorted(index["labels"].items()))
+    return Decided(named, index, twins, renamed, dropped, found)
