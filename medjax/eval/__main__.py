@@ -7,7 +7,6 @@ from medjax.config import parse_command, peek
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
 from medjax.infer.command import exit_status, keep_compiled
-from medjax.infer.settings import EngineSettings
 from medjax.store.encoders import encoder_folder
 
 _DESCRIPTION = """Grade a language model on medical licensing exams and other medical question sets.
@@ -100,20 +99,19 @@ def _ecg(argv: list[str]) -> int:
     settings = parse_command(
         EcgEvalSettings, argv, prog="medjax.eval", description=_ECG_DESCRIPTION, epilog=_ECG_EPILOG + _STATUS
     )
-    engine = EngineSettings(batch_size=settings.engine.batch_size, compilation_cache=settings.engine.compilation_cache)
     work = _compare_ecgs if settings.compare else _evaluate_ecgs
-    return exit_status("medjax.eval", lambda: work(settings, engine), engine, stopped=_STOPPED)
+    return exit_status("medjax.eval", lambda: work(settings), settings.engine, stopped=_STOPPED)
 
 
-def _compare_ecgs(settings: EcgEvalSettings, engine: EngineSettings) -> None:
+def _compare_ecgs(settings: EcgEvalSettings) -> None:
     from medjax.eval.ecg_comparison import compare_ecg_runs
     from medjax.eval.ecg_summary import print_ecg_comparison
 
     print_ecg_comparison(compare_ecg_runs(*settings.compare, resamples=settings.resamples, seed=settings.seed))
 
 
-def _evaluate_ecgs(settings: EcgEvalSettings, engine: EngineSettings) -> None:
-    keep_compiled(engine)
+def _evaluate_ecgs(settings: EcgEvalSettings) -> None:
+    keep_compiled(settings.engine)
     from medjax.eval.detection import evaluate_ecg
     from medjax.eval.ecg_summary import print_ecg_summary
 

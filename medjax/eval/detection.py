@@ -50,7 +50,7 @@ def evaluate_ecg(
     RunFolder.check(place)
     from medjax.infer.ecg import EcgModel
 
-    model = EcgModel.load(folder, mesh=settings.engine.mesh)
+    model = EcgModel.load(folder.absolute(), mesh=settings.engine.mesh)
     check_labels(part, [target.name for target in model.config.targets])
     say(f"{settings.data.split}: {len(part.places):,} records of {len(set(part.patients)):,} patients")
     with RunFolder.open(place, _identity(settings, model, part)) as run:

@@ -6,7 +6,7 @@ records, except where the entry says so ("at_fixed", which describes the curve).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ _FIXED = (0.9, 0.95)
 _COVERAGES = np.arange(1, 21) / 20
 _RATES = np.linspace(0, 1, 101)
 _EDGES = np.linspace(0, 1, 21)
+_BELOW = "below 0.5: these columns tell nothing, and cross-validation of a few records pushes such figures down"
 _HERE = "this data (describes the curve; not a threshold to use)"
 
 
@@ -368,7 +369,10 @@ def _binary_baseline(
     if made.scores is None:
         return {**entry, "auroc": Estimate(None, reason=made.reason), "difference": None, "reason": made.reason}
     test = delong.compare(y, made.scores, z, patients)
-    return {**entry, "auroc": test.first, "difference": test.difference, "p_value": test.p_value}
+    trivial = test.first
+    if trivial.value is not None and trivial.value < 0.5:
+        trivial = replace(trivial, reason="; ".join(filter(None, (trivial.reason, _BELOW))))
+    return {**entry, "auroc": trivial, "difference": test.difference, "p_value": test.p_value}
 
 
 def _number_baseline(

@@ -3,16 +3,10 @@
 from dataclasses import dataclass
 
 from medjax.config import field
+from medjax.infer.ecg_settings import EcgEngineSettings, EcgModelSettings
 from medjax.statistics.bootstrap import RESAMPLES
 
 SPLITS = ("test", "validation", "train", "all")
-
-
-@dataclass(frozen=True)
-class EcgModelSettings:
-    """The model."""
-
-    name: str | None = field(None, help="folder of a training run on ECGs, or the model folder in it", alias="--model")
 
 
 @dataclass(frozen=True)
@@ -53,21 +47,6 @@ class EcgReportSettings:
     def __post_init__(self):
         if wrong := [share for share in self.prevalences if not 0 < share < 1]:
             raise ValueError(f"prevalences: got {wrong[0]}, expected shares between 0 and 1 such as 0.02.")
-
-
-@dataclass(frozen=True)
-class EcgEngineSettings:
-    """How the work is laid out on the devices; results do not depend on it."""
-
-    mesh: str = field(
-        "", help="devices, such as data=4; default: every local accelerator along data, or one CPU", alias="--mesh"
-    )
-    batch_size: int = field(32, help="windows that are computed together", alias="--batch-size")
-    compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: got {self.batch_size}, expected 1 or more.")
 
 
 @dataclass(frozen=True)

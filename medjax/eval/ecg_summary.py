@@ -95,7 +95,7 @@ def _baseline(baseline: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     if baseline[metric]["value"] is None:
         return f"{baseline['name']} alone: no {name} ({baseline[metric]['reason']})"
     gap = _shown(baseline["difference"], sign="+")
-    return f"{baseline['name']} alone: {name} {_shown(baseline[metric])}; the model's is {gap} off"
+    return f"{baseline['name']} alone: {name} {_shown(baseline[metric])}; model minus this: {gap}"
 
 
 def _shown(number: Mapping[str, Any], digits: int = 3, sign: str = "") -> str:

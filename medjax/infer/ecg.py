@@ -14,6 +14,7 @@ Of a checkpoint's facts these are read; only "preprocessing" must be there:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,6 @@ class EcgModel:
                 f"{where}: facts: {_told(error)}; expected what a training with this version of medjax stores: train "
                 "again, or use the version that wrote it."
             ) from None
-        self._outputs = jax.jit(self._apply)
-        self._gradients = jax.jit(jax.grad(lambda signal, *rest: self._score(signal, *rest).sum()))
-        self._attention = jax.jit(self._attention_weights)
 
     @classmethod
     def load(
@@ -149,7 +147,7 @@ class EcgModel:
     ) -> np.ndarray:
         """Outputs [b, width] float64 of windows [b, leads, samples], however many; params: others than the model's."""
         params = self.params if params is None else params
-        return self._in_batches(lambda *rows: self._outputs(params, *rows), batch_size, signal, valid)
+        return self._in_batches(lambda *rows: outputs_of(self.config, params, *rows), batch_size, signal, valid)
 
     def gradients(
         self,
@@ -163,26 +161,15 @@ class EcgModel:
         """d (outputs . direction) / d signal of windows [b, leads, samples], float64; direction [width]."""
         params = self.params if params is None else params
         direction = np.asarray(direction, np.float32)
-        return self._in_batches(lambda *rows: self._gradients(*rows, params, direction), batch_size, signal, valid)
+        return self._in_batches(
+            lambda *rows: _gradients_of(self.config, params, direction, *rows), batch_size, signal, valid
+        )
 
     def attention(self, signal: np.ndarray, valid: np.ndarray, *, params: Any = None) -> np.ndarray:
         """Attention weights of windows, mean of the heads: [layers, b, 1, t, t] float64; extra tokens come first."""
         params = self.params if params is None else params
-        rows = self._in_batches(lambda *rows: self._attention(params, *rows), 1, signal, valid)
+        rows = self._in_batches(lambda *rows: _attention_of(self.config, params, *rows), 1, signal, valid)
         return np.moveaxis(rows, 0, 1)[:, :, None]
-
-    def _apply(self, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
-        outputs: Any = Predictor(self.config).apply({"params": params}, signal, valid)
-        return outputs
-
-    def _score(self, signal: jax.Array, valid: jax.Array, params: Any, direction: jax.Array) -> jax.Array:
-        return self._apply(params, signal, valid) @ direction
-
-    def _attention_weights(self, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
-        """[b, layers, t, t]"""
-        _, found = Predictor(self.config).apply({"params": params}, signal, valid, mutable=["attention"])
-        (weights,) = jax.tree.leaves(found["attention"]["encoder"])
-        return jnp.moveaxis(weights.mean(2), 0, 1)
 
     def _in_batches(
         self, program: Callable[..., jax.Array], batch_size: int, signal: np.ndarray, valid: np.ndarray
@@ -226,6 +213,29 @@ class EcgModel:
             )
         starts = np.array(window_starts(signal.shape[-1], p.samples))
         return Windows(normalise(rows, known, p)[whole], known[whole], starts[whole], signal.shape[-1])
+
+
+@partial(jax.jit, static_argnums=0)
+def outputs_of(config: PredictorConfig, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
+    """Outputs [b, width] of windows [b, leads, samples]; compiled once for all models of a config."""
+    outputs: Any = Predictor(config).apply({"params": params}, signal, valid)
+    return outputs
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients_of(
+    config: PredictorConfig, params: Any, direction: jax.Array, signal: jax.Array, valid: jax.Array
+) -> jax.Array:
+    # a row's output depends on that row alone, so the gradient of the sum has the gradient of each
+    return jax.grad(lambda rows: (outputs_of(config, params, rows, valid) @ direction).sum())(signal)
+
+
+@partial(jax.jit, static_argnums=0)
+def _attention_of(config: PredictorConfig, params: Any, signal: jax.Array, valid: jax.Array) -> jax.Array:
+    """[b, layers, t, t]"""
+    _, found = Predictor(config).apply({"params": params}, signal, valid, mutable=["attention"])
+    (weights,) = jax.tree.leaves(found["attention"]["encoder"])
+    return jnp.moveaxis(weights.mean(2), 0, 1)
 
 
 def _told(error: Exception) -> str:

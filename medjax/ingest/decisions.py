@@ -44,21 +44,29 @@ def unique_ids(facts: Sequence[Facts]) -> tuple[list[Facts], dict[str, str]]:
         if max(count.values()) == 1:
             break
         wanted = [attempt(fact) if count[name] > 1 else name for fact, name in zip(facts, wanted, strict=True)]
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(wanted):  # sources that differ in the folders above only
+        seen[name] += 1
+        wanted[place] = name if seen[name] == 1 else f"{name}~{seen[name]}"
     renamed = {new: fact.id for fact, new in zip(facts, wanted, strict=True) if new != fact.id}
     return [replace(fact, id=new) for fact, new in zip(facts, wanted, strict=True)], renamed
 
 
+def _inside(source: str) -> tuple[str, ...]:
+    """The parts of a source's path without those that lead out of a folder: ids name files later."""
+    return tuple(part for part in PurePosixPath(source).parts if part not in ("..", "/"))
+
+
 def _with_folder(fact: Facts) -> str:
-    folder = PurePosixPath(fact.source.lstrip("/")).parent.as_posix().removeprefix("..")
-    return fact.id if folder in (".", "") else f"{folder}/{fact.id}".lstrip("/")
+    return "/".join((*_inside(fact.source)[:-1], fact.id))
 
 
 def _with_file(fact: Facts) -> str:
-    return f"{fact.source.lstrip('/')}:{fact.id}"
+    return f"{'/'.join(_inside(fact.source))}:{fact.id}"
 
 
 def _with_number(fact: Facts) -> str:
-    return f"{fact.source.lstrip('/')}#{fact.number}:{fact.id}"
+    return f"{'/'.join(_inside(fact.source))}#{fact.number}:{fact.id}"
 
 
 def without_copies(facts: Sequence[Facts], twins: Twins) -> tuple[list[Facts], Twins, list[str]]:

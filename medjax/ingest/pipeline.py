@@ -91,18 +91,18 @@ def read_with_beam(folder: Path, sources: Sources, beam: BeamSettings, *, limit_
 
     (folder / REFUSED).mkdir()
     options = PipelineOptions([f"--{option.lstrip('-')}" for option in beam.options])
-    failed = None
     try:
         write_examples(folder, Examples, beam_runner=beam.runner, beam_options=options)
-    except ValueError as error:  # of no example at all; what was refused tells more
-        failed = error
+    except Exception as error:
+        if "examples is 0" not in str(error):  # each runner wraps what tensorflow-datasets says in its own error
+            raise
+        raise ValueError(
+            f"got no record out of {len(sources.files):,} files, expected at least one; ingest one of them without "
+            "--beam.runner to see why."
+        ) from error
     refused = [
         Refusal(**json.loads(line))
         for part in sorted((folder / REFUSED).iterdir())
         for line in part.read_text("utf-8").splitlines()
     ]
-    if failed and refused:
-        raise ValueError(nothing_read(refused)) from failed
-    if failed:
-        raise failed
     return sorted(refused, key=lambda refusal: (refusal.file, refusal.record))

@@ -182,9 +182,7 @@ def _cause(status: int | None) -> str:
     return f" by {names.get(-status, f'signal {-status}')}"
 
 
-def read_all(
-    files: Sequence[Source], *, processes: int, limit_s: float, read: Read = read_source
-) -> Iterator[Outcome]:
+def read_all(files: Sequence[Source], *, processes: int, limit_s: float, read: Read = read_source) -> Iterator[Outcome]:
     """Read files in so many processes; outcomes come as they are ready.
 
     limit_s  seconds that a file may take

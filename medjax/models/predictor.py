@@ -13,7 +13,8 @@ state of zeros (pooling "mean", "attention").
   params/encoder/…             of models.vit, as in models.ecg_mae: a pre-trained encoder is put here as it is
   params/pool/…                pooling "attention": query [heads, head_dim], key, value, out like a block's
   params/head/kernel           [embed, targets]    bias [targets]: the negative of an ordinal target's first threshold
-  params/head/gaps             logarithms of the steps from one ordinal threshold to the next, target after target
+  params/head/gaps             logarithms of the steps from one ordinal threshold to the next, target after target;
+                               absent without ordinal targets
 
 Sources: McCullagh, J. R. Stat. Soc. B 1980 (cumulative logits); arXiv 1810.00825 (attention pooling).
 """

@@ -53,6 +53,10 @@ class Attribution:
                 f"Attribution.form: got {self.form!r}, expected one of {', '.join(FORMS)}; choose one of them."
             )
 
+    @property
+    def signed(self) -> bool:
+        return bool((np.nan_to_num(self.weights) < 0).any())
+
 
 @dataclass(frozen=True)
 class Place:
@@ -89,7 +93,8 @@ def drawn(attribution: Attribution, lead: int, place: Place) -> Iterator[Mark]:
         x = left + (start - place.start_s) * place.mm_a_second
         width = (stop - start) * place.mm_a_second
         if attribution.form == "bands":
-            yield from _band(int(steps[begin]), x, place.top + 0.4, width, place.bottom - place.top - 0.8)
+            box = (x, place.top + 0.4, width, place.bottom - place.top - 0.8)
+            yield from _band(int(steps[begin]), *box, signed=attribution.signed)
             continue
         inside = (place.x >= x - 1e-6) & (place.x <= x + width + 1e-6)
         if lines := tuple(polylines(place.x[inside], place.y[inside])):
@@ -100,12 +105,11 @@ def drawn(attribution: Attribution, lead: int, place: Place) -> Iterator[Mark]:
 
 def legend(attribution: Attribution, right: float, top: float) -> Iterator[Mark]:
     """Swatches from what lowers to what raises; right edge and top in mm."""
-    signed = bool((np.nan_to_num(attribution.weights) < 0).any())
-    steps = range(-(STEPS - 1) if signed else 0, STEPS)
+    steps = range(-(STEPS - 1) if attribution.signed else 0, STEPS)
     width, height = 5.0, 3.6
     # of a letter of DejaVu Sans bold at this size, the widest font to fall back on
     x = right - 2.15 * len(attribution.raises) - 2 - width * len(steps)
-    if signed:
+    if attribution.signed:
         yield Label(x - 2, top + 2.8, attribution.lowers, 3.2, LOWERS, bold=True, anchor="end")
     for number, step in enumerate(steps):
         left = x + width * number
@@ -113,15 +117,17 @@ def legend(attribution: Attribution, right: float, top: float) -> Iterator[Mark]
             corners = rectangle(left, top, width, height)
             yield Stroke(((*corners, corners[0]),), drawing.RULE, 0.15)
         elif attribution.form == "bands":
-            yield from _band(step, left, top, width, height)
+            yield from _band(step, left, top, width, height, signed=attribution.signed)
         else:
             thick = 2.6 if step > 0 else 1.3
             yield Area(rectangle(left, top + (height - thick) / 2, width, thick), _colour(step), _opacity(step))
     yield Label(x + width * len(steps) + 2, top + 2.8, attribution.raises, 3.2, RAISES, bold=True)
 
 
-def _band(step: int, x: float, y: float, width: float, height: float) -> Iterator[Area]:
+def _band(step: int, x: float, y: float, width: float, height: float, *, signed: bool) -> Iterator[Area]:
     yield Area(rectangle(x, y, width, height), _colour(step), _opacity(step), kind="weight")
+    if not signed:
+        return
     edge = y if step > 0 else y + height - _EDGE
     yield Area(rectangle(x, edge, width, _EDGE), _colour(step), min(1.0, _opacity(step) + 0.4), kind="sign")
 

@@ -126,9 +126,8 @@ def decision_figure(curve: Mapping[str, Sequence[float]], threshold: float | Non
 
     Source: Vickers and Elkin, Medical Decision Making 26 (2006) 565.
     """
-    benefit = [*curve["model"], *curve.get("high", ()), 0.0]
-    low, high = padded([max(value, -0.05) for value in benefit])
-    low = max(low, -0.25 * high) if high > 0 else low
+    low, high = padded([*curve["model"], *curve.get("high", ()), 0.0])
+    low = max(low, -max(high, 0.05))  # far below nothing it does not matter how far
     last = max(curve["threshold"], default=1.0)
     plane = Plane(
         "Decision curve",

@@ -226,17 +226,18 @@ def _auroc_plot(auroc: Number) -> Markup:
     return drawing.marks((value, low, high), 0.0, f"AUROC {curves.with_interval(auroc)}")
 
 
-def _cautions(value: Any) -> Iterator[str]:
-    """What stands beside full numbers: why they are to be read with care."""
+def _cautions(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """What stands beside full numbers: which number it is, and why it is to be read with care."""
     if isinstance(value, Mapping):
         if value.get("value") is not None and value.get("low") is not None and value.get("reason"):
-            yield value["reason"]
+            yield f"{', '.join(path)}: {value['reason']}"
         for key, inner in value.items():
             if key not in ("curves", "points"):
-                yield from _cautions(inner)
+                yield from _cautions(inner, (*path, str(key).replace("_", " ")))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _cautions(inner)
+            named = inner.get("name", inner.get("value", "")) if isinstance(inner, Mapping) else ""
+            yield from _cautions(inner, (*path, named) if isinstance(named, str) and named else path)
 
 
 def _warnings(protocol: Mapping[str, Any]) -> Iterator[str]:

@@ -75,8 +75,7 @@ def prediction_sheet(prediction: Prediction, target: Mapping[str, Any] | None = 
     explanation = target.get("explanation") if target else None
     attribution = None
     if target and explanation:
-        signed = bool((np.nan_to_num(np.asarray(explanation["weights"], float)) < 0).any())
-        raises, lowers = _words(target, signed)
+        raises, lowers = _words(target, bool((np.nan_to_num(np.asarray(explanation["weights"], float)) < 0).any()))
         attribution = Attribution(
             *(np.asarray(explanation["weights"], float), explanation["seconds"]),
             form=explanation.get("form", "bands"),
@@ -241,13 +240,16 @@ def _explanation(entry: Mapping[str, Any]) -> dict[str, Any] | None:
             *([deletion_figure(deletion, "probability" if share else entry["name"], share=share)] if deletion else []),
             *([randomisation_figure(randomisation)] if randomisation else []),
         ],
-        "completeness": (
-            f"The map shares {explanation['explained']:+.3g} out among the samples and misses "
-            f"{abs(explanation['gap']):.2g} of it.".replace("-", "−")
-            if explanation.get("gap") is not None and explanation.get("explained") is not None
-            else ""
-        ),
+        "completeness": _completeness(explanation.get("explained"), explanation.get("gap")),
     }
+
+
+def _completeness(explained: float | None, gap: float | None) -> str:
+    if not explained or gap is None:
+        return ""
+    missed = abs(gap / explained)
+    share = "less than 0.01" if missed < 1e-4 else f"{100 * missed:.2g}"
+    return f"The map shares {explained:+.3g} out among the samples and misses {share} % of it.".replace("-", "−")
 
 
 def _quality(record: Mapping[str, Any]) -> Iterator[str]:

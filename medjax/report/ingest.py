@@ -190,7 +190,7 @@ def _label_remarks(labels: Mapping[str, Any]) -> Iterator[str]:
         yield f"{labels['lines']:,} lines of {labels['file']}; {labelled} labelled."
     for kind, what in (
         ("unknown", "for records that are not here, left out"),
-        ("ambiguous", "for an id that several records have, left out: name their paths"),
+        ("ambiguous", "for an id that several records have, left out; a column path tells them apart"),
     ):
         if labels[kind]:
             some = ", ".join(map(str, labels[f"{kind}_list"][:8])) + (" …" if labels[kind] > 8 else "")

@@ -48,7 +48,10 @@ def reconstruction_figure(
             f"{len(leads)} leads, expected [leads, samples] twice and [leads, patches] dividing them; cut the record."
         )
     patch = true.shape[1] // hidden.shape[1]
-    scale = _ROW * 0.86 / max(float(np.nanquantile(np.abs(true), 0.999)) * 2, 1e-9)
+    known = true[np.isfinite(true)]
+    # rare spikes are cut at the edge of the row, as one scale serves all leads
+    low, high = (float(np.quantile(known, share)) for share in (0.0005, 0.9995)) if known.size else (0.0, 1.0)
+    limits = (min(low, 0.0), max(high, 0.0, low + 1e-9))
     rows = -(-len(leads) // columns)
     error = float(np.nanmean((made - true)[np.repeat(hidden, patch, axis=1)] ** 2)) if hidden.any() else 0.0
     seconds = true.shape[1] / sampling_rate_hz
@@ -76,13 +79,14 @@ def reconstruction_figure(
     ]
     for number, lead in enumerate(leads):
         left = _LEFT + _COLUMN * (number // rows)
-        middle = _TOP + _ROW * (number % rows + 0.5)
-        parts += _lead(lead, true[number], made[number], hidden[number], left, middle, scale)
+        top = _TOP + _ROW * (number % rows) + 2
+        parts += _lead(lead, true[number], made[number], hidden[number], left, top, limits)
     for column in range(columns):
         left, y = _LEFT + _COLUMN * column, _TOP + _ROW * rows
         for second in range(0, int(seconds) + 1, 1 if seconds < 4 else 2):
             x = left + _PIXELS * second / seconds
-            parts.append(text(x, y + 18, f"{second} s" if second else "0", 12, "muted", anchor="middle"))
+            anchor = "end" if x > left + _PIXELS - 12 else "middle" if second else "start"
+            parts.append(text(x, y + 16, f"{second} s" if second else "0", 12, "muted", anchor=anchor))
     return Markup("\n").join([*parts, Markup("</svg>\n")])
 
 
@@ -92,21 +96,19 @@ def _lead(
     made: NDArray[np.float64],
     hidden: NDArray[np.bool_],
     left: float,
-    middle: float,
-    scale: float,
+    top: float,
+    limits: tuple[float, float],
 ) -> list[Markup]:
     patch, step = len(true) // len(hidden), _PIXELS / len(true)
-    top, bottom = middle - _ROW * 0.47, middle + _ROW * 0.47
-    parts = [grid_line(left, middle, left + _PIXELS, middle)]
+    bottom, scale = top + _ROW - 4, (_ROW - 4) / (limits[1] - limits[0])
+    zero = bottom + scale * limits[0]
+    parts = [grid_line(left, zero, left + _PIXELS, zero)]
     for begin, end in _runs(hidden):
         x0, x1 = left + begin * patch * step, left + end * patch * step
         parts.append(area([(x0, top), (x1, top), (x1, bottom), (x0, bottom)], "light", 0.35))
-    height = _ROW * 0.47
 
     def points(values: NDArray[np.float64], begin: int, end: int) -> list[Point]:
-        return [
-            (left + i * step, middle - max(-height, min(height, scale * float(values[i])))) for i in range(begin, end)
-        ]
+        return [(left + i * step, min(max(zero - scale * float(values[i]), top), bottom)) for i in range(begin, end)]
 
     for begin, end in _runs(np.isfinite(true)):
         parts.append(curve(_few(points(true, begin, end)), "muted", 1))

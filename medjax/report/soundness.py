@@ -42,7 +42,7 @@ def deletion_figure(check: Mapping[str, Any], output: str, *, share: bool = True
 def randomisation_figure(check: Mapping[str, Any]) -> str:
     """Rank correlation of the map with those of ever more shuffled weights; where the bars stay high it is not read.
 
-    check  stages, correlations
+    check  stages, correlations (of the maps as they are drawn)
     """
     stages: Sequence[str] = check["stages"]
     values = [float(value) for value in check["correlations"]]
@@ -67,7 +67,7 @@ def randomisation_figure(check: Mapping[str, Any]) -> str:
             grid_line(x(tick), top, x(tick), bottom),
             text(x(tick), bottom + 17, plain(tick), 12, "muted", anchor="middle"),
         ]
-    parts.append(text((left + right) / 2, bottom + 36, "rank correlation of magnitudes", 12, "muted", anchor="middle"))
+    parts.append(text((left + right) / 2, bottom + 36, "rank correlation of the maps", 12, "muted", anchor="middle"))
     for number, (stage, value) in enumerate(zip(stages, values, strict=True)):
         y = top + row * (number + 0.5)
         kind = "bad" if number == len(stages) - 1 and abs(value) >= _ALIKE else "accent"

@@ -7,7 +7,8 @@ The figure, from the lines of metrics.jsonl and held_out.jsonl:
   learning rate, thin, below, on the same axis of steps
 
 The page shows the figure, what held-out data said before and after, speed and where the time went, the data report, and
-every setting. It loads nothing, runs no script, and text of data and settings is escaped.
+every setting. Of an encoder of ECGs it tells the sets of patients and their labels, and for a masked autoencoder it
+shows reconstructions. It loads nothing, runs no script, and text of data and settings is escaped.
 """
 
 import math
@@ -21,6 +22,17 @@ from medjax.report import drawing, pages, plane
 from medjax.report.plane import Point
 
 LANGUAGE_LOSS = "nats a token"
+# by what the log lines say that the loss is a mean over
+_LOSSES = {
+    "counted_tokens": LANGUAGE_LOSS,
+    "counted_patches": "squared error of masked patches",
+    "counted_labels": "mean over known labels",
+}
+_LABEL_LOSSES = {
+    "classify": "cross-entropy, mean over known labels",
+    "regress": "squared error in SD², mean over known labels",
+}
+_COLUMNS = {"right": "Right at 1/2"}  # names of a log line that do not speak for themselves
 _SPANS = {
     "step": "steps",
     "data": "waiting for data",
@@ -39,17 +51,18 @@ Line = Mapping[str, Any]
 
 
 def loss_figure(
-    metrics: Sequence[Line], held_out: Sequence[Line] = (), title: str = "", unit: str = LANGUAGE_LOSS
+    metrics: Sequence[Line], held_out: Sequence[Line] = (), title: str = "", unit: str | None = None
 ) -> str:
     """Return a standalone SVG on white of the losses over the steps.
 
     metrics   lines of metrics.jsonl: step, loss (None: not finite), learning_rate if it is known
     held_out  lines of held_out.jsonl: step, loss
     title     above the figure, if any
-    unit      of the loss
+    unit      of the loss; None: what the lines say that it is a mean over
 
     Raises ValueError when there is no line with a step.
     """
+    unit = unit or _loss_unit(metrics, held_out)
     points = [(line["step"], line.get("loss")) for line in metrics if "step" in line]
     held = [(line["step"], line["loss"]) for line in held_out if line.get("loss") is not None]
     if not points and not held:
@@ -110,13 +123,15 @@ def training_report(run: Mapping[str, Any]) -> str:
     run  "name"; "metrics" and "held_out": lines of the two logs; and as far as known "date" (seconds since 1970),
          "status" (a sentence, where the run is not finished), "model" {name, parameters, trained, trained_parameters},
          "devices", "wall" (seconds by span, as `metrics.WallTime.read`), "data" (what became of the documents),
-         "settings" and "record" (nested values, shown whole), "command", "loss_unit" ("nats a token" of a language
-         model unless another is given, such as "squared error of masked patches")
+         "settings" and "record" (nested values, shown whole), "command", "loss_unit" (default: by the objective of
+         the settings and by what the lines count), "reconstructions" (texts of SVG figures, trusted, shown as they are)
 
     Raises ValueError without a line in "metrics" or "held_out".
     """
     metrics, held_out = run.get("metrics", ()), run.get("held_out", ())
-    unit = run.get("loss_unit", LANGUAGE_LOSS)
+    settings = run.get("settings", {})
+    unit = run.get("loss_unit") or _LABEL_LOSSES.get(settings.get("objective")) or _loss_unit(metrics, held_out)
+    data = run.get("data", {})
     wall = {span: seconds for span, seconds in run.get("wall", {}).items() if seconds > 0}
     values = {
         "name": run["name"],
@@ -129,12 +144,20 @@ def training_report(run: Mapping[str, Any]) -> str:
         "language": unit == LANGUAGE_LOSS,
         "speed": list(_speed(metrics)),
         "wall": _wall(wall),
-        "data": list(pages.flat(run["data"], shown=pages.compact)) if run.get("data") else [],
-        "settings": list(pages.flat(run["settings"], shown=pages.compact)) if run.get("settings") else [],
+        "reconstructions": [Markup(figure) for figure in run.get("reconstructions", ())],
+        "sets": _sets(data),
+        "targets": _targets(data),
+        "data": list(pages.flat(_rest(data), shown=pages.compact)) if data else [],
+        "settings": list(pages.flat(settings, shown=pages.compact)) if settings else [],
         "record": list(pages.flat(run["record"], shown=pages.compact)) if run.get("record") else [],
         "command": run.get("command", ""),
     }
     return pages.render("training.html", values)
+
+
+def _loss_unit(metrics: Sequence[Line], held_out: Sequence[Line]) -> str:
+    names = {name for line in (*metrics[-1:], *held_out[-1:]) for name in line}
+    return next((unit for name, unit in _LOSSES.items() if name in names), LANGUAGE_LOSS)
 
 
 def _smoothed(points: Sequence[Point]) -> tuple[list[Point], int]:
@@ -211,6 +234,8 @@ def _facts(run: Mapping[str, Any], metrics: Sequence[Line], held_out: Sequence[L
     yield "Parameters", drawing.magnitude(model["parameters"]) if model.get("parameters") else ""
     trained = f"{drawing.magnitude(model['trained_parameters'])} weights" if model.get("trained_parameters") else ""
     yield "Trained", ", ".join(part for part in (model.get("trained", ""), trained) if part)
+    settings = run.get("settings", {})
+    yield "Encoder from", settings["finetune"]["start"] if settings.get("objective") in _LABEL_LOSSES else ""
     yield "Steps", f"{metrics[-1]['step']:,}" if metrics else ""
     yield "Devices", str(run.get("devices", ""))
     yield "Wall time", drawing.duration(sum(run["wall"].values())) if run.get("wall") else ""
@@ -250,9 +275,39 @@ def _held_out(lines: Sequence[Line], *, language: bool) -> dict[str, Any]:
         "Loss",
         "Change",
         *(["Perplexity"] if language else []),
-        *(name.replace("_", " ").capitalize() for name in names),
+        *(_COLUMNS.get(name) or name.replace("_", " ").capitalize() for name in names),
     ]
     return {"columns": columns, "rows": rows}
+
+
+def _sets(data: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the sets that an ECG run divides its patients into: name, records, patients."""
+    return [[name, f"{of['records']:,}", f"{of['patients']:,}"] for name, of in data.get("sets", {}).items()]
+
+
+def _targets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for each target of an ECG run: known records of each set, and their prevalence or mean."""
+    sets = list(data.get("sets", {}))
+
+    def cells(target: Mapping[str, Any], name: str) -> tuple[str, str]:
+        found = target[name]
+        if found["mean"] is None:
+            return f"{found['records']:,}", "–"
+        share = target["kind"] == "binary"
+        return f"{found['records']:,}", drawing.percent(found["mean"]) if share else pages.compact(found["mean"])
+
+    rows = [
+        {"name": name, "kind": target["kind"], "cells": [cell for each in sets for cell in cells(target, each)]}
+        for name, target in data.get("targets", {}).items()
+    ]
+    return {"sets": sets, "rows": rows}
+
+
+def _rest(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables of an ECG run do not show; all of a language model's."""
+    return {
+        name: value for name, value in data.items() if "sets" not in data or name not in ("sets", "targets", "fill")
+    }
 
 
 def _speed(metrics: Sequence[Line]) -> Iterator[tuple[str, str]]:

@@ -126,35 +126,36 @@ def logistic_fits(
                       where logits do not differ
     """
     free = np.array([slope is None, intercept is None])
-    positives = weights @ targets
-    negatives = weights.sum(1) - positives
+    powers = np.stack([logits, np.ones_like(logits), logits**2], axis=1)
+    positives, all_sums = weights @ (targets[:, None] * powers[:, :2]), weights @ powers[:, :2]
+    counts = np.stack([all_sums[:, 1] - positives[:, 1], positives[:, 1]])
+    wanted = positives
+    if smooth:
+        low, high = 1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)
+        wanted = high[:, None] * positives + low[:, None] * (all_sums - positives)
     fitted = np.full((len(weights), 2), np.nan)
-    rows = np.flatnonzero((positives > 0) & (negatives > 0))
+    rows = np.flatnonzero((counts > 0).all(0))
+    begin = np.array([0.0 if slope is None else slope, 0.0 if intercept is None else intercept])
     if len(weights) > 1:  # resamples lie near the fit of all records
         whole = np.ones((1, len(logits)))
-        begin = logistic_fits(logits, targets, whole, smooth=smooth, slope=slope, intercept=intercept)
-    if len(weights) == 1 or np.isnan(begin).any():
-        begin = np.array([[0.0 if slope is None else slope, 0.0 if intercept is None else intercept]])
+        near = logistic_fits(logits, targets, whole, smooth=smooth, slope=slope, intercept=intercept)[0]
+        begin = begin if np.isnan(near).any() else near
     fitted[rows] = begin
-    if smooth:
-        high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
-        wanted = np.where(targets > 0, high[:, None], low[:, None])
-    else:
-        wanted = np.broadcast_to(targets, weights.shape)
     reach = np.abs(logits).max(initial=0.0)
-    for _ in range(_STEPS):
+    for number in range(_STEPS):
         if not len(rows):
             break
-        w, t = (weights, wanted) if len(rows) == len(weights) else (weights[rows], wanted[rows])
+        w = weights if len(rows) == len(weights) else weights[rows]
         old = fitted[rows]
-        step = _newton_step(old, logits, t, w, free)
+        # all begin at one place, so the first step needs no more than products of matrices
+        step = _newton_step(begin[None] if number == 0 else old, powers, wanted[rows], w, free)
         # a step that moves no logit by more than 1 is safe; a longer one is shortened until the loss falls
         for row in np.flatnonzero(np.abs(step[:, 0]) * reach + np.abs(step[:, 1]) > 1):
-            step[row] *= _shortening(old[row], step[row], logits, t[row], w[row])
+            step[row] *= _shortening(old[row], step[row], logits, wanted[rows[row]], w[row])
         fitted[rows] = old + step
         fitted[rows[np.abs(fitted[rows, 0]) > _STEEPEST]] = np.nan
-        # Newton's steps square the error, so after one of 1e-6 what is left is beyond the digits of a number
-        open_still = np.abs(step).max(1) > 1e-6 * (1 + np.abs(old).max(1))
+        # Newton's steps square the error: after one of 3e-5 about 1e-9 is left
+        open_still = np.abs(step).max(1) > 3e-5 * (1 + np.abs(old).max(1))
         rows = rows[open_still & ~np.isnan(fitted[rows, 0])]
     fitted[rows] = np.nan
     return fitted
@@ -168,25 +169,26 @@ def logit(p: ArrayLike) -> Floats:
     return np.log(p) - np.log1p(-np.asarray(p))
 
 
-def _newton_step(fitted: Floats, logits: Floats, wanted: Floats, weights: Floats, free: NDArray[np.bool_]) -> Floats:
-    p = expit(fitted[:, :1] * logits + fitted[:, 1:])
-    error = weights * (wanted - p)
-    gradient = np.stack([error @ logits, error.sum(1)], axis=1) * free
-    curve = np.multiply(p, 1 - p, out=error) * weights
-    h = np.stack([curve @ logits**2, curve @ logits, curve.sum(1)], axis=1)
+def _newton_step(fitted: Floats, powers: Floats, wanted: Floats, weights: Floats, free: NDArray[np.bool_]) -> Floats:
+    """[rows, 2]; fitted [rows, 2] or [1, 2], powers [records, 3] (logit, 1, its square), wanted [rows, 2] sums."""
+    p = expit(fitted[:, :1] * powers[:, 0] + fitted[:, 1:])
+    if len(fitted) == 1:
+        got, h = weights @ (p.T * powers[:, :2]), weights @ ((p * (1 - p)).T * powers)
+    else:
+        mass = weights * p
+        got = mass @ powers[:, :2]
+        h = np.multiply(mass, np.subtract(1, p, out=p), out=mass) @ powers
+    gradient = (wanted - got) * free
+    cross, constant, square = h.T
     with np.errstate(divide="ignore", invalid="ignore"):
         if not free.all():
-            return np.where(free, gradient / h[:, [0, 2]], 0.0)
-        determinant = h[:, 0] * h[:, 2] - h[:, 1] ** 2
-        # logits that do not differ: nothing to fit a slope by
-        determinant = np.where(determinant > 1e-12 * h[:, 0] * h[:, 2], determinant, np.nan)
-        turned = np.stack(
-            [
-                h[:, 2] * gradient[:, 0] - h[:, 1] * gradient[:, 1],
-                h[:, 0] * gradient[:, 1] - h[:, 1] * gradient[:, 0],
-            ],
-            axis=1,
-        )
+            return np.where(free, gradient / np.stack([square, constant], axis=1), 0.0)
+        determinant = square * constant - cross**2
+        # logits that do not differ leave nothing to fit a slope by; classes that are separated leave no curvature
+        solvable = (determinant > 1e-12 * square * constant) & (constant > 1e-9 * weights.sum(1))
+        determinant = np.where(solvable, determinant, np.nan)
+        by_slope, by_shift = gradient.T
+        turned = np.stack([constant * by_slope - cross * by_shift, square * by_shift - cross * by_slope], axis=1)
         return turned / determinant[:, None]
 
 
@@ -194,8 +196,7 @@ def _shortening(fitted: Floats, step: Floats, logits: Floats, wanted: Floats, we
     """The largest of 1, 1/2, 1/4, … with which the step lowers the loss."""
 
     def loss(pair: Floats) -> float:
-        x = pair[0] * logits + pair[1]
-        return float((weights * (np.logaddexp(0, x) - wanted * x)).sum())
+        return float((weights * np.logaddexp(0, pair[0] * logits + pair[1])).sum() - pair @ wanted)
 
     before, factor = loss(fitted), 1.0
     while factor > 1e-9 and not loss(fitted + factor * step) < before:

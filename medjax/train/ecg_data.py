@@ -106,6 +106,8 @@ def write_seen(run: Path, data: EcgData, start: Path | None = None) -> None:
 
     medjax.eval looks there for leaks. It lies outside RUN/model, as a model may be given away and patients' numbers can
     be guessed from their hashes.
+
+    start  the folder that holds the model that was started from, and its seen.json
     """
     if not is_main():
         return

@@ -31,7 +31,7 @@ from medjax.store.encoders import encoder_folder, load_encoder, save_encoder
 from medjax.store.json_file import read_json
 from medjax.store.model_folder import RECORD
 from medjax.store.provenance import versions
-from medjax.train.ecg_data import EcgData, ecg_data, write_seen
+from medjax.train.ecg_data import SEEN, EcgData, ecg_data, write_seen
 from medjax.train.ecg_program import encoder_config, model_input, predictor_model, predictor_program
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.flops import vit_flops
@@ -62,6 +62,8 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
     if start:
         settings = replace(settings, signal=start.preprocessing)
         say(f"start: the encoder and the preprocessing of {settings.finetune.start}")
+        if not (start.folder.parent / SEEN).is_file():
+            say(f"start: no {SEEN} beside the model, so medjax.eval will not know the patients that pre-training saw")
         vit = replace(start.config.vit, drop_path=settings.encoder.drop_path)
     else:
         vit = encoder_config(settings)
@@ -159,24 +161,25 @@ def _target(settings: EcgTrainSettings, name: str, values: np.ndarray) -> Target
     if not len(known):
         raise ValueError(f"{where}: got no training record with a value, expected some; see data.folders and labels.")
     if settings.objective == "regress":
-        if known.std() == 0:
+        if known.min() == known.max():
             raise ValueError(f"{where}: got {known[0]:g} in all {len(known)} training records, expected a spread.")
         unit = "years" if name == "age" else ""
         return Target(name, "regression", mean=float(known.mean()), sd=float(known.std()), unit=unit)
     classes = np.unique(known)
-    if len(classes) > _MOST_CLASSES or not np.array_equal(classes, classes.round()) or classes.min() < 0:
+    if not np.array_equal(classes, classes.round()) or classes.min() < 0 or classes.max() >= _MOST_CLASSES:
         raise ValueError(
             f"{where}: got {len(classes)} values from {classes.min():g} to {classes.max():g}, expected classes "
-            "numbered from 0; use --objective regress for a number."
+            f"numbered from 0, {_MOST_CLASSES} at most; use --objective regress for a number."
+        )
+    if len(classes) < 2:
+        expected = "both 0 and 1" if classes[0] < 2 else "at least two classes"
+        raise ValueError(
+            f"{where}: got {classes[0]:g} in all {len(known)} training records, expected {expected}; nothing can be "
+            "learned from one class."
         )
     if classes.max() > 1:
         names = tuple(str(number) for number in range(int(classes.max()) + 1))
         return Target(name, "ordinal", classes=names)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{where}: got {classes[0]:g} in all {len(known)} training records, expected both 0 and 1; nothing can be "
-            "learned from one class."
-        )
     weights = (1.0, float((known == 0).sum() / (known == 1).sum())) if settings.finetune.balance else ()
     return Target(name, "binary", class_weights=weights)
 
@@ -267,7 +270,7 @@ def _export(
         "versions": versions("optax"),
     }
     save_encoder(place, "ecg_predictor", identity["model"], variables["params"], facts)
-    write_seen(folder, data, Path(settings.finetune.start) if start else None)
+    write_seen(folder, data, start.folder.parent if start else None)
     return f"python -m medjax.eval --model {folder} --data {','.join(settings.data.folders)}"
 
 

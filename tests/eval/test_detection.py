@@ -12,6 +12,7 @@ from tiny_predictors import facts_of, made_record
 
 from medjax.config import load
 from medjax.data.ecg.builder import write_dataset
+from medjax.data.ecg.division import SplitRule
 from medjax.data.ecg.splits import patient_keys
 from medjax.eval.__main__ import main
 from medjax.eval.detection import evaluate_ecg
@@ -30,6 +31,21 @@ def place(tmp_path_factory):
     write_run(root / "two", dataset, seed=1)
     write_run(root / "bare", dataset, rule=None, rules={})
     return root, dataset, model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once():
+    """Evaluations take the same model object for the same folder, which is compiled once for all tests."""
+    load_model, loaded = EcgModel.load, {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def load(path, **options):
+            if str(path) not in loaded:
+                loaded[str(path)] = load_model(path, **options)
+            return loaded[str(path)]
+
+        patch.setattr(EcgModel, "load", staticmethod(load))
+        yield
 
 
 def settings_of(place, out, **options):
@@ -205,6 +221,17 @@ def test_a_copy_of_a_training_record_under_another_name_is_found(place, tmp_path
     write_dataset(tmp_path / "other", [copy, new])
     with pytest.raises(ValueError, match=r"got 1 of 2 records .* \(copy\)"):
         evaluate_ecg(settings_of(place, tmp_path / "run", data=tmp_path / "other", split="all"))
+
+
+def test_folds_belong_to_the_data_of_the_training(place, tmp_path):
+    root, dataset, _ = place
+    rule = SplitRule(seed=1, folds=4, fold=2, strata="lvsd")
+    write_run(tmp_path / "folded", dataset, rule=rule)
+    found = evaluate_ecg(settings_of(place, tmp_path / "run", model=tmp_path / "folded", resamples=20))
+    assert found["protocol"]["data"]["chosen"]["records"] == len(rule.divide(dataset.index)["test"])
+    write_dataset(tmp_path / "other", [dataset[int(i)] for i in RULE.divide(dataset.index)["test"]])
+    with pytest.raises(ValueError, match="which in cross-validation belongs to the data of the training"):
+        evaluate_ecg(settings_of(place, tmp_path / "x", model=tmp_path / "folded", data=tmp_path / "other"))
 
 
 def test_a_validation_run_says_so(place, tmp_path):

@@ -1,7 +1,6 @@
 """Tiny random predictors of ECGs with facts as training stores them, and records made by rule."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 from medjax.data.ecg.leads import LEADS, derive
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.signal import Preprocessing
-from medjax.models.predictor import PredictorConfig, Target, init_variables
+from medjax.models.predictor import PredictorConfig, Target, abstract_variables
 from medjax.models.vit import VitConfig
+from medjax.parallel.sharding import is_box
 from medjax.statistics.agreement import GapCorrection
 from medjax.statistics.detector import fit_detector
 from medjax.store.encoders import save_encoder
@@ -48,10 +48,14 @@ def facts_of(preprocessing: Preprocessing = PREPROCESSING) -> dict[str, Any]:
 
 
 def params_of(config: PredictorConfig, seed: int = 0) -> Any:
-    """Random parameters, fresh ones with all that starts as zero or one disturbed."""
-    fresh = jax.jit(partial(init_variables, config))(jax.random.key(seed))["params"]
+    """Random parameters under which records differ: norms about 1, all else about 0."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), fresh)
+
+    def drawn(path: Any, box: Any) -> np.ndarray:
+        values = 0.2 * rng.normal(size=box.value.shape)
+        return (values + (path[-1].key == "scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(drawn, abstract_variables(config)["params"], is_leaf=is_box)
 
 
 def write_predictor(run: Path, config: PredictorConfig, facts: dict[str, Any], seed: int = 0) -> Path:

@@ -285,6 +285,14 @@ def test_bands_of_an_attribution_stand_where_their_seconds_are():
         assert (box(line)[3] == pytest.approx(y1)) == (path.get("fill") == "#0072b2")
 
 
+def test_a_map_without_a_sign_has_no_lines_that_tell_it():
+    weights = np.zeros((12, 20))
+    weights[1, 3] = 0.9
+    root = tree(ecg_sheet(signal(), RATE, HEADER, attribution=Attribution(weights, 0.5)))
+    assert len(lines(root, "weight")) == 2 + 4  # the column, the rhythm strip and the legend
+    assert lines(root, "sign") == []
+
+
 def test_an_underlaid_trace_is_the_trace_itself():
     weights = np.zeros((12, 5000))
     weights[0, 500:600] = 1.0

@@ -208,3 +208,15 @@ def test_the_last_evaluation_may_be_the_best():
     assert [row[0] for row in page.rows if row[0] in ("before", "best", "after", "after, and best")] == [
         *("before", "after, and best")
     ]
+
+
+def test_an_encoder_has_its_own_loss_and_no_perplexity():
+    run = {**RUN, "loss_unit": "squared error of masked patches", "held_out": HELD_OUT[:2]}
+    run["metrics"] = [{"step": line["step"], "loss": line["loss"], "records_per_s": 11.5} for line in RUN["metrics"]]
+    page = Words(training_report(run))
+    assert ["Step", "Loss", "Change", "Accuracy", "Counted tokens"] in page.rows
+    assert ["after, and best", "1,000", "1.2000", "−1.8000", "0.5", "3,000"] in page.rows
+    assert ["Records a second (median)", "11.5"] in page.rows
+    text = " ".join(page.words)
+    assert "loss, squared error of masked patches" in text
+    assert "Loss: squared error of masked patches." in text

@@ -33,12 +33,18 @@ OPTIONS = {
 
 
 def made_record(number: int, *, seconds: float = 2.0, patient: str | None = None) -> EcgRecord:
-    """Spikes of 1 mV, or of 2 mV where the label is 1; record number's parity is the label."""
+    """Spikes of 1 mV, or of 2 mV where the label is 1; record number's parity is the label.
+
+    Each lead has waves of its own after the spikes, or ingest would take the records for copies of each other.
+    """
     rng = np.random.default_rng(number)
     n = int(seconds * RATE)
-    beats = np.exp(-0.5 * (((np.arange(n) / RATE + rng.uniform(0, 0.8)) % 0.8 - 0.4) / 0.02) ** 2)
+    phase = (np.arange(n) / RATE + rng.uniform(0, 0.8)) % 0.8
     high = number % 2
-    signal = (1 + high) * beats * rng.uniform(0.5, 1.0, (12, 1)) + rng.normal(0, 0.02, (12, n))
+    signal = (1 + high) * np.exp(-0.5 * ((phase - 0.2) / 0.02) ** 2) * rng.uniform(0.5, 1.0, (12, 1))
+    for middle in (0.4, 0.6):
+        signal += np.exp(-0.5 * ((phase - middle) / 0.04) ** 2) * rng.uniform(-0.5, 0.5, (12, 1))
+    signal += rng.normal(0, 0.02, (12, n))
     signal[2:6] = np.nan
     signal = derive(signal.astype(np.float32))
     status = tuple("derived" if lead in LEADS[2:6] else "measured" for lead in LEADS)

@@ -113,9 +113,12 @@ def write_dataset(folder: str | Path, records: Iterable[EcgRecord], *, correlati
     folder = Path(folder)
 
     def examples() -> Iterator[tuple[str, Row]]:
+        number = -1
         for number, record in enumerate(records):
             example = to_row(record, number=number)
             yield key_of(example), example
+        if number < 0:
+            raise ValueError(f"{folder}: got no record, expected at least one to write; give some.")
 
     write_examples(folder, examples)
     facts = sorted(read_facts(folder), key=lambda fact: (fact.source, fact.number))

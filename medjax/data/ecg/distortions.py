@@ -1,4 +1,4 @@
-"""The maths of augmentation: each distortion of one window, as a pure function of a key.
+"""The maths of augmentation: each distortion of one window, as a pure function of numbers drawn from 0 to 1.
 
 A window is signal [c, n] float32 in mV and valid [c, n] bool. What reaches all leads from the body's surface is drawn
 for the nine electrodes and projected onto the leads (data.ecg.electrodes).
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from medjax.data.ecg.augment import Augmentation
 
 Window = tuple[jax.Array, jax.Array]
-Distortion = Callable[[jax.Array, jax.Array, jax.Array], Window]
+# (signal, valid, numbers drawn from 0 to 1, key for noise) -> signal, valid
+Distortion = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Window]
 
 _STREAM = 3  # of a row's seed; nn.masking and nn.encoder draw from others
 _WAVES = 3  # sines of a wandering baseline
@@ -33,28 +34,36 @@ def distort(
     signal: jax.Array, valid: jax.Array, seeds: jax.Array, config: "Augmentation", preprocessing: Preprocessing
 ) -> Window:
     """`augment.augment`, where at least one distortion has a probability above 0."""
-    rate = preprocessing.sampling_rate_hz
+    rate, c = preprocessing.sampling_rate_hz, signal.shape[1]
     leads = jnp.asarray(ELECTRODES[[LEAD_INDEX[lead] for lead in preprocessing.leads]], jnp.float32)
-    in_order: tuple[tuple[float, Distortion], ...] = (
-        (config.time_warp, partial(time_warp, share=config.time_warp_share)),
-        (config.shift, partial(shift, samples=max(1, round(config.shift_s * rate)))),
-        (config.crop, partial(crop, kept=config.crop_kept)),
-        (config.amplitude, partial(amplitude, share=config.amplitude_share)),
-        (config.wander, partial(wander, leads=leads, rate=rate, mv=config.wander_mv, hz=config.wander_hz)),
-        (config.mains, partial(mains, leads=leads, rate=rate, mv=config.mains_mv)),
-        (config.electrode_noise, partial(electrode_noise, leads=leads, mv=config.electrode_noise_mv)),
-        (config.lead_drop, partial(lead_drop, most=config.lead_drop_most)),
+    electrodes = leads.shape[1]
+    # probability, how many numbers it draws, distortion
+    in_order: tuple[tuple[float, int, Distortion], ...] = (
+        (config.time_warp, 3, partial(time_warp, share=config.time_warp_share)),
+        (config.shift, 1, partial(shift, samples=max(1, round(config.shift_s * rate)))),
+        (config.crop, 2, partial(crop, kept=config.crop_kept)),
+        (config.amplitude, c, partial(amplitude, share=config.amplitude_share)),
+        (
+            config.wander,
+            electrodes * (3 * _WAVES + 1),
+            partial(wander, leads=leads, rate=rate, mv=config.wander_mv, hz=config.wander_hz),
+        ),
+        (config.mains, 2 + 2 * electrodes, partial(mains, leads=leads, rate=rate, mv=config.mains_mv)),
+        (config.electrode_noise, electrodes, partial(electrode_noise, leads=leads, mv=config.electrode_noise_mv)),
+        (config.lead_drop, 1 + c, partial(lead_drop, most=config.lead_drop_most)),
     )
+    counts = [count for _, count, _ in in_order]
 
     def one(x: jax.Array, v: jax.Array, seed: jax.Array) -> Window:
-        # few draws of many numbers: each draw takes a fifth of a second to compile
-        chance, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STREAM), 1 + len(in_order))
-        chances = jax.random.uniform(chance, (len(in_order),))
-        for (probability, distortion), drawn, key in zip(in_order, chances, keys, strict=True):
+        noise, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STREAM))
+        # all at once: each draw takes a good part of a second to compile
+        u = jax.random.uniform(key, (len(counts) + sum(counts),))
+        chances, drawn = u[: len(counts)], jnp.split(u[len(counts) :], np.cumsum(counts)[:-1])
+        for number, (probability, _, distortion) in enumerate(in_order):
             if not probability:
                 continue
-            befallen = drawn < probability
-            changed, left = distortion(x, v, key)
+            befallen = chances[number] < probability
+            changed, left = distortion(x, v, drawn[number], noise)
             v = jnp.where(befallen, left, v)
             x = jnp.where(befallen, jnp.where(left, changed, 0.0), x)
         return x, v
@@ -63,13 +72,12 @@ def distort(
         return jax.vmap(one)(signal, valid, seeds)
 
 
-def time_warp(x: jax.Array, v: jax.Array, key: jax.Array, *, share: float) -> Window:
+def time_warp(x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, share: float) -> Window:
     """Time runs at 1 + s cos(2 pi m t / T + phase) of its speed: s up to share, m from 1 to 3. Ends stay in place.
 
     Between samples by Catmull-Rom cubics; a sample is valid where those on both sides are.
     """
     n = x.shape[-1]
-    u = jax.random.uniform(key, (3,))
     s, m, start = share * u[0], 1 + jnp.floor(_MOST_TURNS * u[1]), 2 * np.pi * u[2]
     place = jnp.arange(n, dtype=jnp.int32)
     angle = 2 * np.pi * m / (n - 1)
@@ -81,37 +89,36 @@ def time_warp(x: jax.Array, v: jax.Array, key: jax.Array, *, share: float) -> Wi
     return warped, v[:, before] & v[:, before + 1]
 
 
-def shift(x: jax.Array, v: jax.Array, key: jax.Array, *, samples: int) -> Window:
+def shift(x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, samples: int) -> Window:
     """Move the window by up to so many samples either way; what is laid bare is not valid."""
-    by = jnp.floor((2 * samples + 1) * jax.random.uniform(key)).astype(jnp.int32) - samples
+    by = jnp.floor((2 * samples + 1) * u[0]).astype(jnp.int32) - samples
     source = jnp.arange(x.shape[-1]) - by
     inside = (source >= 0) & (source < x.shape[-1])
     return jnp.roll(x, by, -1), jnp.roll(v, by, -1) & inside
 
 
-def crop(x: jax.Array, v: jax.Array, key: jax.Array, *, kept: float) -> Window:
+def crop(x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, kept: float) -> Window:
     """Leave one stretch of the window valid, of `kept` to all of its length."""
     n = x.shape[-1]
-    u = jax.random.uniform(key, (2,))
     stretch = jnp.ceil(n * (kept + (1 - kept) * u[0])).astype(jnp.int32)
     first = jnp.floor((n - stretch + 1) * u[1]).astype(jnp.int32)
     place = jnp.arange(n)
     return x, v & (place >= first) & (place < first + stretch)
 
 
-def amplitude(x: jax.Array, v: jax.Array, key: jax.Array, *, share: float) -> Window:
+def amplitude(x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, share: float) -> Window:
     """Multiply each lead by a gain from 1 - share to 1 + share."""
-    return x * jax.random.uniform(key, (x.shape[0], 1), minval=1 - share, maxval=1 + share), v
+    return x * (1 + share * (2 * u[:, None] - 1)), v
 
 
 def wander(
-    x: jax.Array, v: jax.Array, key: jax.Array, *, leads: jax.Array, rate: float, mv: float, hz: float
+    x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, leads: jax.Array, rate: float, mv: float, hz: float
 ) -> Window:
     """Add slow sines below hz at each electrode, of mv together at most.
 
     leads  [c, 9] weights of the electrodes in each lead; here and below
     """
-    u = jax.random.uniform(key, (leads.shape[1], 3 * _WAVES + 1, 1))
+    u = u.reshape(leads.shape[1], 3 * _WAVES + 1, 1)
     slowest = min(_SLOWEST_HZ, hz)
     hertz = slowest + (hz - slowest) * u[:, :_WAVES]
     start = 2 * np.pi * u[:, _WAVES : 2 * _WAVES]
@@ -121,26 +128,25 @@ def wander(
     return x + _project(leads, mv * u[:, -1] * waves.sum(1)), v
 
 
-def mains(x: jax.Array, v: jax.Array, key: jax.Array, *, leads: jax.Array, rate: float, mv: float) -> Window:
+def mains(
+    x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, leads: jax.Array, rate: float, mv: float
+) -> Window:
     """Add hum of one frequency, 50 or 60 Hz or nearly so, of up to mv and of any phase at each electrode."""
     electrodes = leads.shape[1]
-    u = jax.random.uniform(key, (2 + 2 * electrodes,))
     hertz = jnp.where(u[0] < 0.5, 50.0, 60.0) + _GRID_HZ * (2 * u[1] - 1)
     start, size = 2 * np.pi * u[2 : 2 + electrodes, None], mv * u[2 + electrodes :, None]
     t = jnp.arange(x.shape[-1]) / rate
     return x + _project(leads, size * jnp.sin(2 * np.pi * hertz * t + start)), v
 
 
-def electrode_noise(x: jax.Array, v: jax.Array, key: jax.Array, *, leads: jax.Array, mv: float) -> Window:
+def electrode_noise(x: jax.Array, v: jax.Array, u: jax.Array, key: jax.Array, *, leads: jax.Array, mv: float) -> Window:
     """Add white noise at each electrode, of a standard deviation up to mv."""
-    strength, noise = jax.random.split(key)
-    size = jax.random.uniform(strength, (leads.shape[1], 1), maxval=mv)
-    return x + _project(leads, size * jax.random.normal(noise, (leads.shape[1], x.shape[-1]))), v
+    noise = jax.random.normal(key, (leads.shape[1], x.shape[-1]))
+    return x + _project(leads, mv * u[:, None] * noise), v
 
 
-def lead_drop(x: jax.Array, v: jax.Array, key: jax.Array, *, most: int) -> Window:
+def lead_drop(x: jax.Array, v: jax.Array, u: jax.Array, _: jax.Array, *, most: int) -> Window:
     """Take 1 to `most` of the leads that have valid samples away, but not the last one."""
-    u = jax.random.uniform(key, (1 + len(v),))
     there = v.any(-1)
     dropped = jnp.minimum(1 + jnp.floor(most * u[0]).astype(jnp.int32), there.sum() - 1)
     rank = jnp.argsort(jnp.argsort(jnp.where(there, u[1:], 2.0)))

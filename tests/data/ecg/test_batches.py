@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from medjax.data.ecg.batches import EcgBatch, EcgBatches, EcgHeldOut
+from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.signal import Preprocessing, prepare, prepared_samples, windows
+from medjax.data.ecg.simulation import LOW_EF, Simulation, records
 
 P = Preprocessing(sampling_rate_hz=100.0, samples=50, leads=("I", "II", "V1"))
 LENGTHS = [(100.0, 50), (100.0, 90), (257.0, 700), (500.0, 100), (250.0, 1000), (100.0, 50), (333.3, 1), (100.0, 151)]
@@ -173,6 +175,22 @@ def test_windows_of_a_record_are_read_once(made):
     made.reads = 0
     held_out.batch_at(0)
     assert made.reads == 1
+
+
+def test_from_disk_to_batch(tmp_path):
+    """Simulated patients through ArrayRecord: the rows are those of the records in memory."""
+    made = {record.id: record for record in records(6, 2, Simulation(seconds=3.0))}
+    dataset = write_dataset(tmp_path / "data", made.values())
+    p = Preprocessing(samples=700, leads=("II", "V5"))
+    low = dataset.labels[LOW_EF][:, None]
+    batches = EcgBatches(dataset, range(6), p, rows=4, seed=0, targets=low)
+    for step, batch in enumerate(batches.iterate(0, 3)):
+        for row, name in enumerate(batches.record_ids(step)):
+            signal, _ = prepare(made[name], p)
+            differences = [np.abs(signal[:, s : s + 700] - batch.signal[row]).max() for s in range(51)]
+            assert min(differences) < 1e-6
+            assert batch.targets[row, 0] == made[name].labels[LOW_EF]
+        assert batch.weights.all()
 
 
 def test_lengths_are_known_before_reading(made):

@@ -72,7 +72,8 @@ def test_a_row_is_the_record():
     signal = made_signal(2)
     signal[11] = np.nan
     record = made_record(
-        2, signal=signal, rate=257.142857, status=status, mains_hz=50, labels={"AF": 1.0, "EF": 31.5}, codes=("1", "心房細動"),
+        2, signal=signal, rate=257.142857, status=status, mains_hz=50, labels={"AF": 1.0},
+        codes=("1", "心房細動"),
         notes=("lead V6: flat",), **facts,
     )  # fmt: skip
     row = to_row(record, number=3, source="ward/r.hea")
@@ -94,8 +95,8 @@ def test_digest_is_of_the_steps_alone():
     doubled = replace(record, signal=(2 * record.signal).astype(np.float32))
     moved = replace(record, signal=np.roll(record.signal, 1, axis=1))
     rows = [to_row(r)["waveform"] for r in (record, same, doubled, moved)]
-    assert rows[0] == rows[1]
-    assert len(set(rows)) == 3
+    assert rows[0] == rows[1] == rows[2]  # steps are found again whatever the gain
+    assert rows[3] != rows[0]
 
 
 def test_a_damaged_row_is_refused():

@@ -1,0 +1,177 @@
+"""A whole ingest: what is stored, refused, counted and told; folders whole or absent, found again, moved aside."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_exports import export, write_wfdb
+
+from medjax.data.ecg.dataset import EcgDataset
+from medjax.ingest.run import ingest
+from medjax.ingest.settings import IngestSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = "id,low_ef\nE2,yes\nW2,0\nghost,1\nE1,1\nW3,perhaps\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An export with labels, ingested: settings, data set, report, lines told."""
+    root = tmp_path_factory.mktemp("made")
+    export(root / "export")
+    (root / "labels.csv").write_text(LABELS)
+    settings = IngestSettings(
+        str(root / "export"), str(root / "out"), labels=str(root / "labels.csv"), processes=2, examples=1
+    )
+    told = []
+    dataset = ingest(settings, say=told.append)
+    return settings, dataset, json.loads((root / "out" / "report.json").read_text()), told
+
+
+def test_records(made):
+    _, dataset, _, _ = made
+    assert dataset.index["id"].tolist() == ["east/E1", "E2", "E3", "west/E1", "W2", "W3"]
+    np.testing.assert_array_equal(dataset.index["age_years"], [63, 51, 51, np.nan, 51, 51])
+    np.testing.assert_array_equal(dataset.labels["low_ef"], [np.nan, 1, np.nan, np.nan, 0, np.nan])
+    assert dataset[4].duration_s == 20
+    recording = dataset.index["recording"]
+    assert recording[0] == recording[2]
+    assert recording[1] == recording[5] != dataset.index["waveform"][5]
+
+
+def test_report(made):
+    settings, dataset, report, _ = made
+    assert report["files"] == {"found": 9, "refused": 3, "with_refused_records": 3}
+    assert report["records"]["stored"] == 6
+    assert report["refused"]["count"] == 3
+    lines = (Path(settings.out) / "refused.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == ["bad/B1.hea", "bad/B2.hea", "bad/B3.xml"]
+    assert report["formats"] == {"WFDB": {"files": 6, "records": 6}}
+    assert report["rates_hz"] == {"500": 6}
+    assert report["seconds"] == {"9.2": 1, "10": 4, "20": 1}
+    assert report["leads"]["V3"] == {"measured": 6, "derived": 0, "missing": 0, "flat": 0}
+    assert report["ages"] == {
+        **{"known": 5, "unknown": 1, "quartiles": [51.0, 51.0, 51.0]},
+        "decades": {"50": {"female": 4}, "60": {"male": 1}},
+    }
+    assert report["patients"] == {"named": 0, "records_without": 6, "several": 0, "list": []}
+    (exact,), (near,) = report["duplicates"]["exact"], report["duplicates"]["near"]
+    assert (exact["first"], exact["second"]) == ("east/E1", "E3")
+    assert (near["first"], near["second"], near["lag_s"]) == ("E2", "W3", 0.8)
+    assert report["duplicates"]["recordings"] == 4
+    assert report["renamed"] == {"count": 2, "list": {"east/E1": "E1", "west/E1": "E1"}}
+    assert report["labels"] == {
+        **{"file": "labels.csv", "labelled": 3, "lines": 5, "unknown": 1, "unknown_list": ["ghost"]},
+        **{"ambiguous": 1, "ambiguous_list": ["E1"]},
+        "columns": {"low_ef": {"known": 2, "binary": True, "mean": 0.5, "positive": 1}},
+        "not_numbers": {"low_ef": {"count": 1, "first": "line 6: 'perhaps'"}},
+    }
+    assert report["codes"] == {"426783006": 6}
+    assert report["digest"] == dataset.digest
+
+
+def test_what_the_user_is_told(made):
+    settings, _, _, told = made
+    assert told[0] == f"9 files in {settings.source}; writing to {settings.out}"
+    assert told[1] == "6 records of 0 named patients; 3 files or records refused"
+    assert "copies of recordings: 1 exact, 1 altered" in told
+    assert "labels for 1 unknown records were left out" in told
+    assert told[-1].startswith(f"next: open {settings.out}/report.html; then python -m medjax.train ")
+    page = (Path(settings.out) / "report.html").read_text()
+    assert all(text in page for text in ("bad/B1.hea", "ghost", "perhaps", "east/E1", "mm/mV"))
+    assert sorted(p.name for p in Path(settings.out).iterdir()) == [
+        *("ecg_records", "index.parquet", "refused.jsonl", "report.html", "report.json"),
+    ]
+
+
+def test_a_second_time_reads_nothing(made, monkeypatch):
+    settings, dataset, _, _ = made
+    monkeypatch.setattr("medjax.ingest.run.read_here", lambda *_, **__: pytest.fail("the files were read again"))
+    told = []
+    assert ingest(settings, say=told.append).digest == dataset.digest
+    assert told[0] == f"{settings.out} holds these files already; nothing to do"
+
+
+def small(tmp_path, **more):
+    write_wfdb(tmp_path / "export", "E1", 1)
+    write_wfdb(tmp_path / "export", "E2", 2)
+    return IngestSettings(str(tmp_path / "export"), str(tmp_path / "out"), processes=1, examples=0, **more)
+
+
+def test_another_ingest_is_moved_aside(tmp_path):
+    settings = small(tmp_path)
+    first = ingest(settings)
+    write_wfdb(tmp_path / "export", "E3", 3)
+    told = []
+    second = ingest(settings, say=told.append)
+    assert (len(first), len(second), len(EcgDataset(tmp_path / "out.old1"))) == (2, 3, 2)
+    assert "holds another ingest (files: " in told[0]
+    assert f"moved the former {tmp_path}/out to {tmp_path}/out.old1" in told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "out", "out.old1"]
+
+
+def test_dropped_copies(tmp_path):
+    settings = small(tmp_path, duplicates="drop")
+    write_wfdb(tmp_path / "export", "E3", 1)
+    assert ingest(settings).index["id"].tolist() == ["E1", "E2"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["records"] == {"stored": 2, "dropped_copies": ["E3"]}
+
+
+def test_what_is_there_is_left_alone(tmp_path):
+    settings = small(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out: got a folder that holds mine\.txt, expected a data set or none"):
+        ingest(settings)
+    with pytest.raises(ValueError, match=r"mine\.txt: got a file, expected a folder or nothing"):
+        ingest(replace(settings, out=str(tmp_path / "out" / "mine.txt" / "deeper")))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_nothing_readable_leaves_nothing_behind(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "a.xml").write_text("<html/>")
+    settings = IngestSettings(str(tmp_path / "export"), str(tmp_path / "out"), processes=1)
+    with pytest.raises(
+        ValueError, match=r"got no record out of 1 files, expected at least one; the first, a\.xml: got XML"
+    ):
+        ingest(settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_killed_ingest_starts_cleanly(tmp_path):
+    """Killed between the records and the index: no OUT; the next start removes what was left and makes it whole."""
+    settings = small(tmp_path)
+    script = f"""
+        import time
+        from pathlib import Path
+        from medjax.ingest import run
+        from medjax.ingest.settings import IngestSettings
+        def wait(*_, **__):
+            Path({str(tmp_path)!r}, "half").touch()
+            time.sleep(60)
+        run.decide = wait
+        if __name__ == "__main__":
+            run.ingest(IngestSettings({settings.source!r}, {settings.out!r}, processes=1, examples=0))
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py"], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "half").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (left,) = [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+    assert left.name.startswith(f"out.partial-{os.uname().nodename}-{process.pid}-")
+    assert (left / "ecg_records").is_dir()
+    assert len(ingest(settings)) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
