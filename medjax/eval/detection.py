@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medjax.config import to_toml
-from medjax.data.ecg.division import target_values
 from medjax.eval import ecg_scores
 from medjax.eval.ecg_columns import Columns
-from medjax.eval.ecg_part import Part, check_labels, choose_part, model_record
+from medjax.eval.ecg_part import Part, choose_part, known_labels, model_record
 from medjax.eval.ecg_scores import Judged
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.report.detector import detector_report
@@ -51,7 +51,7 @@ def evaluate_ecg(
     from medjax.infer.ecg import EcgModel
 
     model = EcgModel.load(folder.absolute(), mesh=settings.engine.mesh)
-    check_labels(part, [target.name for target in model.config.targets])
+    labels = known_labels(part, [target.name for target in model.config.targets])
     say(f"{settings.data.split}: {len(part.places):,} records of {len(set(part.patients)):,} patients")
     with RunFolder.open(place, _identity(settings, model, part)) as run:
         if run.note:
@@ -71,9 +71,9 @@ def evaluate_ecg(
             "devices": _devices(model),
             "records_per_s": round(done / seconds, 2) if done and seconds else None,
         }
-        results = _results(settings, record, folder, part, model, predictions, record_of_run)
+        results = _results(settings, record, folder, part, labels, model, predictions, record_of_run)
         results["protocol"]["wall_seconds"] = round(time.time() - start, 2)
-        run.write_text("samples.jsonl", "".join(_sample_lines(part, model, predictions)))
+        run.write_text("samples.jsonl", "".join(_sample_lines(part, labels, predictions)))
         run.write_text("report.html", detector_report(results))
         run.write_json("results.json", results)
     return results
@@ -123,6 +123,7 @@ def _results(
     record: Mapping[str, Any],
     folder: Path,
     part: Part,
+    labels: Mapping[str, NDArray[np.float64]],
     model: Any,
     predictions: list[dict[str, Any]],
     record_of_run: dict[str, Any],
@@ -140,16 +141,18 @@ def _results(
         settings.resamples,
         settings.seed,
     )
-    entries, labels, logits = [], {}, {}
+    labels = {name: column[answered] for name, column in labels.items()}
+    entries, logits = [], {}
     notes = list(part.notes)
-    for target in model.config.targets:
-        true = target_values(part.dataset.index, target.name)[places]
-        outputs = [prediction["outputs"][target.name] for prediction in kept]
+    for target in [target for target in model.config.targets if target.name in labels]:
+        true = labels[target.name]
         if np.isnan(true).all():
-            raise ValueError(f"target {target.name}: got no label among the records that the model can judge.")
+            notes.append(f"{target.name} is not evaluated: the model can judge no record with a label.")
+            continue
+        outputs = [prediction["outputs"][target.name] for prediction in kept]
         if target.kind == "binary":
             rule = model.reading.detectors.get(target.name) or ecg_scores.untrained_rule()
-            labels[target.name], logits[target.name] = true, np.array([o["raw"][0] for o in outputs])
+            logits[target.name] = np.array([o["raw"][0] for o in outputs])
             entries.append(ecg_scores.binary(target, true, logits[target.name], rule, judged))
             notes += [
                 f"{target.name}: {what}: {reason}."
@@ -163,6 +166,8 @@ def _results(
                 entries.append(ecg_scores.regression(target, true, values, correction, judged))
             else:
                 entries.append(ecg_scores.ordered(target, true, values, judged))
+    if not entries:
+        raise ValueError(f"data: {' '.join(notes)} Expected a target that can be evaluated; give data with labels.")
     left_out = {**part.left_out, **reasons}
     protocol = {
         **record_of_run,
@@ -196,18 +201,19 @@ def _results(
     return found
 
 
-def _sample_lines(part: Part, model: Any, predictions: list[dict[str, Any]]) -> list[str]:
+def _sample_lines(
+    part: Part, labels: Mapping[str, NDArray[np.float64]], predictions: list[dict[str, Any]]
+) -> list[str]:
     """Lines of samples.jsonl: one object a record, in the order of the data set."""
     index = part.dataset.index
-    columns = {t.name: target_values(index, t.name)[part.places] for t in model.config.targets}
     lines = []
     for row, (place, prediction) in enumerate(zip(part.places, predictions, strict=True)):
-        labels = {name: None if np.isnan(column[row]) else float(column[row]) for name, column in columns.items()}
+        known = {name: None if np.isnan(column[row]) else float(column[row]) for name, column in labels.items()}
         sample = {
             "id": str(index["id"][place]),
             "patient": str(part.patients[row]),
             "waveform": str(index["waveform"][place]),
-            "labels": labels,
+            "labels": known,
             **{key: value for key, value in prediction.items() if key != "id"},
         }
         lines.append(json.dumps(ecg_scores.plain(sample), ensure_ascii=False, allow_nan=False) + "\n")

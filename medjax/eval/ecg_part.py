@@ -172,15 +172,25 @@ def _seen(names: NDArray[np.str_], hashes: list[str]) -> NDArray[np.bool_]:
     return np.array([hashlib.sha256(str(n).encode()).hexdigest()[:_SEEN_DIGITS] in known for n in names], bool)
 
 
-def check_labels(part: Part, targets: list[str]) -> None:
-    """Raises ValueError where no evaluated record has a label of a target."""
+def known_labels(part: Part, targets: list[str]) -> dict[str, NDArray[np.float64]]:
+    """Target -> its labels [records], NaN where not known, of the targets that some evaluated record has a label of.
+
+    Adds a note for each of the others. Raises ValueError where no target has any label.
+    """
+    found = {}
     for name in targets:
         try:
             values = target_values(part.dataset.index, name)[part.places]
-        except ValueError as error:
-            raise ValueError(f"target {name}: {str(error).partition(': ')[2]}") from None
+        except ValueError:  # no such column
+            values = np.full(len(part.places), np.nan)
         if np.isnan(values).all():
-            raise ValueError(
-                f"target {name}: got no label among the {len(values):,} records to evaluate, expected some; ingest the "
-                "data with --labels that name it."
-            )
+            part.notes.append(f"{name} is not evaluated: no record here has a label of that name.")
+        else:
+            found[name] = values
+    if not found:
+        raise ValueError(
+            f"data: got no label of {', '.join(targets)} among the {len(part.places):,} records to evaluate, expected "
+            "some; ingest the data with --labels that name one. Its labels: "
+            f"{', '.join(part.dataset.labels) or 'none'}."
+        )
+    return found

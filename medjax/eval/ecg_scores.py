@@ -36,6 +36,7 @@ from medjax.statistics.thresholds import Threshold
 GAP_SOURCE = "de Lange and Cole 2020; Beheshti et al. 2019"
 _POINTS = 2_000  # of a scatter plot
 _CURVE = 500
+_FOLLOWS = 0.25  # a flatter line than this leaves, once taken out, little but the true value itself
 _FIXED = (0.9, 0.95)
 _COVERAGES = np.arange(1, 21) / 20
 _RATES = np.linspace(0, 1, 101)
@@ -163,7 +164,9 @@ def regression(
         "by_decade": agreement.by_decade(x, y, bootstrap),
         "gap": {
             "raw": agreement.gap(x, y, bootstrap),
-            "corrected": None if corrected is None else agreement.gap(x, corrected, bootstrap),
+            "corrected": None
+            if correction is None or corrected is None
+            else _corrected_gap(x, corrected, correction, bootstrap),
             "correction": correction.to_json() if correction is not None and usable else None,
             "source": GAP_SOURCE,
         },
@@ -353,6 +356,18 @@ def _curves(
             "negative": np.histogram(p[~y], _EDGES)[0],
         },
     }
+
+
+def _corrected_gap(
+    x: Floats, corrected: Floats, correction: GapCorrection, bootstrap: PatientBootstrap
+) -> dict[str, Estimate]:
+    found = agreement.gap(x, corrected, bootstrap)
+    if abs(correction.slope) >= _FOLLOWS:
+        return found
+    reason = (
+        f"the slope is {correction.slope:.2g}: predictions hardly follow the true value, so this spread means little"
+    )
+    return {**found, "sd": replace(found["sd"], reason=reason)}
 
 
 def _binary_baseline(

@@ -18,7 +18,8 @@ _EPILOG = """examples:
   python -m medjax.ingest ecg --source export/ --out data/hospital
   python -m medjax.ingest ecg --source files.csv --labels labels.csv --out data/hospital
   python -m medjax.ingest ecg --source export/ --labels echo.csv --label_columns low_ef,ef --out data/lvsd
-  python -m medjax.ingest ecg --source gs://… --out … --beam.runner DataflowRunner --beam.options=--project=…
+  python -m medjax.ingest ecg --source /nfs/export --out /nfs/set --beam.runner FlinkRunner \
+      --beam.options=flink_master=HOST:8081,parallelism=64    (every worker sees both folders)
 
 Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong, 75 stopped by Ctrl-C or SIGTERM."""
 

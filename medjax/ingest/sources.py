@@ -27,7 +27,7 @@ _SPELLINGS = {"file": "path", "age_years": "age", "sampling_rate": "sampling_rat
 class Source:
     """One file to read.
 
-    name       how the data set calls it: relative to the folder or list, with "/"
+    name       how the data set calls it: relative to the folder, with "/"
     overrides  column of the list -> text; only filled cells
     """
 
@@ -101,7 +101,17 @@ def find_sources(source: str | Path) -> Sources:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder or file, expected ECG files; correct --source.")
     listed = _listed(path) if path.suffix.lower() in (".csv", ".tsv") else None
-    return Sources(path.parent, (Source(path, path.name),) if listed is None else listed)
+    return Sources(path.parent, (Source(path, path.name),)) if listed is None else _named(path.parent, listed)
+
+
+def _named(folder: Path, listed: tuple[Source, ...]) -> Sources:
+    """Listed files by their names below the list's folder, or, where some lie outside, below what holds them all."""
+    paths = [Path(os.path.abspath(source.path)) for source in listed]
+    root = Path(os.path.abspath(folder))
+    if not all(path.is_relative_to(root) for path in paths):
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = (path.relative_to(root).as_posix() for path in paths)
+    return Sources(root, tuple(replace(source, name=name) for source, name in zip(listed, names, strict=True)))
 
 
 def _listed(path: Path) -> tuple[Source, ...] | None:
@@ -122,12 +132,12 @@ def _listed(path: Path) -> tuple[Source, ...] | None:
                 cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
                 if cells:
                     source = _source(path, rows.line_num, cells)
-                    if source.name in files:
+                    if (place := os.path.abspath(source.path)) in files:
                         raise ValueError(
                             f"{path}, line {rows.line_num}: got {source.name} a second time, expected each file once; "
                             "remove a line."
                         )
-                    files[source.name] = source
+                    files[place] = source
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not CSV in UTF-8 ({error}); save it as CSV UTF-8.") from None
     if not files:
@@ -141,7 +151,7 @@ def _source(path: Path, line: int, cells: dict[str, str]) -> Source:
         raise ValueError(f"{where}, path: got nothing, expected a file; fill it in.")
     file = Path(cells.pop("path")).expanduser()
     try:
-        source = Source(path.parent / file, Path(os.path.normpath(file)).as_posix(), cells)
+        source = Source(path.parent / file, file.as_posix(), cells)
         source.stated()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

@@ -58,7 +58,7 @@ def summarise(decided: Decided, refused: Sequence[Refusal], *, files: int, label
         "renamed": {"count": len(decided.renamed), "list": dict(list(decided.renamed.items())[:LISTED])},
         "labels": _labels(decided, labels),
         "codes": _common(code for fact in facts for code in fact.codes),
-        "notes": _common(_NUMBER.sub("…", note) for fact in facts for note in fact.notes),
+        "notes": _common(_without(note, fact.source, fact.id) for fact in facts for note in fact.notes),
     }
 
 
@@ -74,8 +74,12 @@ def _counted(values: Any) -> dict[str, int]:
 def _without_names(refusal: Refusal) -> str:
     """A reason with the file's own name and numbers taken out, so that equal reasons are counted together."""
     text = f"{refusal.field}: {refusal.reason}" if refusal.field else refusal.reason
-    for name in sorted({refusal.file, refusal.file.rpartition("/")[2], refusal.record}, key=len, reverse=True):
-        text = text.replace(name, "…") if name else text
+    return _without(text, refusal.file, refusal.record)
+
+
+def _without(text: str, file: str, record: str) -> str:
+    for name in sorted({file, file.rpartition("/")[2], record}, key=len, reverse=True):
+        text = text if not name or name.isdigit() else text.replace(name, "…")  # numbers go below
     return _NUMBER.sub("…", text)
 
 

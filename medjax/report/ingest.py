@@ -112,7 +112,7 @@ def _tables(report: Report) -> Iterator[dict[str, Any]]:
 def _most(counts: Mapping[str, int], shown: int = 8) -> list[tuple[str, int]]:
     rows = sorted(counts.items(), key=lambda pair: -pair[1])
     rest = sum(count for _, count in rows[shown:])
-    return rows[:shown] + ([(f"{len(rows) - shown} others", rest)] if rest else [])
+    return rows[:shown] + ([(_plural(len(rows) - shown, "other", "others"), rest)] if rest else [])
 
 
 def _age_line(report: Report) -> str:

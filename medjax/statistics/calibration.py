@@ -83,7 +83,7 @@ def fit(
 
     labels, logits, patients  [records]
 
-    With fewer than two records of a class there is nothing to fit by: method "none" comes back, with the reason.
+    With fewer than two records of a class, or a slope that is not positive, method "none" comes back, with the reason.
     Raises ValueError for an unknown method.
     """
     if method not in METHODS:
@@ -99,12 +99,14 @@ def fit(
     intercept = 0.0 if method == "temperature" else None
     targets = y.astype(np.float64)
     slope, shift = logistic_fits(z, targets, np.ones((1, len(z))), smooth=True, intercept=intercept)[0]
+    if not slope > 0:  # by chance or by mistake; turned round, the model would contradict its own ranking
+        reason = "higher outputs did not mean more positives there: no calibration can be fitted"
+        return Calibration("none", 1.0, 0.0, origin=origin, reason=reason)
     bootstrap = PatientBootstrap(patients, resamples=draws, seed=seed)
     pairs = bootstrap.draws(lambda weights: logistic_fits(z, targets, weights, smooth=True, intercept=intercept))
     pairs = pairs[np.isfinite(pairs).all(1)] if bootstrap.patients > 1 else pairs[:0]
-    reason = "" if slope > 0 else "the slope is not positive: higher outputs did not mean more positives there"
     kept = tuple((float(f"{a:.7g}"), float(f"{b:.7g}")) for a, b in pairs)
-    return Calibration(method, float(slope), float(shift), kept, origin, reason)
+    return Calibration(method, float(slope), float(shift), kept, origin)
 
 
 def logistic_fits(

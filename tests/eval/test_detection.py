@@ -224,7 +224,7 @@ def test_a_copy_of_a_training_record_under_another_name_is_found(place, tmp_path
 
 
 def test_folds_belong_to_the_data_of_the_training(place, tmp_path):
-    root, dataset, _ = place
+    _, dataset, _ = place
     rule = SplitRule(seed=1, folds=4, fold=2, strata="lvsd")
     write_run(tmp_path / "folded", dataset, rule=rule)
     found = evaluate_ecg(settings_of(place, tmp_path / "run", model=tmp_path / "folded", resamples=20))
@@ -272,6 +272,17 @@ def test_one_class_is_reported_and_not_a_crash(place, tmp_path):
     assert found["protocol"]["data"]["left_out"][0]["records"] == 1
     assert "no usable lead" in found["protocol"]["data"]["left_out"][0]["reason"]
     assert "all 11 records are negative" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_target_without_labels_is_left_out_and_named(place, tmp_path):
+    rows = [replace(made_record(700 + i), patient=f"m{i}", labels={"lvsd": float(i % 2)}) for i in range(8)]
+    write_dataset(tmp_path / "some", rows)
+    found = evaluate_ecg(settings_of(place, tmp_path / "run", data=tmp_path / "some", split="all", resamples=20))
+    assert [entry["name"] for entry in found["targets"]] == ["lvsd"]
+    assert "grade is not evaluated: no record here has a label of that name." in found["notes"]
+    write_dataset(tmp_path / "none", [replace(row, labels={"ef": 40.0}) for row in rows])
+    with pytest.raises(ValueError, match=r"got no label of lvsd, age, grade among the 8 records .* Its labels: ef"):
+        evaluate_ecg(settings_of(place, tmp_path / "x", data=tmp_path / "none", split="all"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from made_exports import export, write_wfdb
 
 from medjax.data.ecg.dataset import EcgDataset
+from medjax.data.ecg.splits import patient_keys, refuse_leaks
 from medjax.ingest.run import ingest
 from medjax.ingest.settings import IngestSettings
 
@@ -89,6 +90,22 @@ def test_what_the_user_is_told(made):
     assert sorted(p.name for p in Path(settings.out).iterdir()) == [
         *("ecg_records", "index.parquet", "refused.jsonl", "report.html", "report.json"),
     ]
+
+
+def test_real_recordings(shared_data, tmp_path):
+    """Georgia's sample: E07509 and E07510 are one recording, and three ages are not known."""
+    folder = shared_data / "ecg" / "cinc2021_sample" / "georgia"
+    dataset = ingest(IngestSettings(str(folder), str(tmp_path / "out"), processes=1, examples=0))
+    assert (len(dataset), len(set(dataset.index["recording"]))) == (33, 32)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (pair,) = report["duplicates"]["exact"]
+    assert (pair["first"], pair["second"], report["duplicates"]["near"]) == ("E07509", "E07510", [])
+    assert (report["ages"]["unknown"], report["rates_hz"], report["einthoven"]["off"]) == (3, {"500": 33}, 0)
+    twins = np.flatnonzero(np.isin(dataset.index["id"], ["E07509", "E07510"]))
+    refuse_leaks(dataset.index, {"train": twins, "test": np.array([0])})
+    with pytest.raises(ValueError, match=r"the same waveform, E07509 \(train\), E07510 \(test\)"):
+        refuse_leaks(dataset.index, {"train": twins[:1], "test": twins[1:]})
+    assert len(set(patient_keys(dataset.index)[twins])) == 1  # so no split parts them
 
 
 def test_a_second_time_reads_nothing(made, monkeypatch):

@@ -46,9 +46,16 @@ def test_a_list_overrides_what_the_file_says(tmp_path):
         "age: got '>89', taken as 90",
         "sampling rate: got 500 Hz, taken as 250 Hz as listed",
     )
-    assert (ghost.name, dict(ghost.overrides)) == (f"{tmp_path}/export/ghost.hea", {})
+    assert (listed.name, ghost.name, dict(ghost.overrides)) == ("export/E1.hea", "export/ghost.hea", {})
     untouched = ghost.override(read_ecg(listed.path)[0])
     assert (untouched.age_years, untouched.sex, untouched.patient) == (51.0, "female", None)
+
+
+def test_files_outside_the_folder_of_the_list_are_named_below_what_holds_all(tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text(f"path\n../export/a/E1.hea\n{tmp_path}/export/b/E2.hea\n")
+    found = find_sources(tmp_path / "lists" / "list.csv")
+    assert (found.root, [source.name for source in found.files]) == (tmp_path / "export", ["a/E1.hea", "b/E2.hea"])
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,19 @@ def test_drop_path_is_off_without_seeds_and_drawn_by_row(ecg):
     assert len({row[1].tobytes() for row in found}) == 1
 
 
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_attention_of_every_layer_is_given_when_asked_for(ecg, remat):
+    params, run = ecg
+    arguments = *tokens(RNG.normal(size=(2, *SHAPE))), jnp.ones((2, 24), bool).at[0, 5].set(False), None
+    apply = jax.jit(lambda p: Encoder(ECG, remat=remat).apply({"params": p}, *arguments, mutable=["attention"]))
+    hidden, kept = apply(params)
+    weights = kept["attention"]["layers"]["attention"]["weights"]
+    assert weights.shape == (2, 2, 3, 27, 27)  # layers, rows, heads, queries, keys with three extra tokens
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
+    assert not weights[:, 0, ..., 3 + 5].any()
+    np.testing.assert_allclose(hidden, run(params, *arguments), atol=1e-5)
+
+
 def test_remat_changes_no_gradient(ecg):
     params, _ = ecg
     arguments = *tokens(RNG.normal(size=(2, *SHAPE))), jnp.ones((2, 24), bool)

@@ -44,6 +44,7 @@ def filled(signal: np.ndarray) -> np.ndarray:
     counts = np.maximum(known.sum(-1, keepdims=True), 1)
     rows = np.where(known, rows, 0)
     rows -= np.where(known, rows.sum(-1, keepdims=True) / counts, 0)
-    time = np.where(known, np.linspace(-1, 1, rows.shape[1]), 0)
+    time = np.linspace(-1, 1, rows.shape[1])
+    time = np.where(known, time - (time * known).sum(-1, keepdims=True) / counts, 0)
     slope = (rows * time).sum(-1, keepdims=True) / np.maximum((time * time).sum(-1, keepdims=True), 1e-12)
     return rows - slope * time

@@ -11,6 +11,7 @@ with "age". Other text is left unknown and counted; a column of nothing else is 
 
 import csv
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,7 @@ def match(
 
     ids, sources  of the records, sources relative to root, with "/"
     plain_ids     what the files call the records, where ids were made unique
-    root          folder of the sources: absolute paths of the label file below it are understood
+    root          folder of the sources: paths of the label file that lead below it are understood
     """
     places: dict[str, list[int]] = defaultdict(list)
     for place, (name, source) in enumerate(zip(ids, sources, strict=True)):
@@ -172,7 +173,8 @@ def match(
     found = Match({name: np.full(len(ids), np.nan) for name in labels.names})
     met: set[int] = set()
     for number, key in enumerate(labels.keys):
-        at = places.get(_path_key(key, root) if labels.by_path else key, [])
+        names = _path_keys_of(key, labels.path, root) if labels.by_path else (key,)
+        at = next((places[name] for name in names if name in places), [])
         if not at:
             found.unknown.append(key)
         elif len(at) > 1 and not labels.by_path:
@@ -186,11 +188,13 @@ def match(
     return found
 
 
-def _path_key(text: str, root: Path | None) -> str:
+def _path_keys_of(text: str, file: Path, root: Path | None) -> tuple[str, ...]:
+    """What a path of the label file may be called: as it stands, and as seen from its own folder."""
     path = Path(text).expanduser()
-    if root and path.is_absolute():
-        path = Path(*path.parts[len(root.parts) :]) if path.is_relative_to(root) else path
-    return str(PurePosixPath(path.as_posix()))
+    whole = Path(os.path.abspath(file.parent / path))
+    base = Path(os.path.abspath(root)) if root else whole
+    below = [whole.relative_to(base).as_posix()] if whole.is_relative_to(base) else []
+    return (PurePosixPath(path.as_posix()).as_posix(), *below)
 
 
 def _path_keys(source: str) -> set[str]:

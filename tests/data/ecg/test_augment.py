@@ -121,11 +121,11 @@ def test_noise_at_electrodes_keeps_einthoven(windows):
 def test_time_warp_of_a_sine():
     """A warped sine is a sine of the warped time, which runs between 1 - share and 1 + share of its speed."""
     wave = np.stack([np.sin(2 * np.pi * 5 * T), np.cos(2 * np.pi * 5 * T)])
-    warped, valid = many(time_warp, wave, 20, 3, share=0.1)
+    warped, valid = many(time_warp, wave, 60, 3, share=0.1)
     assert valid.all()
     np.testing.assert_allclose((warped**2).sum(1), 1, atol=2e-3)
     phase = np.unwrap(np.arctan2(warped[:, 0], warped[:, 1]), axis=-1) / (2 * np.pi * 5)  # source time, s
-    np.testing.assert_allclose(phase[:, [0, -1]], np.tile(T[[0, -1]], (20, 1)), atol=1e-3)
+    np.testing.assert_allclose(phase[:, [0, -1]], np.tile(T[[0, -1]], (60, 1)), atol=1e-3)
     speed = np.gradient(phase, axis=-1) * RATE
     assert speed.min() > 0.89
     assert speed.max() < 1.11
@@ -173,7 +173,7 @@ def test_wander_is_slow_and_of_the_stated_amplitude(hz):
     peak = np.abs(drift).max(-1)
     assert peak.max() <= 0.2
     assert peak.max() > 0.17
-    assert np.abs(peak.mean() - 0.08) < 0.02
+    assert peak.mean() == pytest.approx(0.097, abs=0.015)  # uniform amplitudes; three sines seldom meet exactly
     power = np.abs(np.fft.rfft(drift * np.hanning(n), axis=-1)) ** 2
     hertz = np.fft.rfftfreq(n, 1 / RATE)
     assert power[..., hertz > hz + 0.03].sum() / power.sum() < 1e-4

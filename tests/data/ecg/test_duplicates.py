@@ -74,13 +74,13 @@ def test_exact_copies_are_told_without_comparing():
 
 
 def test_another_stretch_of_the_same_heart_is_another_recording():
-    for seed in range(6):
-        long = made_signal(seed, seconds=60)
-        parts = [made_record(i, signal=long[:, 5000 * i : 5000 * (i + 1)]) for i in range(6)]
+    for seed in range(4):
+        long = made_signal(seed, seconds=40)
+        parts = [made_record(i, signal=long[:, 5000 * i : 5000 * (i + 1)]) for i in range(4)]
         facts, rows = stored(parts)
         assert np.linalg.norm(facts[0].fingerprint - facts[3].fingerprint) < REACH  # they are compared
         twins = find_twins(facts, rows)
-        assert twins.checked >= 10
+        assert twins.checked == 6
         assert twins.pairs == ()
 
 

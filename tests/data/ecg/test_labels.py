@@ -1,7 +1,5 @@
 """Label files: cells, keys, what is refused by line and column, what is left unknown and counted."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -80,9 +78,11 @@ def test_by_id(write):
     assert (found.labelled, found.unknown, found.ambiguous) == (2, ["ghost"], ["E2"])
 
 
-@pytest.mark.parametrize("key", ["ward/E1.hea", "ward/E1.mat", "ward/E1", "./ward/E1.hea", "ROOT/ward/E1.hea"])
-def test_by_path(write, key):
-    root = Path("/data/export")
+@pytest.mark.parametrize(
+    "key", ["ward/E1.hea", "ward/E1.mat", "ward/E1", "./ward/E1.hea", "ROOT/ward/E1.hea", "export/ward/E1.hea"]
+)
+def test_by_path(write, tmp_path, key):
+    root = tmp_path / "export"
     labels = read_labels(write(f"path,AF\n{key.replace('ROOT', str(root))},1\nward/ghost.hea,0\n"))
     found = match(labels, ["E1", "E1#1", "x"], ["ward/E1.hea", "ward/E1.hea", "E1.hea"], root=root)
     np.testing.assert_array_equal(found.columns["AF"], [1, 1, np.nan])  # a file of two records labels both
