@@ -3,8 +3,10 @@
 Bins are cut on all records and stay where they are in the bootstrap. Bins of equal width suit probabilities that spread
 out; bins of equal mass are the fairer ones for a rare condition, where almost all records share one bin of equal width.
 The expected calibration error, sum over bins of (share of records) * |observed - predicted|, cannot be below 0 and so
-lies above its true value in small samples (Kumar et al., NeurIPS 2019); look at the slope beside it: 1 is right, below
-1 means predictions too extreme (Cox, Biometrika 45 (1958) 562-565).
+lies above its true value in small samples (Kumar et al., NeurIPS 2019), and in resamples above that. Its interval is
+therefore the basic one, the percentiles reflected at the estimate (Davison and Hinkley, Bootstrap Methods and their
+Application, 1997, section 5.2), which takes a good part of that back; look at the slope beside it: 1 is right, below 1
+means predictions too extreme (Cox, Biometrika 45 (1958) 562-565).
 """
 
 from typing import Any
@@ -103,12 +105,24 @@ def summary(labels: ArrayLike, probabilities: ArrayLike, bootstrap: PatientBoots
         "ece_width": expected_calibration_error(y, p, mass=False),
         "ece_mass": expected_calibration_error(y, p, mass=True),
     }
-    if reason := one_class(y):
-        return {**bootstrap.estimates(wanted), **dict.fromkeys(("slope", "intercept"), undefined(reason))}
-    found = bootstrap.estimates({**wanted, "slope": slope, "intercept": intercept})
+    reason = one_class(y)
+    found = bootstrap.estimates(wanted if reason else {**wanted, "slope": slope, "intercept": intercept})
+    for name in ("ece_width", "ece_mass"):
+        found[name] = _reflected(found[name])
+    if reason:
+        return {**found, **dict.fromkeys(("slope", "intercept"), undefined(reason))}
     if found["slope"].value is None:
         found["slope"] = undefined("a threshold separates the classes perfectly, or all probabilities are equal")
     return found
+
+
+def _reflected(percentiles: Estimate) -> Estimate:
+    """The basic interval of an error that cannot be below 0; it always holds the estimate."""
+    value, low, high = percentiles.value, percentiles.low, percentiles.high
+    if value is None or low is None or high is None:
+        return percentiles
+    ends = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
+    return Estimate(value, *ends, f"basic {percentiles.method}", percentiles.reason)
 
 
 def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

@@ -79,3 +79,22 @@ def test_extreme_and_equal_probabilities():
     assert single["ece_width"].value == pytest.approx(0.1)
     with pytest.raises(ValueError, match="probabilities: got -1 to 2"):
         reliability.summary([0, 1], [-1, 2], PatientBootstrap([0, 1]))
+
+
+def test_interval_of_the_calibration_error_reaches_towards_the_truth():
+    rng = np.random.default_rng(7)
+    lows, highs, percentiles = [], [], []
+    for seed in range(20):
+        p = 1 / (1 + np.exp(-rng.normal(0, 1, 300)))
+        y = rng.random(300) < p  # calibrated: the true error is 0
+        bootstrap = PatientBootstrap(np.arange(300), resamples=200, seed=seed)
+        found = reliability.summary(y, p, bootstrap)["ece_mass"]
+        plain = bootstrap.estimate(reliability.expected_calibration_error(y, p, mass=True))
+        assert found.low == pytest.approx(max(0, min(found.value, 2 * found.value - plain.high)))
+        assert found.high == pytest.approx(max(found.value, 2 * found.value - plain.low))
+        lows.append(found.low)
+        highs.append(found.high)
+        percentiles.append(plain.low)
+    assert np.mean(lows) < 0.02 < 0.05 < np.mean(percentiles)
+    assert np.mean(highs) < 0.08
+    assert found.method == "basic bootstrap by patient"

@@ -46,7 +46,7 @@ def made_record(number: int, *, seconds: float = 2.0, patient: str | None = None
     high = number % 2
     signal = (1 + 2 * high) * np.exp(-0.5 * ((phase - 0.2) / 0.02) ** 2) * rng.uniform(0.5, 1.0, (12, 1))
     for middle in (0.4, 0.6):
-        signal += np.exp(-0.5 * ((phase - middle) / 0.04) ** 2) * rng.uniform(-0.5, 0.5, (12, 1))
+        signal += np.exp(-0.5 * ((phase - middle) / 0.04) ** 2) * rng.uniform(-1.0, 1.0, (12, 1))
     signal += rng.normal(0, 0.02, (12, n))
     signal[2:6] = np.nan
     signal = derive(signal.astype(np.float32))
