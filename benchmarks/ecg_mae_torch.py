@@ -231,7 +231,7 @@ class Peer:
         """Train; the clock covers drawing masks, forward, backward and the optimiser, up to the last step's end."""
         model = self.model
         if compiled:
-            self.compiled = model = self.compiled or torch.compile(self.model)
+            self.compiled = model = torch.compile(self.model) if self.compiled is None else self.compiled
         try:
             self._wait()
             start, cpu_start = time.perf_counter(), time.process_time()

@@ -189,7 +189,7 @@ def ways_of(peer: TorchSide, options: argparse.Namespace) -> tuple[dict[str, Var
     def attempt(name: str, variant: Variant) -> None:
         blocks = [peer.block(1, variant) for _ in range(2)]
         why = next((block["failed"] for block in blocks if "failed" in block), None)
-        rates[name] = why or blocks[-1]["records"] / blocks[-1]["cpu_seconds" if options.device == "cpu" else "seconds"]
+        rates[name] = why or blocks[-1]["records"] / blocks[-1]["seconds"]
         print(f"torch: trial, {name}: {rates[name]}", flush=True)
         if not why:
             found[name] = variant

@@ -130,7 +130,9 @@ class MaeDecoder(nn.Module):
         x = Projection("bte,ed->btd", (c.vit.embed, d), ("embed", None), 1, name="embedding")(encoded)
         fill = parameter(self, "mask_token", nn.initializers.normal(0.02), (d,), ("embed",))
         x = restore(x, fill.astype(x.dtype), mask)
-        x = x + (sin_cos(positions, d) + lead_embedding(self, c.vit.lead_count, d, leads)).astype(x.dtype)
+        x = x + (sin_cos(positions, d, c.vit.position_base) + lead_embedding(self, c.vit.lead_count, d, leads)).astype(
+            x.dtype
+        )
         valid = mask.shown | mask.masked
         b, t, _ = x.shape
         if c.decoder == "lead":

@@ -1,7 +1,7 @@
 """The bidirectional transformer block of every encoder here: pre-norm attention and MLP over tokens with validity.
 
-Tokens are [b, t, d]; there are few of them (60 to 500), so attention holds all scores of a layer. A token that is not
-valid is never a key: nothing it holds reaches another token. Its own output is computed and has no meaning.
+Tokens are [b, t, d]; there are few of them (60 to 500), so attention holds all scores of one layer at a time. A token
+that is not valid is never a key: nothing it holds reaches another token. Its own output is computed and has no meaning.
 
 Parameters of one block; models.vit stacks them over layers, so each has a leading axis of layers there:
 
@@ -50,8 +50,45 @@ def attention_weights(q: jax.Array, k: jax.Array, valid: jax.Array) -> jax.Array
     q, k     [b, t, n, h], [b, s, n, h]; valid [b, s] bool
     returns  [b, n, t, s]; a row without a valid key has equal weights
     """
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return _weights(q.swapaxes(1, 2), k.swapaxes(1, 2), valid)
+
+
+def _weights(q: jax.Array, k: jax.Array, valid: jax.Array) -> jax.Array:
+    """attention_weights of q, k [b, n, t, h], [b, n, s, h]."""
+    scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     return jax.nn.softmax(scores + jnp.where(valid, 0.0, _UNSEEN)[:, None, None, :], axis=-1)
+
+
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
+    """The values that each query attends to: attention_weights(q, k, valid) v.
+
+    q, k, v  [b, n, t, h]: heads before tokens, so that every product is a plain one of matrices for each row and head
+             (XLA's CPU back end is three times slower over 240 tokens when it has to find that by itself)
+    valid    [b, t] bool
+    returns  [b, n, t, h]
+
+    The backward pass computes the weights again instead of keeping them: with few components a head, t numbers a
+    token and head are more than all else that a layer keeps.
+    """
+    return jnp.einsum("bnts,bnsh->bnth", _weights(q, k, valid).astype(v.dtype), v)
+
+
+def _attend_forward(q, k, v, valid):
+    return attend(q, k, v, valid), (q, k, v, valid)
+
+
+def _attend_backward(kept, dy):
+    q, k, v, valid = kept
+    weights = _weights(q, k, valid)
+    dv = jnp.einsum("bnts,bnth->bnsh", weights.astype(v.dtype), dy)
+    d_weights = jnp.einsum("bnth,bnsh->bnts", dy, v, preferred_element_type=jnp.float32)
+    d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+    d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
+    return jnp.einsum("bnts,bnsh->bnth", d_scores, k), jnp.einsum("bnts,bnth->bnsh", d_scores, q), dv, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class EncoderAttention(nn.Module):
@@ -71,9 +108,10 @@ class EncoderAttention(nn.Module):
         qkv = Projection("btd,dcnh->btcnh", (d, 3, n, h), qkv_axes, 3, name="qkv")(x)
         with jax.named_scope("attention"):
             q, k, v = (self.constrain(qkv[:, :, i], "batch", None, "attention_heads", None) for i in range(3))
-            weights = attention_weights(q, k, valid)
-            self.sow("attention", "weights", weights, reduce_fn=lambda _, new: new)
-            y = checkpoint_name(jnp.einsum("bnts,bsnh->btnh", weights.astype(v.dtype), v), "attention")
+            if self.is_mutable_collection("attention"):
+                self.sow("attention", "weights", attention_weights(q, k, valid), reduce_fn=lambda _, new: new)
+            y = attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), valid).swapaxes(1, 2)
+            y = checkpoint_name(y, "attention")
         return Projection("btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1, name="out")(y)
 
 

@@ -1,4 +1,4 @@
-"""Plain maths of the decoder: norms, activations, and log-probabilities over a large vocabulary.
+"""Plain maths of decoder and encoders: norms, activations, and log-probabilities over a large vocabulary.
 
 Reductions run in float32 whatever the compute dtype.
 """
@@ -10,9 +10,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x, exact (arXiv 1606.08415). The backward pass keeps x alone."""
+    return (x * _normal_distribution(x)).astype(x.dtype)
+
+
+def _normal_distribution(x: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(x.astype(jnp.float32) * 0.5**0.5))
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, dy):
+    density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) * (2 * jnp.pi) ** -0.5
+    return ((dy * (_normal_distribution(x) + x * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
@@ -24,12 +46,37 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     return (y * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """(x - mean) / std * scale + bias over the last axis, in float32 (arXiv 1607.06450)."""
+    """(x - mean) / std * scale + bias over the last axis, in float32 (arXiv 1607.06450).
+
+    The backward pass keeps x and two numbers a row.
+    """
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x, scale, bias, eps):
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    y = y - mean
+    inverse = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    y = y * inverse * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+    return y.astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _layer_norm_backward(eps, kept, dy):
+    x, mean, inverse, scale, bias = kept
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    dy = dy.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    d_scale, d_bias = jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+    dn = dy * scale.astype(jnp.float32)
+    along = jnp.mean(dn * normal, axis=-1, keepdims=True)
+    dx = inverse * (dn - jnp.mean(dn, axis=-1, keepdims=True) - normal * along)
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RowStatistics(NamedTuple):

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_THETA = 10000.0
 
-
-def sin_cos(positions: np.ndarray | jax.Array, embed: int) -> np.ndarray | jax.Array:
+def sin_cos(positions: np.ndarray | jax.Array, embed: int, base: float = 10000.0) -> np.ndarray | jax.Array:
     """Embeddings of integer positions.
 
     positions  [..., axes]; a NumPy array is embedded at once, a traced one inside the program
+    base       the lowest frequency is about 1 / base; of a few dozen positions a smaller one than the usual 10000 uses
+               more of the embedding to tell them apart
     returns    [..., embed] float32
     """
     xp = np if isinstance(positions, np.ndarray) else jnp
     axes = positions.shape[-1]
     half = embed // (2 * axes)
-    frequencies = _THETA ** -(np.arange(half, dtype=np.float64) / half)
+    frequencies = base ** -(np.arange(half, dtype=np.float64) / half)
     angles = positions[..., None] * frequencies.astype(np.float64 if xp is np else np.float32)  # [..., axes, half]
     both = xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1).reshape(*positions.shape[:-1], axes * 2 * half)
     rest = xp.zeros((*positions.shape[:-1], embed - axes * 2 * half), both.dtype)

@@ -142,6 +142,7 @@ def training_report(run: Mapping[str, Any]) -> str:
         "held_out": _held_out(held_out, language=unit == LANGUAGE_LOSS),
         "unit": unit,
         "language": unit == LANGUAGE_LOSS,
+        "objective": settings.get("objective", ""),
         "speed": list(_speed(metrics)),
         "wall": _wall(wall),
         "reconstructions": [Markup(figure) for figure in run.get("reconstructions", ())],
@@ -285,22 +286,19 @@ def _sets(data: Mapping[str, Any]) -> list[list[str]]:
     return [[name, f"{of['records']:,}", f"{of['patients']:,}"] for name, of in data.get("sets", {}).items()]
 
 
-def _targets(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for each target of an ECG run: known records of each set, and their prevalence or mean."""
-    sets = list(data.get("sets", {}))
+def _targets(data: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the targets of an ECG run: name, kind, and for each set the share of yes or the mean of known records."""
 
-    def cells(target: Mapping[str, Any], name: str) -> tuple[str, str]:
-        found = target[name]
+    def cell(kind: str, found: Mapping[str, Any]) -> str:
         if found["mean"] is None:
-            return f"{found['records']:,}", "–"
-        share = target["kind"] == "binary"
-        return f"{found['records']:,}", drawing.percent(found["mean"]) if share else pages.compact(found["mean"])
+            return "–"
+        value = drawing.percent(found["mean"]) if kind == "binary" else f"mean {pages.compact(found['mean'])}"
+        return f"{value} of {found['records']:,}"
 
-    rows = [
-        {"name": name, "kind": target["kind"], "cells": [cell for each in sets for cell in cells(target, each)]}
-        for name, target in data.get("targets", {}).items()
+    return [
+        [name, of["kind"], *(cell(of["kind"], of[each]) for each in data["sets"])]
+        for name, of in data.get("targets", {}).items()
     ]
-    return {"sets": sets, "rows": rows}
 
 
 def _rest(data: Mapping[str, Any]) -> dict[str, Any]:

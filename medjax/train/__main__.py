@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     cls = settings_class(peek(argv, "objective"))
     description, examples = (_ECG, _ECG_EXAMPLES) if cls is EcgTrainSettings else (_LANGUAGE, _LANGUAGE_EXAMPLES)
-    settings = parse_command(cls, argv, prog="medjax.train", description=description, epilog=examples + _STATUS)
+    settings: RunSettings = parse_command(
+        cls, argv, prog="medjax.train", description=description, epilog=examples + _STATUS
+    )
     from medjax.parallel import distributed
     from medjax.train.stopping import Stopped, TrainingError
 

@@ -5,6 +5,7 @@ cuts. A loss is called with a key when it trains and without one when it is eval
 drawn from the row's own seed, so losses do not depend on mesh or accumulation.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,9 @@ from medjax.data.ecg.signal import normalise
 from medjax.models import ecg_mae, predictor
 from medjax.models.ecg_mae import EcgMae, MaeConfig, mae_loss
 from medjax.models.predictor import Predictor, PredictorConfig, predictor_loss
-from medjax.models.vit import VitConfig, vit_config
+from medjax.models.vit import VitConfig, vit_config, with_aligned_keys
 from medjax.parallel.mesh import make_mesh
-from medjax.parallel.sharding import PRESETS, Constraint, Rules, is_box, partition_spec
+from medjax.parallel.sharding import PRESETS, Constraint, Rules, is_box, partition_spec, shardings
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.optimizer import optimizer
 from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides
@@ -44,6 +45,7 @@ def encoder_config(settings: EcgTrainSettings) -> VitConfig:
         class_token=e.class_token,
         registers=e.registers,
         drop_path=e.drop_path,
+        position_base=e.position_base,
     )
 
 
@@ -75,7 +77,8 @@ def mae_program(settings: EcgTrainSettings, steps: int, devices: list | None = N
 
     def loss(variables: Tree, batch: EcgBatch, key: jax.Array | None):
         signal, valid = model_input(settings, batch, training=key is not None)
-        return mae_loss(model.apply(variables, signal, valid, batch.seeds, training=key is not None))
+        made: Any = model.apply(variables, signal, valid, batch.seeds, training=key is not None)
+        return mae_loss(made)
 
     return _program(settings, mesh, rules, ecg_mae.abstract_variables(config), ("full",), loss, steps)
 
@@ -92,7 +95,7 @@ def predictor_program(
 
     def loss(variables: Tree, batch: EcgBatch, key: jax.Array | None):
         signal, valid = model_input(settings, batch, training=key is not None)
-        outputs = model.apply(variables, signal, valid, batch.seeds if key is not None else None)
+        outputs: Any = model.apply(variables, signal, valid, batch.seeds if key is not None else None)
         return predictor_loss(outputs, batch.targets, batch.weights, config)
 
     variables = predictor.abstract_variables(config)
@@ -117,6 +120,17 @@ def model_input(settings: EcgTrainSettings, batch: EcgBatch, *, training: bool) 
     if training:
         signal, valid = augment(signal, valid, batch.seeds, settings.augment, settings.signal)
     return normalise(signal, valid, settings.signal), valid
+
+
+def fresh_variables(settings: EcgTrainSettings, init: Callable[..., Tree], config: Any, program: StepProgram) -> Tree:
+    """New parameters in place, drawn from train.seed; init: init_variables of the model's module."""
+
+    def draw(key: jax.Array) -> Tree:
+        params = init(config, key)["params"]
+        return {"params": with_aligned_keys(params) if settings.encoder.aligned_keys else params}
+
+    places = shardings(program.variables, program.mesh, program.rules)
+    return jax.jit(draw, out_shardings=places)(jax.random.key(settings.train.seed))
 
 
 def _placement(settings: EcgTrainSettings, devices: list | None) -> tuple[Mesh, Rules]:

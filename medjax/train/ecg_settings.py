@@ -64,6 +64,10 @@ class EncoderSettings:
     patch: int = field(125, help="samples of one lead in a patch")
     registers: int = field(0, help="tokens without a place, which attention may use as scratch space")
     class_token: bool = field(False, help="a token of its own for the summary")
+    position_base: float = field(
+        10000.0, help="of the sin-cos positions; about five times the patches of a lead learns sooner on little data"
+    )
+    aligned_keys: bool = field(True, help="keys begin as copies of queries: learns sooner on little data")
     drop_path: float = field(0.0, help="share of residual branches dropped in training, rising to it with depth")
     dtype: str = field(
         "float32",
@@ -104,6 +108,8 @@ class FinetuneSettings:
     sensitivity: float = field(0.9, help="the threshold is the highest that has this sensitivity in the validation set")
 
     def __post_init__(self):
+        if not 0 < self.sensitivity <= 1:
+            raise ValueError(f"sensitivity: got {self.sensitivity}, expected a share above 0, 1 at most; 0.9 is usual.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(
                 f"layer_decay: got {self.layer_decay}, expected a share above 0, 1 at most; 0.75 is usual."

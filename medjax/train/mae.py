@@ -20,12 +20,12 @@ from medjax.models import ecg_mae
 from medjax.models.ecg_mae import EcgMae, MaeConfig
 from medjax.nn.patches import patchify, unpatchify
 from medjax.parallel.distributed import barrier, is_main
-from medjax.parallel.sharding import Constraint, shardings
+from medjax.parallel.sharding import Constraint
 from medjax.report.reconstruction import reconstruction_figure
 from medjax.store.encoders import save_encoder
 from medjax.store.provenance import versions
 from medjax.train.ecg_data import EcgData, ecg_data, write_seen
-from medjax.train.ecg_program import mae_config, mae_program, model_input
+from medjax.train.ecg_program import fresh_variables, mae_config, mae_program, model_input
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.flops import vit_flops
 from medjax.train.job import Job, Progress, Work
@@ -59,7 +59,7 @@ def mae_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Job:
         unit="records",
         counted="patches",
         program=program,
-        load=partial(_initialised, program, config, settings.train.seed),
+        load=partial(_initialised, settings, program, config),
         train=train,
         held_out=data.held_out(settings, settings.data.held_out_most),
         work=lambda batch: Work(len(batch.seeds), len(batch.seeds), flops * len(batch.seeds)),
@@ -73,9 +73,8 @@ def mae_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Job:
     )
 
 
-def _initialised(program: StepProgram, config: MaeConfig, seed: int, progress: Progress) -> Tree:
-    places = shardings(program.variables, program.mesh, program.rules)
-    variables = jax.jit(partial(ecg_mae.init_variables, config), out_shardings=places)(jax.random.key(seed))
+def _initialised(settings: EcgTrainSettings, program: StepProgram, config: MaeConfig, progress: Progress) -> Tree:
+    variables = fresh_variables(settings, ecg_mae.init_variables, config, program)
     progress(1, 1)
     return variables
 
@@ -96,7 +95,7 @@ def reconstruct(
 
     def outputs(variables, batch):
         signal, valid = model_input(settings, batch, training=False)
-        made = model.apply(variables, signal, valid, batch.seeds)
+        made: Any = model.apply(variables, signal, valid, batch.seeds)
         predicted = made.predicted.astype(jnp.float32)
         if config.normalised_targets:
             patches = patchify(signal, config.vit.patch)
@@ -123,11 +122,13 @@ def _figures(
     held_out = data.held_out(settings, _SHOWN)
     if not held_out:
         return []
-    found = reconstruct(program, settings, config, variables, held_out)
+    original, made, masked = reconstruct(program, settings, config, variables, held_out)
     places, first = np.unique(held_out.places, return_index=True)
     return [
         reconstruction_figure(
-            *(part[window] for part in found),
+            original[window],
+            made[window],
+            masked[window],
             settings.signal.leads,
             settings.signal.sampling_rate_hz,
             unit=_UNITS[settings.signal.normalisation],

@@ -138,7 +138,7 @@ class Rates:
 
     def __init__(self, wall: WallTime, devices: int, peak: float | None, unit: str = "tokens"):
         self.wall, self.devices, self.peak, self.unit = wall, devices, peak, unit
-        self.real = 0  # tokens or records of the whole run
+        self.real = 0.0  # tokens or records of the whole run
         self._totals = [0.0, 0.0, 0.0]
         self._mark = self._training_seconds()
 

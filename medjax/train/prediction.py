@@ -24,7 +24,6 @@ from medjax.models import predictor
 from medjax.models.ecg_mae import MaeConfig
 from medjax.models.predictor import PredictorConfig, Target
 from medjax.parallel.distributed import barrier, is_main
-from medjax.parallel.sharding import shardings
 from medjax.statistics.agreement import fit_gap_correction
 from medjax.statistics.detector import fit_detector
 from medjax.store.encoders import encoder_folder, load_encoder, save_encoder
@@ -32,7 +31,7 @@ from medjax.store.json_file import read_json
 from medjax.store.model_folder import RECORD
 from medjax.store.provenance import versions
 from medjax.train.ecg_data import SEEN, EcgData, ecg_data, write_seen
-from medjax.train.ecg_program import encoder_config, model_input, predictor_model, predictor_program
+from medjax.train.ecg_program import encoder_config, fresh_variables, model_input, predictor_model, predictor_program
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.flops import vit_flops
 from medjax.train.job import Job, Progress, Work
@@ -92,7 +91,7 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
         unit="records",
         counted="labels",
         program=program,
-        load=partial(_variables, program, config, start, settings.train.seed),
+        load=partial(_variables, settings, program, config, start),
         train=train,
         held_out=data.held_out(settings, settings.data.held_out_most),
         work=lambda batch: Work(len(batch.seeds), len(batch.seeds), flops * len(batch.seeds)),
@@ -201,11 +200,14 @@ def _target_facts(settings: EcgTrainSettings, config: PredictorConfig, data: Ecg
 
 
 def _variables(
-    program: StepProgram, config: PredictorConfig, start: _Start | None, seed: int, progress: Progress
+    settings: EcgTrainSettings,
+    program: StepProgram,
+    config: PredictorConfig,
+    start: _Start | None,
+    progress: Progress,
 ) -> Tree:
     """New parameters in place; those of the encoder from the run to start from."""
-    places = shardings(program.variables, program.mesh, program.rules)
-    variables = jax.jit(partial(predictor.init_variables, config), out_shardings=places)(jax.random.key(seed))
+    variables = fresh_variables(settings, predictor.init_variables, config, program)
     if start is None:
         progress(1, 1)
         return variables

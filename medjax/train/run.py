@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from medjax.config import load, to_dict, to_toml
-from medjax.data.batches import local_rows, to_global
+from medjax.data.batches import HeldOut, local_rows, to_global
 from medjax.parallel import distributed
 from medjax.report.progress import ProgressBar
 from medjax.report.training import loss_figure, training_report
@@ -238,10 +238,10 @@ class _Run:
                 raise Stopped(f"stopped after step {number} of {self.steps}, which is saved; the same command goes on.")
         return state
 
-    def _held_out_batch(self, number: int) -> Any:
+    def _held_out_batch(self, held_out: HeldOut, number: int) -> Any:
         like = self.job.program.held_out_batch
         rows = local_rows(like)
-        return to_global(self.job.held_out.batch_at(number, rows), like, first_row=rows.start)
+        return to_global(held_out.batch_at(number, rows), like, first_row=rows.start)
 
     def _finish(self, number: int, metrics: StepMetrics, work: Any, bar: TrainProgress) -> None:
         """Read the numbers of a step that was begun, log them, and see that they are sound."""
@@ -279,7 +279,7 @@ class _Run:
         with self.wall.spent("evaluate"):
             sums: dict[str, float] = {}
             for i in range(len(held_out)):
-                found = self.evaluation(state.trainable, frozen, self._held_out_batch(i))
+                found = self.evaluation(state.trainable, frozen, self._held_out_batch(held_out, i))
                 for name, value in jax.device_get(found).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         counted = max(sums.pop("counted"), 1.0)
@@ -363,6 +363,7 @@ class _Run:
             "settings": to_dict(self.settings),
             "record": {key: results[key] for key in ("identity", "versions", "mesh")},
             "command": results["command"],
+            "reconstructions": [file.read_text("utf-8") for file in sorted(self.place.glob("reconstruction-*.svg"))],
         }
         folder.write_text("figure.svg", loss_figure(metrics, held_out))
         folder.write_text("report.html", training_report(page))

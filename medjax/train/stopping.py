@@ -11,7 +11,7 @@ from typing import Any
 from medjax.data.batches import Batches
 from medjax.parallel import distributed
 from medjax.train.metrics import StepLog, read_log
-from medjax.train.settings import TrainingSettings
+from medjax.train.settings import StepsSettings
 from medjax.train.step import StepMetrics
 
 
@@ -69,7 +69,7 @@ class BadSteps:
     main   whether this process writes
     """
 
-    def __init__(self, folder: Path, settings: TrainingSettings, batches: Batches, start: int, main: bool):
+    def __init__(self, folder: Path, settings: StepsSettings, batches: Batches, start: int, main: bool):
         self._path = folder / "bad_steps.jsonl"
         self._settings = settings
         self._batches = batches

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medjax.models.vit import VitConfig
-from medjax.nn.encoder import EncoderBlock, attention_weights, drop_factors
+from medjax.nn.encoder import EncoderBlock, attend, attention_weights, drop_factors
 
 CONFIG = VitConfig(patch=(5,), embed=24, layers=1, heads=3, mlp=40)
 RNG = np.random.default_rng(2)
@@ -32,6 +32,24 @@ def test_attention_weights():
     np.testing.assert_allclose(got[0], scores[0] / scores[0].sum(-1, keepdims=True), atol=1e-6)
     assert not got[0][..., ~valid[0]].any()
     np.testing.assert_allclose(got[1], 0.2, atol=1e-6)  # finite where nothing is valid
+
+
+def test_attend_equals_the_plain_form_and_its_derivatives():
+    q, k, v, dy = (jnp.asarray(RNG.normal(size=(2, 6, 3, 8)), jnp.float32) for _ in range(4))
+    valid = jnp.asarray([[True, True, False, True, False, True], [True] * 6])
+
+    def plain(q, k, v):
+        return jnp.einsum("bnts,bsnh->btnh", attention_weights(q, k, valid), v)
+
+    def fast(q, k, v):
+        return attend(*(x.swapaxes(1, 2) for x in (q, k, v)), valid).swapaxes(1, 2)
+
+    want, want_of = jax.vjp(plain, q, k, v)
+    got, got_of = jax.vjp(fast, q, k, v)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    for one, other in zip(got_of(dy), want_of(dy), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+        assert np.abs(other).max() > 0.1
 
 
 def test_a_token_that_is_not_valid_reaches_no_other(block):

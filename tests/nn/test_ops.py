@@ -50,6 +50,34 @@ def test_activations():
     assert np.abs(want["gelu"] - want["gelu_tanh"]).max() > 1e-4  # the two are not the same function
 
 
+def test_gradients_written_by_hand():
+    """layer_norm and gelu against the derivatives that JAX finds of their plain forms, in float32 and bfloat16."""
+
+    def plain_norm(x, scale, bias):
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        return y / jnp.sqrt((y * y).mean(-1, keepdims=True) + 0.5) * scale + bias
+
+    def plain_gelu(x):
+        x = x.astype(jnp.float32)
+        return x * jax.scipy.stats.norm.cdf(x)
+
+    x, dy = RNG.normal(2, 3, (4, 3, 7)), RNG.normal(size=(4, 3, 7))
+    scale, bias = (jnp.asarray(RNG.normal(size=7), jnp.float32) for _ in range(2))
+    for dtype, tolerance in ((jnp.float32, 2e-5), (jnp.bfloat16, 2e-2)):
+        x, dy = jnp.asarray(x, dtype), jnp.asarray(dy, dtype)
+        got = jax.vjp(lambda *a: ops.layer_norm(*a, 0.5), x, scale, bias)[1](dy)
+        want = jax.vjp(plain_norm, x, scale, bias)[1](dy.astype(jnp.float32))
+        for one, other in zip(
+            (*got, jax.vjp(ops.gelu, x)[1](dy)[0]),
+            (*want, jax.vjp(plain_gelu, x)[1](dy.astype(jnp.float32))[0]),
+            strict=True,
+        ):
+            assert one.dtype == other.dtype
+            one, other = (np.asarray(a, np.float32) for a in (one, other))
+            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("chunk", [1, 10, 32, 96, 97, 1000])
 def test_row_statistics_in_any_chunks(chunk):
     """97 entries: chunks that divide, that overlap the last one, and that are larger than the vocabulary."""

@@ -220,3 +220,66 @@ def test_an_encoder_has_its_own_loss_and_no_perplexity():
     text = " ".join(page.words)
     assert "loss, squared error of masked patches" in text
     assert "Loss: squared error of masked patches." in text
+
+
+ECG = {
+    "digest": "ab" * 32,
+    "sets": {"train": {"records": 1200, "patients": 1100}, "test": {"records": 60, "patients": 58}},
+    "targets": {
+        "lvsd": {"kind": "binary", "train": {"records": 1200, "mean": 0.125}, "test": {"records": 0, "mean": None}},
+        "age": {"kind": "regression", "train": {"records": 900, "mean": 61.25}, "test": {"records": 60, "mean": 58.0}},
+    },
+    "rows_per_epoch": 1200,
+    "fill": 1.0,
+}
+
+
+def encoder_run(objective, counted):
+    held_out = [{"step": step, "loss": loss, counted: 49.0} for step, loss in ((0, 0.7), (20, 0.5))]
+    metrics = [{"step": 20, "loss": 0.4, counted: 32.0, "records_per_s": 11.5, "computed_records_per_s": 11.5}]
+    settings = {"objective": objective, "finetune": {"start": "runs/train/mae"}}
+    return {"name": "run", "metrics": metrics, "held_out": held_out, "settings": settings, "data": ECG}
+
+
+@pytest.mark.parametrize(
+    ("objective", "counted", "unit"),
+    [
+        ("mae", "counted_patches", "squared error of masked patches"),
+        ("classify", "counted_labels", "cross-entropy, mean over known labels"),
+        ("regress", "counted_labels", "squared error in SD², mean over known labels"),
+    ],
+)
+def test_the_loss_of_an_encoder_is_told_by_what_it_counts(objective, counted, unit):
+    page = Words(training_report(encoder_run(objective, counted)))
+    text = " ".join(page.words)
+    assert f"loss, {unit}" in text
+    assert f"Loss: {unit}." in text
+    assert "token" not in text
+    assert "Perplexity" not in text
+    assert ("Encoder from runs/train/mae" in text) == (objective != "mae")
+    assert ["Step", "Loss", "Change", counted.replace("_", " ").capitalize()] in page.rows
+    assert ["Records a second (median)", "11.5"] in page.rows
+    run = encoder_run(objective, counted)
+    expected = unit if objective == "mae" else "mean over known labels"  # the figure knows the lines only
+    assert f"loss, {expected}" in texts(figure(run["metrics"], run["held_out"]), "muted")
+
+
+def test_sets_of_patients_and_labels_have_tables():
+    page = Words(training_report(encoder_run("classify", "counted_labels")))
+    for row in (
+        *(["Set", "Records", "Patients"], ["train", "1,200", "1,100"], ["test", "60", "58"]),
+        ["Target", "Kind", "train", "test"],
+        ["lvsd", "binary", "12.5 % of 1,200", "–"],
+        ["age", "regression", "mean 61.25 of 900", "mean 58 of 60"],
+        *(["digest", "ab" * 32], ["rows_per_epoch", "1,200"]),
+    ):
+        assert row in page.rows
+    assert "fill" not in page.words
+
+
+def test_reconstructions_are_shown_as_they_are():
+    run = encoder_run("mae", "counted_patches")
+    assert "Reconstructions" not in Words(training_report(run)).words
+    page = Words(training_report({**run, "reconstructions": ["<svg><text>JS00001</text></svg>"] * 2}))
+    assert page.words.count("JS00001") == 2
+    assert "Reconstructions" in page.words

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import jax
@@ -34,9 +35,10 @@ OPTIONS = {
     "encoder__patch": 15,
     "encoder__registers": 1,
     "log__every": 1,
+    "mesh__shape": "data=8",
 }
 RUNS = {
-    "mae": {"train__steps": 4, "log__held_out_every": 2},
+    "mae": {"train__steps": 4, "log__held_out_every": 2, "mae__normalised_targets": True},
     "full": {
         "objective": "classify",
         "data__targets": ("high", "sex", "grade"),
@@ -46,7 +48,13 @@ RUNS = {
         "finetune__layer_decay": 0.75,
     },
     "probe": {"objective": "classify", "data__targets": ("high",), "train__steps": 4, "finetune__trained": "probe"},
-    "age": {"objective": "regress", "data__targets": ("age",), "train__steps": 4, "finetune__trained": "probe"},
+    "age": {
+        "objective": "regress",
+        "data__targets": ("age",),
+        "data__split_seed": 1,  # other patients than the start's
+        "train__steps": 4,
+        "finetune__trained": "probe",
+    },
 }
 
 
@@ -71,7 +79,7 @@ def place(tmp_path_factory):
 
 
 def settings_for(place, name, **options):
-    start = {} if name == "mae" else {"finetune__start": str(place / "mae")}
+    start = {} if name == "mae" else {"finetune__start": str(place / "mae" / ("model" if name == "age" else ""))}
     return settings_of(place / "data", **(OPTIONS | {"out": str(place / name)} | start | RUNS[name] | options))
 
 
@@ -176,16 +184,21 @@ def sha(text):
 
 
 def test_facts_and_what_was_seen(runs, place):
-    shares = {f"p{number:03d}": share_of(f"p{number:03d}", 0) for number in range(PATIENTS)}
+    patients = [f"p{number:03d}" for number in range(PATIENTS)]
     for name in RUNS:
+        seed = RUNS[name].get("data__split_seed", 0)
         facts = record(place / name)["facts"]
         assert facts["preprocessing"] == settings_for(place, name).signal.to_json()
-        assert facts["split"] == {**{"seed": 0, "validation": 0.25, "test": 0.25, "folds": 0, "fold": 0, "strata": ""}}
-        assert facts["training"]["sets"]["train"]["patients"] == sum(share >= 0.5 for share in shares.values())
+        assert facts["split"] == {
+            **{"seed": seed, "validation": 0.25, "test": 0.25, "folds": 0, "fold": 0, "strata": ""}
+        }
+        trained = sum(share_of(patient, seed) >= 0.5 for patient in patients)
+        assert facts["training"]["sets"]["train"]["patients"] == trained
+        # by the run itself, and by the one that it started from
+        known = [number for number, each in enumerate(patients) if max(share_of(each, s) for s in (0, seed)) >= 0.25]
         seen = json.loads((place / name / "seen.json").read_text())
-        assert seen["patients"] == sorted(sha(patient) for patient, share in shares.items() if share >= 0.25)
-        recordings = sum(shares[f"p{number % PATIENTS:03d}"] >= 0.25 for number in range(PATIENTS + 10))
-        assert len(seen["recordings"]) == recordings
+        assert seen["patients"] == sorted(sha(patients[number]) for number in known)
+        assert len(seen["recordings"]) == len(known) + sum(number < 10 for number in known)
     job = mae_job(settings_for(place, "mae"), nothing)
     digest = load_encoder(place / "mae", job.program.mesh, job.program.rules).digest()
     assert [record(place / name)["facts"].get("start") for name in RUNS] == [None, digest, digest, digest]
@@ -218,20 +231,25 @@ def test_a_run_that_was_stopped_takes_the_same_steps_to_the_same_bits(runs, plac
 
 
 def test_reconstructions_have_the_error_that_the_held_out_loss_says(runs, place):
+    """The targets are normalised patch by patch; what is drawn is on the scale of the signal."""
     settings = settings_for(place, "mae")
-    job, data = mae_job(settings, nothing), ecg_data(settings, nothing)
+    job, config = mae_job(settings, nothing), mae_config(settings)
+    held_out = ecg_data(settings, nothing).held_out(settings)
     variables = {"params": params(place, "mae", job)}
-    held_out = data.held_out(settings)
-    original, made, masked = reconstruct(job.program, settings, mae_config(settings), variables, held_out)
+    original, made, masked = reconstruct(job.program, settings, config, variables, held_out)
     assert original.shape == made.shape == (held_out.filled, 4, 75)
-    hidden = np.repeat(masked, 15, axis=2)
-    assert np.isfinite(original[hidden]).all()
+    true, drawn = (values.reshape(-1, 4, 5, 15)[masked] for values in (original, made))  # patches of 15
+    mean, sd = true.mean(1, keepdims=True), np.sqrt(true.var(1, keepdims=True) + 1e-6)
     last = log(place / "mae", "held_out.jsonl")[-1]
-    assert masked.sum() == last["counted_patches"]
-    assert np.mean((original - made)[hidden] ** 2) == pytest.approx(last["loss"], rel=1e-5)
+    assert len(true) == last["counted_patches"]
+    assert np.mean(((true - drawn) / sd) ** 2) == pytest.approx(last["loss"], rel=1e-4)
     short = np.isnan(original[:, 0, 70:]).all(1)  # 1.4 s of 1.5 s: the last patch is never asked for
     assert short.any()
     assert not masked[short, :, 4].any()
+    # the same weights, were they trained on plain patches
+    plain = reconstruct(job.program, settings, replace(config, normalised_targets=False), variables, held_out)
+    np.testing.assert_array_equal(plain[2], masked)
+    np.testing.assert_allclose(plain[1].reshape(-1, 4, 5, 15)[masked] * sd + mean, drawn, atol=1e-5)
 
 
 def test_the_page_tells_of_records_patients_and_labels(runs, place):

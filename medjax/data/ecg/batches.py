@@ -21,7 +21,7 @@ _ORDER, _START, _SEED = range(3)  # what is drawn: order of an epoch, start of a
 
 
 class EcgBatch(NamedTuple):
-    """Rows of windows.
+    """Rows of windows: NumPy arrays, jax arrays, or their shapes.
 
     signal   [b, leads, samples] float32, mV, filtered and resampled, 0 where not valid
     valid    [b, leads, samples] bool, false in missing leads, gaps and padding
@@ -30,11 +30,11 @@ class EcgBatch(NamedTuple):
     seeds    [b] uint32, from which all that is random about a row is drawn
     """
 
-    signal: np.ndarray
-    valid: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    seeds: np.ndarray
+    signal: Any
+    valid: Any
+    targets: Any
+    weights: Any
+    seeds: Any
 
 
 class Records(Protocol):
