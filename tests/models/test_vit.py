@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy_vit import as_float64, cut, encode
 
-from medjax.models.vit import SIZES, Encoder, VitConfig, vit_config
+from medjax.models.vit import SIZES, Encoder, VitConfig, vit_config, with_aligned_keys
 from medjax.nn.patches import patchify, token_leads, token_positions
 
 ECG = VitConfig(patch=(5,), embed=24, layers=2, heads=3, mlp=40, lead_count=4, class_token=True, registers=2)
@@ -195,3 +195,25 @@ def test_calls_that_cannot_be_are_refused():
     run = partial(Encoder(ECG).init, jax.random.key(0))
     with pytest.raises(ValueError, match="encoder: got no leads of the tokens for lead_count=4"):
         jax.eval_shape(lambda: run(patches, positions, None, jnp.ones((1, 24), bool)))
+
+
+def test_keys_that_begin_as_queries_attend_to_their_own_place_first():
+    config = vit_config("nano", (8,), lead_count=2, position_base=50.0)
+    encoder = Encoder(config)
+    patches = jnp.zeros((1, 20, 8))
+    positions, leads = np.arange(20)[:, None] % 10, np.repeat([0, 1], 10)
+    arguments = patches, positions, leads, jnp.ones((1, 20), bool)
+    params = nn.unbox(encoder.init(jax.random.key(0), *arguments))["params"]
+    aligned = with_aligned_keys(params)
+    kernels = aligned["layers"]["attention"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernels[:, :, 1], kernels[:, :, 0])
+    before = params["layers"]["attention"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernels[:, :, ::2], before[:, :, ::2])
+    _, found = encoder.apply({"params": aligned}, *arguments, mutable=["attention"])
+    weights = np.asarray(found["attention"]["layers"]["attention"]["weights"][0][0]).mean(0)  # first layer, [t, t]
+    same_place = (positions == positions.T) & ~np.eye(20, dtype=bool)
+    # 20 tokens share the attention; one of another lead at the same place gets several times an equal share
+    assert weights[same_place].mean() > 2 / 20
+    _, found = encoder.apply({"params": params}, *arguments, mutable=["attention"])
+    at_random = np.asarray(found["attention"]["layers"]["attention"]["weights"][0][0]).mean(0)
+    assert weights[same_place].mean() > 1.5 * at_random[same_place].mean()

@@ -36,3 +36,11 @@ def test_the_paper_s_width_in_three_dimensions():
     assert row.shape == (1280,)
     assert row[-2:].tolist() == [0.0, 0.0]
     assert abs(float(np.sum(row**2)) - 3 * 213) < 1e-4
+
+
+def test_a_smaller_base_spreads_the_frequencies_over_fewer_positions():
+    table = sin_cos(np.arange(20)[:, None], 8, 100.0)
+    for position in (0, 3, 19):
+        angles = [position / 100 ** (i / 4) for i in range(4)]
+        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        np.testing.assert_allclose(table[position], expected, atol=1e-6)
