@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medjax.config import load as load_config
+    from medjax.data.ecg.readers import read_ecg
     from medjax.data.qa import Item
     from medjax.eval.run import evaluate
+    from medjax.infer.ecg import EcgModel
     from medjax.infer.generator import Generator
     from medjax.infer.language_model import load_model
     from medjax.infer.scorer import Scorer
 
 __version__ = "0.1.0"
 
-__all__ = ["Generator", "Item", "Scorer", "evaluate", "load_config", "load_model"]
+__all__ = ["EcgModel", "Generator", "Item", "Scorer", "evaluate", "load_config", "load_model", "read_ecg"]
 
 _PUBLIC = {
+    "EcgModel": "medjax.infer.ecg:EcgModel",
     "Generator": "medjax.infer.generator:Generator",
     "Item": "medjax.data.qa:Item",
     "Scorer": "medjax.infer.scorer:Scorer",
     "evaluate": "medjax.eval.run:evaluate",
     "load_config": "medjax.config:load",
     "load_model": "medjax.infer.language_model:load_model",
+    "read_ecg": "medjax.data.ecg.readers:read_ecg",
 }
 
 
