@@ -55,7 +55,7 @@ def test_unknown_name_is_answered_with_the_nearest():
         medjax.load_modle  # noqa: B018
     assert str(caught.value) == (
         "module medjax has no name load_modle; did you mean load_model? "
-        "Public names are Generator, Item, Scorer, evaluate, load_config, load_model."
+        "Public names are EcgModel, Generator, Item, Scorer, evaluate, load_config, load_model, read_ecg."
     )
 
 
