@@ -5,8 +5,9 @@
 There is no open recording with an ejection fraction, so patients are SIMULATED (medjax.data.ecg.simulation says how):
 their ejection fraction changes the waveform in a known way, hidden by variation between patients, so the AUROC of the
 best possible detector follows from theory. The script writes WFDB files, as a hospital would export them, and gives the
-same commands as a user: medjax.ingest, medjax.train, medjax.eval. The detector holds what it promises when the interval
-of its AUROC on test patients reaches the best. Nothing here says how well a detector does on people.
+same commands as a user: medjax.ingest, medjax.train twice (masked autoencoder, detector), medjax.eval. The detector
+holds what it promises when the interval of its AUROC on test patients reaches the best. Nothing here says how well a
+detector does on people.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from machine import cpu_name
 
 from medjax.data.ecg.simulation import LOW_EF, Simulation, best_auroc, write
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ecg" / "lvsd_simulation_cpu.toml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ecg"
 
 
 def main() -> None:
     options = _options()
     out = Path(options.out)
-    files, records, run, graded = (out / name for name in ("files", "records", "detector", "evaluation"))
+    files, records, start, run, graded = (out / name for name in ("files", "records", "mae", "detector", "evaluation"))
     seconds: dict[str, float] = {}
 
     def timed(name: str, *arguments: str) -> None:
@@ -43,8 +44,11 @@ def main() -> None:
         write(files, options.patients, options.seed, simulation)
         labels = str(files / "labels.csv")
         timed("ingest", "ingest", "ecg", "--source", str(files), "--labels", labels, "--out", str(records))
-    timed("train", "train", str(CONFIG), "--data", str(records), "--out", str(run))
-    timed("eval", "eval", "--model", str(run), "--data", str(records), "--out", str(graded))
+    data = ("--data", str(records))
+    timed("pre-train", "train", str(CONFIGS / "mae_simulation_cpu.toml"), *data, "--out", str(start))
+    detector = str(CONFIGS / "lvsd_simulation_cpu.toml")
+    timed("train", "train", detector, *data, "--start", str(start), "--out", str(run))
+    timed("eval", "eval", "--model", str(run), *data, "--out", str(graded))
 
     results = json.loads((graded / "results.json").read_text("utf-8"))
     target = next(found for found in results["targets"] if found["name"] == LOW_EF)

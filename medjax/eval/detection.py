@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medjax.config import to_toml
+from medjax.data.ecg.seen import hash_of
 from medjax.eval import ecg_scores
 from medjax.eval.ecg_columns import Columns
 from medjax.eval.ecg_part import Part, choose_part, known_labels, model_record
@@ -51,7 +52,7 @@ def evaluate_ecg(
     from medjax.infer.ecg import EcgModel
 
     model = EcgModel.load(folder.absolute(), mesh=settings.engine.mesh)
-    labels = known_labels(part, [target.name for target in model.config.targets])
+    labels = known_labels(part, model.config.targets)
     say(f"{settings.data.split}: {len(part.places):,} records of {len(set(part.patients)):,} patients")
     with RunFolder.open(place, _identity(settings, model, part)) as run:
         if run.note:
@@ -204,14 +205,14 @@ def _results(
 def _sample_lines(
     part: Part, labels: Mapping[str, NDArray[np.float64]], predictions: list[dict[str, Any]]
 ) -> list[str]:
-    """Lines of samples.jsonl: one object a record, in the order of the data set."""
+    """Lines of samples.jsonl: one object a record, in the order of the data set; patients by hash, for --compare."""
     index = part.dataset.index
     lines = []
     for row, (place, prediction) in enumerate(zip(part.places, predictions, strict=True)):
         known = {name: None if np.isnan(column[row]) else float(column[row]) for name, column in labels.items()}
         sample = {
             "id": str(index["id"][place]),
-            "patient": str(part.patients[row]),
+            "patient": hash_of(str(part.patients[row])),
             "waveform": str(index["waveform"][place]),
             "labels": known,
             **{key: value for key, value in prediction.items() if key != "id"},

@@ -5,8 +5,7 @@ which training writes beside its model, holds hashes of the patients and recordi
 from, have seen; a record found there is a leak whatever the rule says.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from numpy.typing import NDArray
 
 from medjax.data.ecg.dataset import EcgDataset, open_datasets
 from medjax.data.ecg.division import SplitRule, target_values
+from medjax.data.ecg.seen import FILE, Seen
 from medjax.data.ecg.splits import patient_keys
 from medjax.eval.ecg_settings import EcgEvalSettings
+from medjax.models.predictor import Target
 from medjax.store.encoders import encoder_folder
 from medjax.store.json_file import read_json
 from medjax.store.model_folder import RECORD
 
-_SEEN = "seen.json"
-_SEEN_DIGITS = 16  # hex digits that stand for a patient or a recording there
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def choose_part(settings: EcgEvalSettings, folder: Path, record: Mapping[str, An
     d, facts = settings.data, record["facts"]
     training = facts.get("training", {})
     if not d.folders:
-        seen = ", ".join(training.get("folders", ()))
-        trained = f" (the model was trained on {seen})" if seen else ""
+        folders = _trained_on(folder.parent)
+        trained = f" (the model was trained on {', '.join(folders)})" if folders else ""
         raise ValueError(f"data.folders: got no folder, expected one that medjax.ingest wrote{trained}; give --data.")
     dataset = open_datasets(d.folders)
     notes: list[str] = []
@@ -92,7 +92,7 @@ def choose_part(settings: EcgEvalSettings, folder: Path, record: Mapping[str, An
         )
     patients = patient_keys(dataset.index).astype(str)
     left_out: dict[str, int] = {}
-    places, leaks = _without_leaks(settings, folder, dataset, patients, places, left_out, notes)
+    places, leaks = _without_leaks(settings, folder, dataset, patients, places, left_out, notes, same)
     if d.limit is not None and d.limit < len(places):
         left_out["beyond the limit"] = len(places) - d.limit
         places = places[: d.limit]
@@ -125,6 +125,14 @@ def _divided(
     return divided.divide(dataset.index)
 
 
+def _trained_on(run: Path) -> list[str]:
+    """The folders of a training run's data, as its results tell them; the model itself does not."""
+    try:
+        return [str(name) for name in read_json(run / "results.json")["data"]["folders"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _without_leaks(
     settings: EcgEvalSettings,
     folder: Path,
@@ -133,24 +141,28 @@ def _without_leaks(
     places: NDArray[np.int64],
     left_out: dict[str, int],
     notes: list[str],
+    same: bool,
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """The places that may be evaluated and what was found; settles data.leaks."""
-    policy, file = settings.data.leaks, folder.parent / _SEEN
+    """The places that may be evaluated and what was found; settles data.leaks.
+
+    same  whether these are the data of the training
+    """
+    policy = settings.data.leaks
     if settings.data.split in ("train", "validation"):
         return places, {"patients": 0, "waveforms": 0, "allowed": True, "checked": False}
-    if not file.is_file():
-        notes.append(f"{_SEEN} of the training run is not beside the model: no search for leaks was made.")
-        return places, {"patients": 0, "waveforms": 0, "allowed": False, "checked": False}
-    seen = read_json(file)
-    recordings = dataset.index["recording"]
-    by_patient = _seen(patients[places], seen["patients"])
-    # copies may stand under another number, and be found by either name
-    by_recording = _seen(recordings[places], seen["recordings"])
-    by_recording |= _seen(dataset.index["waveform"][places], seen["recordings"])
+    seen = Seen.read(folder.parent)
+    if seen is None:
+        return places, _unchecked(settings, folder, notes, same)
+    if not same or len(dataset.folders) > 1:
+        notes.append(
+            "Records that training has seen are found by patient and by exact copies; altered copies of a recording "
+            "are found only where both were ingested together."
+        )
+    by_patient, by_recording = seen.find(dataset.index, places)
     leaking = by_patient | by_recording
     found = {
         "patients": len(set(patients[places][by_patient])),
-        "waveforms": len(set(recordings[places][by_recording])),
+        "waveforms": len(set(dataset.index["recording"][places][by_recording])),
         "allowed": policy == "allow",
         "checked": True,
     }
@@ -159,38 +171,63 @@ def _without_leaks(
     if policy == "drop":
         left_out["patient or recording was seen in training"] = int(leaking.sum())
         return places[~leaking], found
-    some = ", ".join(str(dataset.index["id"][place]) for place in places[leaking][:3])
+    some = ", ".join(str(dataset.index["id"][place]) for place in places[leaking][:_SHOWN])
     raise ValueError(
         f"data: got {int(leaking.sum()):,} of {len(places):,} records whose patient or recording the training has seen "
-        f"({some}{', …' if leaking.sum() > 3 else ''}), expected none, or the score is flattered; leave them out "
+        f"({some}{', …' if leaking.sum() > _SHOWN else ''}), expected none, or the score is flattered; leave them out "
         "(--leaks drop), keep them and say so in the report (--leaks allow), or correct the patients' identifiers."
     )
 
 
-def _seen(names: NDArray[np.str_], hashes: list[str]) -> NDArray[np.bool_]:
-    known = set(hashes)
-    return np.array([hashlib.sha256(str(n).encode()).hexdigest()[:_SEEN_DIGITS] in known for n in names], bool)
+def _unchecked(settings: EcgEvalSettings, folder: Path, notes: list[str], same: bool) -> dict[str, Any]:
+    """What is said of leaks that nobody can look for. Raises ValueError where that was not allowed."""
+    certain = same and settings.data.split == "all"
+    what = "these are the data of the training, all of them" if certain else "what training has seen cannot be known"
+    if settings.data.leaks != "allow":
+        raise ValueError(
+            f"data: got no {FILE} in {folder.parent}, so {what}; expected the file that training writes there. Copy it "
+            "beside the model folder, or evaluate without a search for leaks and say so in the report (--leaks allow)."
+        )
+    notes.append(f"{FILE} of the training run is not beside the model: no search for leaks was made.")
+    if certain:
+        notes.append("These are all of the records that the training has used: the figures are too good.")
+    return {"patients": 0, "waveforms": 0, "allowed": True, "checked": False}
 
 
-def known_labels(part: Part, targets: list[str]) -> dict[str, NDArray[np.float64]]:
+def known_labels(part: Part, targets: Sequence[Target]) -> dict[str, NDArray[np.float64]]:
     """Target -> its labels [records], NaN where not known, of the targets that some evaluated record has a label of.
 
-    Adds a note for each of the others. Raises ValueError where no target has any label.
+    Adds a note for each of the others. Raises ValueError where no target has any label, and for a label that is none of
+    a target's classes, as when another hospital codes a column of the same name in another way.
     """
     found = {}
-    for name in targets:
+    for target in targets:
         try:
-            values = target_values(part.dataset.index, name)[part.places]
+            values = target_values(part.dataset.index, target.name)[part.places]
         except ValueError:  # no such column
             values = np.full(len(part.places), np.nan)
         if np.isnan(values).all():
-            part.notes.append(f"{name} is not evaluated: no record here has a label of that name.")
-        else:
-            found[name] = values
+            part.notes.append(f"{target.name} is not evaluated: no record here has a label of that name.")
+            continue
+        if target.kind != "regression":
+            _check_classes(part, target, values)
+        found[target.name] = values
     if not found:
         raise ValueError(
-            f"data: got no label of {', '.join(targets)} among the {len(part.places):,} records to evaluate, expected "
-            "some; ingest the data with --labels that name one. Its labels: "
+            f"data: got no label of {', '.join(target.name for target in targets)} among the {len(part.places):,} "
+            "records to evaluate, expected some; ingest the data with --labels that name one. Its labels: "
             f"{', '.join(part.dataset.labels) or 'none'}."
         )
     return found
+
+
+def _check_classes(part: Part, target: Target, values: NDArray[np.float64]) -> None:
+    names = target.classes or ("no", "yes")
+    wrong = np.flatnonzero(~np.isnan(values) & ~np.isin(values, np.arange(len(names))))
+    if len(wrong):
+        some = part.dataset.index["id"][part.places[wrong[0]]]
+        expected = f"{', '.join(map(str, range(len(names) - 1)))} or {len(names) - 1} ({'/'.join(names)})"
+        raise ValueError(
+            f"data: {target.name}: got {values[wrong[0]]:g} in record {some} ({len(wrong):,} such records), expected "
+            f"{expected} as in training; ingest the data with labels of that coding."
+        )

@@ -37,7 +37,7 @@ _ECG_EPILOG = """examples:
 
 Exit status: 0 at least one record was judged, 1 none was, 2 the call was wrong, 75 stopped by Ctrl-C or SIGTERM."""
 
-_ECG_FLAGS = ("--json", "--engine.compilation_cache")
+_ECG_FLAGS = ("--json", "--engine.compilation_cache", "--page.identifiers")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 0   done
 1   the work failed: a full disk, not enough memory, nobody left who reads the output
-2   the call or the input was wrong: ValueError and FileNotFoundError, whose messages say what to do
+2   the call or the input was wrong: ValueError and FileNotFoundError, whose messages say what to do; or a package of
+    the extra `ecg` is missing
 75  stopped by Ctrl-C or SIGTERM
 """
 
@@ -10,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 from typing import Protocol
+
+from medjax.data.ecg.extra import what_to_install
 
 
 class Engine(Protocol):
@@ -31,6 +34,12 @@ def exit_status(prog: str, work: Callable[[], None], engine: Engine, *, stopped:
         work()
     except (ValueError, FileNotFoundError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        told = what_to_install(error)
+        if not told:
+            raise
+        print(f"{prog}: {told}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # what is left to print goes nowhere, or Python complains as it exits

@@ -9,13 +9,12 @@ Of a checkpoint's facts these are read; only "preprocessing" must be there:
   preprocessing  data.ecg.signal.Preprocessing
   leads          names of the leads that training saw; without it all of the preprocessing
   rules          target -> statistics.detector.DetectorRule, or for age statistics.agreement.GapCorrection
-  errors         target -> {"sd": of the errors on validation data, in the target's unit}
+  errors         target -> {"sd": of the errors on validation data, in the target's unit, "records": how many}
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from medjax.data.ecg.leads import LEADS
 from medjax.data.ecg.record import EcgRecord
-from medjax.data.ecg.signal import Preprocessing, normalise, prepare_many, window_starts, windows
+from medjax.data.ecg.signal import (
+    Preprocessing,
+    judged_windows,
+    normalise,
+    prepared_samples,
+    prepared_windows,
+    window_starts,
+)
 from medjax.infer.prediction import Prediction, Reading, refused
 from medjax.models.predictor import Predictor, PredictorConfig
 from medjax.parallel.mesh import make_mesh
@@ -35,7 +41,8 @@ from medjax.store.encoders import load_encoder
 
 RULES = PRESETS["default"]
 BATCH = 32
-_READ_TOGETHER = 64  # records whose windows are held at once
+_READ_TOGETHER = 64  # records whose windows are held at once …
+_MOST_NUMBERS = 50_000_000  # … unless their signals are larger than this: 200 MB in float32
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,7 @@ class EcgModel:
 
     def predict_each(self, records: Iterable[EcgRecord], *, batch_size: int = BATCH) -> Iterator[Prediction]:
         """`predict`, a record at a time: what is read lazily is judged before the rest is read."""
-        waiting = iter(records)
-        while together := list(islice(waiting, _READ_TOGETHER)):
+        for together in _portions(records):
             seen = self.windows(together)
             rows = [each for each in seen if not isinstance(each, str)]
             outputs: Iterator[np.ndarray] = iter(())
@@ -136,11 +142,7 @@ class EcgModel:
 
     def windows(self, records: Sequence[EcgRecord]) -> list[Windows | str]:
         """The windows of each record, or a sentence that says why it has none that can be judged."""
-        why = [self._unusable(record) for record in records]
-        ready = iter(
-            prepare_many([r for r, reason in zip(records, why, strict=True) if not reason], self.preprocessing)
-        )
-        return [reason or self._cut(record, *next(ready)) for record, reason in zip(records, why, strict=True)]
+        return [self._unusable(record) or self._cut(record) for record in records]
 
     def outputs(
         self, signal: np.ndarray, valid: np.ndarray, *, params: Any = None, batch_size: int = BATCH
@@ -199,20 +201,19 @@ class EcgModel:
             return f"got {has}, expected at least one of {' '.join(taken)}, which the model was trained on; not judged."
         return ""
 
-    def _cut(self, record: EcgRecord, signal: np.ndarray, valid: np.ndarray) -> Windows | str:
-        p = self.preprocessing
-        taken = np.array([lead in self.reading.leads for lead in p.leads])
-        valid = valid & taken[:, None]
-        rows, known = windows(signal * valid, valid, p)
-        patch = self.config.vit.patch[0]
-        whole = known.reshape(len(rows), len(p.leads), -1, patch).all(-1).reshape(len(rows), -1).any(1)
-        if not whole.any():
+    def _cut(self, record: EcgRecord) -> Windows | str:
+        p, patch = self.preprocessing, self.config.vit.patch[0]
+        samples = prepared_samples(record.samples, record.sampling_rate_hz, p)
+        starts = np.array(window_starts(samples, p.samples))
+        signal, valid = prepared_windows(record, p, starts.tolist())
+        valid &= np.array([lead in self.reading.leads for lead in p.leads])[:, None]
+        judged = judged_windows(valid, patch)
+        if not judged.any():
             return (
                 f"got {record.duration_s:.2g} s without a stretch of {patch / p.sampling_rate_hz:.2g} s in which a "
                 "lead was measured throughout, expected one at least; not judged."
             )
-        starts = np.array(window_starts(signal.shape[-1], p.samples))
-        return Windows(normalise(rows, known, p)[whole], known[whole], starts[whole], signal.shape[-1])
+        return Windows(normalise(signal * valid, valid, p)[judged], valid[judged], starts[judged], samples)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -236,6 +237,18 @@ def _attention_of(config: PredictorConfig, params: Any, signal: jax.Array, valid
     _, found = Predictor(config).apply({"params": params}, signal, valid, mutable=["attention"])
     (weights,) = jax.tree.leaves(found["attention"]["encoder"])
     return jnp.moveaxis(weights.mean(2), 0, 1)
+
+
+def _portions(records: Iterable[EcgRecord]) -> Iterator[list[EcgRecord]]:
+    """Records in stretches that are held in memory together."""
+    portion: list[EcgRecord] = []
+    for record in records:
+        portion.append(record)
+        if len(portion) == _READ_TOGETHER or sum(each.signal.size for each in portion) > _MOST_NUMBERS:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def _told(error: Exception) -> str:

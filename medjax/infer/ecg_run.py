@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ _PACKAGES = (  # what reads files, as far as it is installed
     "scipy",
 )
 
+_UNREAD = "a file could not be read; the terminal said why"
+
 
 def judge_files(settings: EcgInferSettings) -> int:
     """Judge every record of every file; returns how many were judged.
@@ -55,17 +58,27 @@ def judge_files(settings: EcgInferSettings) -> int:
     records = _records(files, stated, refused)
     with ProgressBar(len(files) > 1, "records", "record") as bar:
         # the records are read as they are judged, and each is held until its page is written
-        for record, prediction in _judged(model, records, settings.engine.batch_size):
+        for number, (record, prediction) in enumerate(_judged(model, records, settings.engine.batch_size), 1):
+            shown = record if settings.page.identifiers else _numbered(record, number)
+            alias = "" if settings.page.identifiers else f"{shown.id} = "
             if prediction.refused:
-                reason = f"{record.source}, record {record.id}: {prediction.refused}"
-                refused.append({"file": record.source, "record": record.id, "reason": reason})
-                _say(reason)
+                _say(f"{alias}{record.source}, record {record.id}: {prediction.refused}")
+                reason = f"{shown.source}, record {shown.id}: {prediction.refused}"
+                refused.append({"file": shown.source, "record": shown.id, "reason": reason})
                 continue
             explanations = _explanations(settings, model, record)
-            rows.append(_row(record, prediction, explanations, pages.write(record, prediction, explanations)))
+            told = replace(prediction, id=shown.id, source=shown.source)
+            rows.append(_row(shown, told, explanations, pages.write(shown, told, explanations)))
+            line = f"{alias}{_line(record, prediction)}"
             if not settings.json:
-                print(_line(record, prediction), flush=True)
+                print(line, flush=True)
+            elif alias:
+                _say(line)
             bar.advance(1, max(len(files), len(rows)))
+    if not settings.page.identifiers:
+        unread = [entry for entry in refused if entry["file"] in files]
+        refused = [entry for entry in refused if entry["file"] not in files]
+        refused += [{"file": None, "record": None, "reason": _UNREAD} for _ in unread]
     found = {**facts, "records": rows, "refused": refused}
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     partial = out / "predictions.json.partial"
@@ -119,6 +132,12 @@ def _judged(model: EcgModel, records: Iterator[EcgRecord], batch_size: int) -> I
         yield waiting.pop(0), prediction
 
 
+def _numbered(record: EcgRecord, number: int) -> EcgRecord:
+    """The record under a number, without what tells whose it is."""
+    name = f"ecg-{number}"
+    return replace(record, id=name, source=name, patient=None, time=None, device=None)
+
+
 def _explanations(settings: EcgInferSettings, model: EcgModel, record: EcgRecord) -> list[Explanation]:
     targets = [target.name for target in model.config.targets if target.kind != "ordinal"]
     found = []
@@ -152,7 +171,7 @@ def _facts(settings: EcgInferSettings, model: EcgModel) -> dict[str, Any]:
             "preprocessing": model.preprocessing.to_json(),
             "targets": [target.name for target in model.config.targets],
         },
-        "command": command(settings, "medjax.infer"),
+        "command": command(settings if settings.page.identifiers else replace(settings, files=()), "medjax.infer"),
         "versions": versions(*(package for package in _PACKAGES if find_spec(package))),
     }
 

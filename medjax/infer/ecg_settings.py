@@ -51,6 +51,11 @@ class EcgPageSettings:
         alias="--explain",
         choices=("none", "gradients", "rollout", "both"),
     )
+    identifiers: bool = field(
+        True,
+        help="name patient, file and time of recording; false: pages, sheets and predictions.json number the records, "
+        "and the terminal alone says which is which",
+    )
     speed_mm_s: float = field(25.0, help="of the paper, mm/s", choices=(25.0, 50.0))
     gain_mm_mv: float = field(10.0, help="of the paper, mm/mV", choices=(5.0, 10.0, 20.0))
 

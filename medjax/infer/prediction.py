@@ -19,11 +19,11 @@ from medjax.data.ecg.leads import LEADS
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.signal import MOST_WINDOWS, Preprocessing
 from medjax.models.predictor import PredictorConfig, Target
-from medjax.statistics.agreement import GapCorrection
+from medjax.statistics.agreement import LIMIT, GapCorrection
+from medjax.statistics.calibration import sigmoid
 from medjax.statistics.detector import DetectorRule
 
 CONFIDENCE = 0.9  # of conformal sets, where the checkpoint holds it
-_LIMIT = 1.959963984540054  # standard normal deviate of 97.5 %
 NO_YES = ("no", "yes")
 
 
@@ -158,7 +158,7 @@ class Reading:
             return self._binary(target, raw, outputs[:, 0])
         if target.kind == "regression":
             return self._regression(target, raw, age_years)
-        above = _sigmoid(mean)
+        above = sigmoid(mean)
         shares = np.concatenate([[1.0], above]) - np.concatenate([above, [0.0]])
         place = int(shares.argmax())
         return Output(
@@ -175,7 +175,7 @@ class Reading:
         """Mean outputs [...] of a target of one output as they are shown: probabilities, or values in their unit."""
         if target.kind == "binary":
             rule = self.detectors.get(target.name)
-            return rule.probability(raw) if rule else _sigmoid(raw)
+            return rule.probability(raw) if rule else sigmoid(raw)
         return raw * (target.sd or 1.0) + (target.mean or 0.0)
 
     def _binary(self, target: Target, raw: tuple[float, ...], logits: np.ndarray) -> Output:
@@ -233,8 +233,8 @@ class Reading:
             raw,
             value=value,
             unit=target.unit,
-            low=None if sd is None else value - _LIMIT * sd,
-            high=None if sd is None else value + _LIMIT * sd,
+            low=None if sd is None else value - LIMIT * sd,
+            high=None if sd is None else value + LIMIT * sd,
             sd=sd,
             gap=gap,
             corrected_gap=corrected,
@@ -263,7 +263,3 @@ class Reading:
 def refused(record: EcgRecord, reason: str) -> Prediction:
     """The prediction of a record that was not judged; reason: one sentence, got … expected …"""
     return Prediction(record.id, record.source, reason, (), 0, {})
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -np.asarray(values, np.float64)))

@@ -110,10 +110,11 @@ def deletion(
     Raises ValueError when no token is valid.
     """
     patch = signal.shape[-1] // importance.shape[-1]
-    there = valid.reshape(*importance.shape, patch).any(-1).ravel()
+    # as the model counts them: a patch with a gap is none
+    there = valid.reshape(*importance.shape, patch).all(-1).ravel()
     tokens = np.flatnonzero(there)
     if not len(tokens):
-        raise ValueError("valid: got no valid sample in any window, expected some; there is nothing to take away.")
+        raise ValueError("valid: got no patch that is valid throughout, expected some; there is nothing to take away.")
     shares = np.array([0.0, *SHARES])
     counts = np.minimum(np.round(shares * len(tokens)).astype(int), len(tokens) - 1)
 

@@ -11,13 +11,18 @@ _KINDS = ("ecg",)
 _DESCRIPTION = """Read ECG files of any format into a checked data set that medjax.train and medjax.eval take.
 
 Leads come in standard order and millivolts; missing and flat ones are marked. One bad file never ends the run: what was
-refused, and why, copies of recordings, and patients that appear twice are in OUT/report.html. The folder appears when
-it is complete."""
+refused, and why, what was passed over, copies of recordings, and patients that appear twice are in OUT/report.html. The
+folder appears when it is complete; where no record can be read, OUT.refused.jsonl says why.
+
+Splits are by patient, by a hash of the identifier: a named patient never moves, whatever data is added later. A record
+without a patient is keyed by its recording, and may move when a copy of it is added. Shares are not stratified; folds
+are, and belong to one data set. Identifiers of two hospitals may collide: give each its --institution."""
 
 _EPILOG = """examples:
   python -m medjax.ingest ecg --source export/ --out data/hospital
   python -m medjax.ingest ecg --source files.csv --labels labels.csv --out data/hospital
   python -m medjax.ingest ecg --source export/ --labels echo.csv --label_columns low_ef,ef --out data/lvsd
+  python -m medjax.ingest ecg --source export/ --institution north --out data/north
   python -m medjax.ingest ecg --source /nfs/export --out /nfs/set --beam.runner FlinkRunner \
       --beam.options=flink_master=HOST:8081,parallelism=64    (every worker sees both folders)
 

@@ -4,7 +4,7 @@ Whoever wrote the examples, one machine or many, this sees the same facts in the
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from medjax.data.ecg.duplicates import Twins
 from medjax.data.ecg.index import Facts, Index, make_index
-from medjax.data.ecg.labels import Labels, Match, match
+from medjax.data.ecg.labels import Labels, Match, code_columns, match
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,32 @@ def without_copies(facts: Sequence[Facts], twins: Twins) -> tuple[list[Facts], T
     )
     recording = tuple(twins.recording[place] for place in stay)
     dropped = [facts[place].id for place in sorted(copies)]
-    return [facts[place] for place in stay], Twins(recording, pairs, twins.checked), dropped
+    return [facts[place] for place in stay], Twins(recording, pairs, twins.checked, twins.crowded), dropped
 
 
 def decide(
-    facts: Sequence[Facts], twins: Twins, labels: Labels | None, *, root: Path, drop_copies: bool = False
+    facts: Sequence[Facts],
+    twins: Twins,
+    labels: Labels | None,
+    *,
+    root: Path,
+    drop_copies: bool = False,
+    institution: str = "",
+    code_labels: Mapping[str, frozenset[str]] | None = None,
 ) -> Decided:
     """Make the index.
 
-    facts  of all records, ordered by source and number; twins of the same
-    root   folder of the sources
+    facts        of all records, ordered by source and number; twins of the same
+    root         folder of the sources
+    institution  whose identifiers the patients have; "": none is named
+    code_labels  labels that are made of the codes in the files
     """
     named, renamed = unique_ids(facts)
     dropped: list[str] = []
     if drop_copies:
         named, twins, dropped = without_copies(named, twins)
-    index = make_index(named, twins.recording)
+    index = make_index(named, twins.recording, institution=institution)
+    index["labels"] |= code_columns(code_labels or {}, index["codes"])
     found = None
     if labels:
         plain = [renamed.get(fact.id, fact.id) for fact in named]
@@ -104,5 +114,5 @@ def decide(
         for name, column in found.columns.items():
             own = index["labels"].get(name)
             index["labels"][name] = column if own is None else np.where(np.isnan(column), own, column)
-        index["labels"] = dict(sorted(index["labels"].items()))
+    index["labels"] = dict(sorted(index["labels"].items()))
     return Decided(named, index, twins, renamed, dropped, found)

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import time
 import warnings
@@ -22,6 +23,8 @@ from medjax.data.ecg.record import EcgFileError, EcgRecord
 from medjax.data.ecg.storage import Row, to_row
 from medjax.ingest.sources import Source
 
+MEMORY_GB = 8.0
+_TOO_LARGE = "needs more memory than a reader may take, expected a shorter recording; cut it, or see --memory_gb."
 _START_S = 120.0  # a process that has just begun imports what it needs
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OUTSIDE = re.compile(r"(^|[/\\])\.\.?([/\\]|$)|^[/\\~]|^[A-Za-z]:|[\x00-\x1f\x7f]")
@@ -61,7 +64,7 @@ def read_source(source: Source) -> Outcome:
     except (ImportError, OSError, ValueError) as error:
         return _refused(source, str(error))
     except MemoryError:
-        return _refused(source, "got more than memory holds, expected a shorter recording; cut it.")
+        return _refused(source, _TOO_LARGE)
     rows, refusals = [], []
     for number, record in enumerate(records):
         try:
@@ -94,12 +97,13 @@ def _check(record: EcgRecord) -> None:
 class Reader:
     """A process that reads files. `busy` is the file it has, `deadline` when it must be ready.
 
-    limit_s  seconds that a file may take, once the process has started
-    read     what it does with a file
+    limit_s    seconds that a file may take, once the process has started
+    read       what it does with a file
+    memory_gb  that it may take; a file that needs more is refused
     """
 
-    def __init__(self, limit_s: float, read: Read = read_source) -> None:
-        self._limit_s, self._read = limit_s, read
+    def __init__(self, limit_s: float, read: Read = read_source, *, memory_gb: float = MEMORY_GB) -> None:
+        self._limit_s, self._read, self._memory_gb = limit_s, read, memory_gb
         self.busy: Source | None = None
         self.deadline = float("inf")
         self._start()
@@ -107,7 +111,7 @@ class Reader:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, inner = context.Pipe()
-        self._process = context.Process(target=_serve, args=(inner, self._read), daemon=True)
+        self._process = context.Process(target=_serve, args=(inner, self._read, self._memory_gb), daemon=True)
         with _single_threaded():
             self._process.start()
         inner.close()  # else the end of the process would not be seen
@@ -182,14 +186,22 @@ def _cause(status: int | None) -> str:
     return f" by {names.get(-status, f'signal {-status}')}"
 
 
-def read_all(files: Sequence[Source], *, processes: int, limit_s: float, read: Read = read_source) -> Iterator[Outcome]:
+def read_all(
+    files: Sequence[Source],
+    *,
+    processes: int,
+    limit_s: float,
+    memory_gb: float = MEMORY_GB,
+    read: Read = read_source,
+) -> Iterator[Outcome]:
     """Read files in so many processes; outcomes come as they are ready.
 
-    limit_s  seconds that a file may take
-    read     what is done with a file, in the process
+    limit_s    seconds that a file may take
+    memory_gb  that each process may take
+    read       what is done with a file, in the process
     """
     waiting = iter(files)
-    readers = [Reader(limit_s, read) for _ in range(min(processes, len(files)))]
+    readers = [Reader(limit_s, read, memory_gb=memory_gb) for _ in range(min(processes, len(files)))]
     try:
         for reader, source in zip(readers, waiting, strict=False):
             reader.give(source)
@@ -209,8 +221,9 @@ def read_all(files: Sequence[Source], *, processes: int, limit_s: float, read: R
             reader.close()
 
 
-def _serve(connection: Connection, read: Read) -> None:
+def _serve(connection: Connection, read: Read, memory_gb: float) -> None:
     """Read what comes until the other end is gone."""
+    _bound_memory(memory_gb)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # what matters of them is in the records' notes
@@ -221,6 +234,16 @@ def _serve(connection: Connection, read: Read) -> None:
             source: Any = connection.recv()
             try:
                 outcome = read(source)
+            except MemoryError:
+                outcome = _refused(source, _TOO_LARGE)
             except Exception as error:  # one bad file must not end the run
                 outcome = _refused(source, f"the reader failed ({type(error).__name__}: {error}); please report it.")
             connection.send(outcome)
+
+
+def _bound_memory(memory_gb: float) -> None:
+    """What this process may allocate, libraries and mapped files aside; systems without such a limit have none."""
+    most = round(memory_gb * 1e9)
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

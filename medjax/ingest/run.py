@@ -20,14 +20,14 @@ from medjax.data.ecg.builder import read_facts
 from medjax.data.ecg.dataset import EcgDataset, open_examples
 from medjax.data.ecg.duplicates import find_twins
 from medjax.data.ecg.index import write_index
-from medjax.data.ecg.labels import read_labels
+from medjax.data.ecg.labels import read_code_labels, read_labels
 from medjax.data.folders import partial_folder
 from medjax.ingest.decisions import decide
 from medjax.ingest.examples import drawn_examples
-from medjax.ingest.pipeline import REFUSED, read_here, read_with_beam
+from medjax.ingest.pipeline import REFUSED, NothingReadError, read_here, read_with_beam
 from medjax.ingest.reading import Refusal
 from medjax.ingest.settings import IngestSettings
-from medjax.ingest.sources import Sources, find_sources
+from medjax.ingest.sources import Sources, find_sources, passed_over_words
 from medjax.ingest.summary import summarise
 from medjax.report.ingest import ingest_report
 from medjax.report.progress import ProgressBar
@@ -44,8 +44,8 @@ def ingest(settings: IngestSettings, *, say: Say = lambda line: None, progress: 
     progress  show progress bars on stderr
 
     An OUT that holds this very ingest is left as it is; one that holds another is moved aside when the new one is
-    complete. Raises ValueError or FileNotFoundError with one sentence that says what to do, OSError when the disk is
-    full.
+    complete. Where no record can be read, OUT is not written, and OUT.refused.jsonl says why of each file. Raises
+    ValueError or FileNotFoundError with one sentence that says what to do, OSError when the disk is full.
     """
     started = time.time()
     out = named(settings.out)
@@ -60,15 +60,34 @@ def ingest(settings: IngestSettings, *, say: Say = lambda line: None, progress: 
             return EcgDataset(out)
         say(f"{out} holds another ingest ({'; '.join(changed[:3])}); it will be moved aside")
     say(f"{len(sources.files):,} files in {settings.source}; writing to {out}")
+    if sources.passed_over:
+        say(f"{passed_over_words(sources.passed_over)}; no ECG by name or content")
+    beside = out.with_name(f"{out.name}.{REFUSALS}")
     with partial_folder(out, lambda partial: _place(partial, out, say)) as folder:
-        refused = _read(folder, sources, settings, progress)
+        try:
+            refused = _read(folder, sources, settings, progress)
+        except NothingReadError as error:
+            _write_refused(beside, error.refused)
+            raise ValueError(f"{error} All reasons are in {beside}.") from error
         facts = sorted(read_facts(folder), key=lambda fact: (fact.source, fact.number))
         examples = open_examples(folder)
-        twins = find_twins(facts, examples, correlation=settings.correlation)
-        decided = decide(facts, twins, labels, root=sources.root, drop_copies=settings.duplicates == "drop")
+        with ProgressBar(progress, "comparing", "pair") as bar:
+            twins = find_twins(
+                facts, examples, correlation=settings.correlation, processes=_processes(settings), progress=bar.reach
+            )
+        decided = decide(
+            facts,
+            twins,
+            labels,
+            root=sources.root,
+            drop_copies=settings.duplicates == "drop",
+            institution=settings.institution,
+            code_labels=read_code_labels(settings.code_labels),
+        )
         write_index(folder, decided.index)
-        _write_refused(folder, refused)
-        report = summarise(decided, refused, files=len(sources.files), labels=labels)
+        _write_refused(folder / REFUSALS, refused)
+        shutil.rmtree(folder / REFUSED, ignore_errors=True)
+        report = summarise(decided, refused, files=len(sources.files), passed_over=sources.passed_over, labels=labels)
         report = {
             "date": started,
             "name": out.name,
@@ -83,6 +102,7 @@ def ingest(settings: IngestSettings, *, say: Say = lambda line: None, progress: 
         (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
         drawings = drawn_examples(EcgDataset(folder), settings.examples)
         (folder / PAGE).write_text(ingest_report(report, drawings), "utf-8")
+    beside.unlink(missing_ok=True)  # of a former try
     _say_result(report, out, say)
     return EcgDataset(out)
 
@@ -112,6 +132,8 @@ def _identity(settings: IngestSettings, sources: Sources) -> dict[str, Any]:
         "files": sources.digest,
         "labels": sha256_file(Path(settings.labels)) if settings.labels else None,
         "label_columns": list(settings.label_columns),
+        "code_labels": list(settings.code_labels),
+        "institution": settings.institution,
         "duplicates": settings.duplicates,
         "correlation": settings.correlation,
         "medjax": version("medjax"),
@@ -120,18 +142,26 @@ def _identity(settings: IngestSettings, sources: Sources) -> dict[str, Any]:
 
 def _read(folder: Path, sources: Sources, settings: IngestSettings, progress: bool) -> list[Refusal]:
     if settings.beam.runner:
-        return read_with_beam(folder, sources, settings.beam, limit_s=settings.limit_s)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return read_with_beam(folder, sources, settings.beam, limit_s=settings.limit_s, memory_gb=settings.memory_gb)
     with ProgressBar(progress, "reading", "file") as bar:
         return read_here(
-            folder, sources, processes=settings.processes or cores, limit_s=settings.limit_s, progress=bar.reach
+            folder,
+            sources,
+            processes=_processes(settings),
+            limit_s=settings.limit_s,
+            memory_gb=settings.memory_gb,
+            progress=bar.reach,
         )
 
 
-def _write_refused(folder: Path, refused: list[Refusal]) -> None:
+def _processes(settings: IngestSettings) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.processes or cores
+
+
+def _write_refused(path: Path, refused: list[Refusal]) -> None:
     lines = [json.dumps(refusal.to_json(), ensure_ascii=False) + "\n" for refusal in refused]
-    (folder / REFUSALS).write_text("".join(lines), "utf-8")
-    shutil.rmtree(folder / REFUSED, ignore_errors=True)
+    path.write_text("".join(lines), "utf-8")
 
 
 def _place(partial: Path, out: Path, say: Say) -> None:
@@ -165,6 +195,10 @@ def _say_result(report: dict[str, Any], out: Path, say: Say) -> None:
     copies = report["duplicates"]
     if copies["exact"] or copies["near"]:
         say(f"copies of recordings: {len(copies['exact']):,} exact, {len(copies['near']):,} altered")
+    if copies["crowded"]:
+        say(f"note: {copies['crowded']:,} records have more look-alikes than were compared; altered copies may be left")
+    for name, told in report["labels"]["not_numbers"].items():
+        say(f"labels: {told['count']:,} cells of {name} are no number and left unknown, the first in {told['first']}")
     if report["labels"]["unknown"]:
         say(f"labels for {report['labels']['unknown']:,} unknown records were left out")
     if report["labels"]["file"] and not report["labels"]["labelled"]:

@@ -13,13 +13,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from medjax.data.ecg.readers import find_ecgs
+from medjax.data.ecg.quality import mains_hz
+from medjax.data.ecg.readers import survey
+from medjax.data.ecg.readers.assembly import bounded, check_rate
 from medjax.data.ecg.readers.demographics import age_in_years, sex_of
 from medjax.data.ecg.readers.stated import Stated
 from medjax.data.ecg.record import EcgRecord
 
 _COLUMNS = ("path", "id", "patient", "age", "sex", "device", "time", "sampling_rate_hz", "unit", "leads")
+_ENDINGS = 6  # named in a line
 _SPELLINGS = {"file": "path", "age_years": "age", "sampling_rate": "sampling_rate_hz", "patient_id": "patient"}
 
 
@@ -35,6 +39,15 @@ class Source:
     name: str
     overrides: Mapping[str, str] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a line of JSON."""
+        return {"path": str(self.path), "name": self.name, "overrides": dict(self.overrides)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Source":
+        """The inverse of to_json."""
+        return cls(Path(values["path"]), values["name"], values["overrides"])
+
     def stated(self) -> Stated:
         """What the list says, for a reader; raises ValueError naming the column."""
         rate, leads = self.overrides.get("sampling_rate_hz"), self.overrides.get("leads")
@@ -45,17 +58,26 @@ class Source:
         )
 
     def override(self, record: EcgRecord) -> EcgRecord:
-        """The record with what the list says of it, and a note for each text that could not be used."""
+        """The record with what the list says of it, and a note for each text that could not be used.
+
+        Raises ValueError for a sampling rate that no ECG has.
+        """
         told = self.overrides
         notes = list(record.notes)
-        changes: dict[str, object] = {name: told[name] for name in ("id", "patient", "device", "time") if name in told}
+        texts = (name for name in ("id", "patient", "device", "time") if name in told)
+        changes: dict[str, object] = {name: bounded(told[name], name, notes) for name in texts}
         for name, key, read in (("age", "age_years", age_in_years), ("sex", "sex", sex_of)):
             if name in told:
                 changes[key], note = read(told[name])
                 notes += [note] if note else []
         if rate := self.stated().sampling_rate_hz:
+            try:
+                check_rate(rate)
+            except ValueError as error:
+                raise ValueError(f"sampling_rate_hz: {error}") from None
             changes["sampling_rate_hz"] = rate
             if rate != record.sampling_rate_hz:
+                changes["mains_hz"] = mains_hz(record.signal, rate)  # it was looked for at another frequency
                 notes.append(f"sampling rate: got {record.sampling_rate_hz:g} Hz, taken as {rate:g} Hz as listed")
         return replace(record, **changes, notes=tuple(notes))  # type: ignore[arg-type]
 
@@ -64,12 +86,14 @@ class Source:
 class Sources:
     """All files of an ingest, in order.
 
-    root    the folder that names are relative to
-    digest  sha256 of names, sizes, times of change and overrides: equal when there is nothing new to read
+    root         the folder that names are relative to
+    passed_over  ending of a name -> files of the folder that are no ECG by name or content
+    digest       sha256 of names, sizes, times of change and overrides: equal when there is nothing new to read
     """
 
     root: Path
     files: tuple[Source, ...]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -91,17 +115,28 @@ def find_sources(source: str | Path) -> Sources:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = tuple(Source(file, file.relative_to(path).as_posix()) for file in find_ecgs(path))
+        found = survey(path)
+        files = tuple(Source(file, file.relative_to(path).as_posix()) for file in found.files)
         if not files:
+            others = f" ({passed_over_words(found.passed_over)})" if found.passed_over else ""
             raise ValueError(
-                f"{path}: got a folder without any ECG file, expected WFDB, DICOM, XML, MFER, SCP-ECG, EDF, CSV, .mat "
-                "or .npy; name another, or list the files in a CSV file with a column `path`."
+                f"{path}: got a folder without any ECG file{others}, expected WFDB, DICOM, XML, MFER, SCP-ECG, EDF, "
+                "CSV, .mat or .npy; name another, or list the files in a CSV file with a column `path`."
             )
-        return Sources(path, files)
+        return Sources(path, files, found.passed_over)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder or file, expected ECG files; correct --source.")
     listed = _listed(path) if path.suffix.lower() in (".csv", ".tsv") else None
     return Sources(path.parent, (Source(path, path.name),)) if listed is None else _named(path.parent, listed)
+
+
+def passed_over_words(counts: Mapping[str, int]) -> str:
+    """ "7 files passed over: 5 .csv, 2 .h5": the most frequent endings first."""
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{count:,} {ending}" for ending, count in ranked[:_ENDINGS])
+    rest = f" and {len(ranked) - _ENDINGS} other endings" if len(ranked) > _ENDINGS else ""
+    total = sum(counts.values())
+    return f"{total:,} {'file' if total == 1 else 'files'} passed over: {shown}{rest}"
 
 
 def _named(folder: Path, listed: tuple[Source, ...]) -> Sources:

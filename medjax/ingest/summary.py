@@ -24,16 +24,29 @@ _COMMON = 30  # codes and notes
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])[-+]?\d+(\.\d+)?(e[-+]?\d+)?")  # not the 1 of V1
 
 
-def summarise(decided: Decided, refused: Sequence[Refusal], *, files: int, labels: Labels | None) -> dict[str, Any]:
+def summarise(
+    decided: Decided,
+    refused: Sequence[Refusal],
+    *,
+    files: int,
+    passed_over: Mapping[str, int],
+    labels: Labels | None,
+) -> dict[str, Any]:
     """The report's values, JSON-able.
 
-    files  that were found
+    files        that were found
+    passed_over  ending of a name -> files that are no ECG by name or content
     """
     facts = decided.facts
     without = Counter(refusal.file for refusal in refused)
     stored = {fact.source for fact in facts}
     return {
-        "files": {"found": files, "refused": len(set(without) - stored), "with_refused_records": len(set(without))},
+        "files": {
+            "found": files,
+            "refused": len(set(without) - stored),
+            "with_refused_records": len(set(without)),
+            "passed_over": dict(sorted(passed_over.items(), key=lambda pair: (-pair[1], pair[0]))[:LISTED]),
+        },
         "records": {"stored": len(facts), "dropped_copies": decided.dropped[:LISTED]},
         "formats": _formats(facts),
         "refused": {
@@ -53,7 +66,7 @@ def summarise(decided: Decided, refused: Sequence[Refusal], *, files: int, label
         "ages": _ages(facts),
         "sexes": dict(Counter(fact.sex or "unknown" for fact in facts)),
         "devices": _common(fact.device or "unknown" for fact in facts),
-        "patients": _patients(facts),
+        "patients": _patients(decided),
         "duplicates": _duplicates(decided),
         "renamed": {"count": len(decided.renamed), "list": dict(list(decided.renamed.items())[:LISTED])},
         "labels": _labels(decided, labels),
@@ -119,13 +132,15 @@ def _ages(facts: Sequence[Facts]) -> dict[str, Any]:
     return {"known": len(known), "unknown": len(ages) - len(known), "quartiles": quartiles, "decades": ordered}
 
 
-def _patients(facts: Sequence[Facts]) -> dict[str, Any]:
+def _patients(decided: Decided) -> dict[str, Any]:
+    facts = decided.facts
     records: dict[str, list[str]] = {}
     for fact in facts:
         if fact.patient:
             records.setdefault(fact.patient, []).append(fact.id)
     several = sorted((pair for pair in records.items() if len(pair[1]) > 1), key=lambda pair: -len(pair[1]))
     return {
+        "institution": str(decided.index["institution"][0]) if facts else "",
         "named": len(records),
         "records_without": sum(not fact.patient for fact in facts),
         "several": len(several),
@@ -151,6 +166,7 @@ def _duplicates(decided: Decided) -> dict[str, Any]:
         "exact": lines(True),
         "near": lines(False),
         "compared": decided.twins.checked,
+        "crowded": decided.twins.crowded,
         "recordings": len(set(decided.twins.recording)),
     }
 

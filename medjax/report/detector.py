@@ -244,11 +244,12 @@ def _warnings(protocol: Mapping[str, Any]) -> Iterator[str]:
     data = protocol.get("data", {})
     leaks = data.get("leaks") or {}
     if leaks.get("patients") or leaks.get("waveforms"):
+        fate = "which was allowed: the score is too good." if leaks.get("allowed") else "and were left out."
         yield (
             f"{leaks['patients']:,} patients and {leaks['waveforms']:,} recordings were in the training data as well, "
-            "which was allowed: the score is too good."
+            f"{fate}"
         )
-    if data.get("split") in ("train", "all"):
+    if data.get("split") == "train" or (data.get("split") == "all" and not leaks.get("checked")):
         yield f"Evaluated on {data['split']}: records that trained the model may be among them."
 
 

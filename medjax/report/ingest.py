@@ -34,6 +34,7 @@ def ingest_report(report: Report, examples: Sequence[tuple[str, str]] = ()) -> s
             "facts": [(name, value) for name, value in _facts(report) if value],
             "warnings": list(_warnings(report)),
             "refused": report["refused"],
+            "passed_over": list(report["files"]["passed_over"].items())[:_SHOWN],
             "refused_list": report["refused"]["list"][:_SHOWN],
             "formats": report["formats"],
             "leads": _leads(report),
@@ -42,6 +43,7 @@ def ingest_report(report: Report, examples: Sequence[tuple[str, str]] = ()) -> s
             "age_line": _age_line(report),
             "copies": _copies(report),
             "compared": report["duplicates"]["compared"],
+            "crowded": report["duplicates"]["crowded"],
             "patients": report["patients"],
             "patient_list": report["patients"]["list"][:_SHOWN],
             "labels": report["labels"],
@@ -61,8 +63,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "Records", f"{report['records']['stored']:,}"
     yield "Recordings, copies counted once", f"{report['duplicates']['recordings']:,}"
     yield "Patients with a name", f"{report['patients']['named']:,}"
+    yield "Institution of the patients", report["patients"]["institution"]
     yield "Files", f"{report['files']['found']:,}"
     yield "Refused", f"{report['refused']['count']:,}"
+    yield "Passed over", f"{sum(report['files']['passed_over'].values()):,}"
     yield "Time", drawing.duration(report["wall_seconds"])
 
 
@@ -73,7 +77,8 @@ def _warnings(report: Report) -> Iterator[str]:
         count = patients["records_without"]
         yield (
             f"{_plural(count, 'record names', 'records name')} no patient. Each counts as a patient of its own: that "
-            "nobody is both in training and in test cannot be proved for them."
+            "nobody is both in training and in test cannot be proved for them, and one may change sides when a copy of "
+            "it is added."
         )
     if clash := sum(pair["patients_differ"] for pair in (*copies["exact"], *copies["near"])):
         yield (f"{_plural(clash, 'pair', 'pairs')} of copies carry different patients: one of the two names is wrong.")

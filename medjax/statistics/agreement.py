@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, Statistic, weighted_mean
+from medjax.statistics.stored import checked_fields
 
-_LIMIT = NormalDist().inv_cdf(0.975)
+LIMIT = NormalDist().inv_cdf(0.975)  # standard deviations on either side that hold 95 % of normal numbers
 SMALL = 20  # fewer records than this are marked as few
 
 
@@ -51,7 +52,8 @@ class GapCorrection:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "GapCorrection":
-        return cls(**value)
+        """The inverse of to_json. Raises ValueError where a field is missing or unknown."""
+        return cls(**checked_fields(cls, value))
 
 
 def fit_gap_correction(age: ArrayLike, predicted: ArrayLike, *, origin: str = "validation") -> GapCorrection:
@@ -109,8 +111,8 @@ def bland_altman(true: ArrayLike, predicted: ArrayLike, bootstrap: PatientBootst
         {
             "bias": weighted_mean(d),
             "sd": lambda w: _sd(d, w),
-            "lower_limit": limit(-_LIMIT),
-            "upper_limit": limit(_LIMIT),
+            "lower_limit": limit(-LIMIT),
+            "upper_limit": limit(LIMIT),
         }
     )
 

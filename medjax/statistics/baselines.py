@@ -105,7 +105,7 @@ def _table(columns: Mapping[str, ArrayLike]) -> Floats:
     return np.stack(kept, axis=1) if kept else np.zeros((records, 0))
 
 
-def _of_numbers(values) -> Sequence[Floats]:
+def _of_numbers(values: NDArray) -> Sequence[Floats]:
     numbers = values.astype(np.float64)
     known = np.isfinite(numbers)
     if not known.any():
@@ -114,6 +114,6 @@ def _of_numbers(values) -> Sequence[Floats]:
     return [np.where(known, (numbers - numbers[known].mean()) / spread, 0.0), (~known).astype(np.float64)]
 
 
-def _of_texts(values) -> Sequence[Floats]:
+def _of_texts(values: NDArray) -> Sequence[Floats]:
     names = np.array(["" if v is None or v != v else str(v) for v in values], dtype=object)
     return [(names == name).astype(np.float64) for name in sorted(set(names))]

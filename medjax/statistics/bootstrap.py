@@ -167,6 +167,18 @@ def weighted_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Statistic:
     return lambda weights: weights @ top / _or_nan(weights @ bottom)
 
 
+def sums_by_bin(values: ArrayLike, place: ArrayLike, count: int) -> Statistic:
+    """The statistic: sums of values over the records of each bin, [resamples, count], in the memory of the records.
+
+    values, place  [records]; place: the bin, 0 to count - 1
+    """
+    from scipy.sparse import csr_array
+
+    column, bins = np.asarray(values, dtype=np.float64), np.asarray(place)
+    table = csr_array((column, (bins, np.arange(len(column)))), shape=(count, len(column)))
+    return lambda weights: np.asarray(table @ weights.T).T
+
+
 def difference(first: Statistic, second: Statistic) -> Statistic:
     """The statistic that is first minus second on the same resample."""
     return lambda weights: first(weights) - second(weights)

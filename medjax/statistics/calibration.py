@@ -21,6 +21,7 @@ from scipy.special import expit
 
 from medjax.statistics.bootstrap import Floats, PatientBootstrap
 from medjax.statistics.discrimination import checked, one_class
+from medjax.statistics.stored import checked_fields
 
 METHODS = ("platt", "temperature", "none")
 DRAWS = 200
@@ -66,7 +67,9 @@ class Calibration:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
-        return cls(**{**value, "draws": tuple((float(a), float(b)) for a, b in value["draws"])})
+        """The inverse of to_json. Raises ValueError where a field is missing or unknown."""
+        known = checked_fields(cls, value)
+        return cls(**{**known, "draws": tuple((float(a), float(b)) for a, b in known["draws"])})
 
 
 def fit(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medjax.statistics.bootstrap import Floats, Statistic
+from medjax.statistics.bootstrap import Floats, Statistic, sums_by_bin
 from medjax.statistics.discrimination import checked
 
 
@@ -22,10 +22,18 @@ def net_benefit(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLi
     """The statistic: net benefit of acting on probability >= threshold, [resamples, thresholds]."""
     y, p = checked(labels, probabilities)
     t = _checked_thresholds(thresholds)
-    called = (p[:, None] >= t).astype(np.float64)
-    # records worth 1, -odds or 0 each: one product of matrices for all thresholds
-    worth = called * np.where(y[:, None], 1.0, -t / (1 - t))
-    return lambda weights: weights @ worth / weights.sum(1, keepdims=True)
+    order = np.argsort(t)
+    reached = np.searchsorted(t[order], p, side="right")  # so many of the rising thresholds
+    found, alarms = (sums_by_bin(each, reached, len(t) + 1) for each in (y, ~y))
+
+    def statistic(weights: Floats) -> Floats:
+        # who reaches a threshold reaches all below: sums from the highest on
+        tp, fp = (np.cumsum(sums(weights)[:, ::-1], axis=1)[:, -2::-1] for sums in (found, alarms))
+        benefit = np.empty_like(tp)
+        benefit[:, order] = tp - fp * (t / (1 - t))[order]
+        return benefit / weights.sum(1, keepdims=True)
+
+    return statistic
 
 
 def net_benefit_of_all(labels: ArrayLike, thresholds: ArrayLike) -> Floats:

@@ -12,7 +12,7 @@ The interval is made on the logit scale, so it stays inside 0 and 1 (Pepe, The S
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -151,7 +151,7 @@ def _sums(values: Floats, owners: NDArray[np.int64], everyone: NDArray[np.int64]
     return sums, len(np.unique(owners))
 
 
-def _root(function, inside: float, end: float) -> float:
+def _root(function: Callable[[float], float], inside: float, end: float) -> float:
     """Where function, not positive at `inside`, changes sign on the way to `end`; `end` itself if it does not."""
     if function(end) <= 0:
         return end

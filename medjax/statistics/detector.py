@@ -16,6 +16,7 @@ from medjax.statistics.bootstrap import Floats
 from medjax.statistics.calibration import Calibration
 from medjax.statistics.conformal import ConformalSets
 from medjax.statistics.discrimination import checked, one_class
+from medjax.statistics.stored import checked_fields
 from medjax.statistics.thresholds import Threshold
 
 
@@ -50,10 +51,12 @@ class DetectorRule:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "DetectorRule":
-        sets = value["conformal"]
+        """The inverse of to_json. Raises ValueError where a field is missing or unknown."""
+        known = checked_fields(cls, value)
+        sets = known["conformal"]
         return cls(
-            Calibration.from_json(value["calibration"]),
-            Threshold.from_json(value["threshold"]),
+            Calibration.from_json(known["calibration"]),
+            Threshold.from_json(known["threshold"]),
             None if sets is None else ConformalSets.from_json(sets),
         )
 
@@ -79,6 +82,7 @@ def fit_detector(
     method     calibration: platt, temperature or none
     threshold  youden, sensitivity or specificity; at: the sensitivity or specificity to reach
     draws      resamples of patients behind the interval of a probability
+    seed       of these, and of the record that stands for each patient in conformal sets
 
     Without both classes nothing can be chosen: sigmoid, threshold 0.5 and no sets come back, with the reason.
     Raises ValueError for unknown rules and for labels other than 0 and 1.
@@ -89,5 +93,7 @@ def fit_detector(
     return DetectorRule(
         fitted,
         thresholds.choose(y, p, threshold, at, origin=origin),
-        None if one_class(y) else conformal.fit(y, p, class_conditional=class_conditional, origin=origin),
+        None
+        if one_class(y)
+        else conformal.fit(y, p, patients, class_conditional=class_conditional, seed=seed, origin=origin),
     )

@@ -97,17 +97,18 @@ def _of_ratio(hits: Estimate, alarms: Estimate, odds: float) -> Estimate:
     """odds * hits / alarms, as a probability, with the interval of the difference of the two logarithms."""
     if hits.value == 0 and alarms.value == 0:
         return undefined("no record is called so")
-    value = _probability(_log(hits.value) - _log(alarms.value) + math.log(odds))
-    if None in (hits.low, hits.high, alarms.low, alarms.high):
+    top, bottom = ((each.value or 0.0, each.low, each.high) for each in (hits, alarms))
+    value = _probability(_log(top[0]) - _log(bottom[0]) + math.log(odds))
+    if top[1] is None or top[2] is None or bottom[1] is None or bottom[2] is None:
         return Estimate(value, reason=hits.reason or alarms.reason)
-    low = _limit(hits.value, hits.low, alarms.value, alarms.high)
-    high = -_limit(alarms.value, alarms.low, hits.value, hits.high)
+    low = _limit(top[0], top[1], bottom[0], bottom[2])
+    high = -_limit(bottom[0], bottom[1], top[0], top[2])
     return Estimate(
         value, _probability(low + math.log(odds)), _probability(high + math.log(odds)), "from sensitivity, specificity"
     )
 
 
-def _limit(top, top_low, bottom, bottom_high) -> float:
+def _limit(top: float, top_low: float, bottom: float, bottom_high: float) -> float:
     """Lower limit of log(top) - log(bottom)."""
     t, tl, b, bh = map(_log, (top, top_low, bottom, bottom_high))
     if math.isinf(t):  # top is 0, so is its lower limit
@@ -119,7 +120,7 @@ def _limit(top, top_low, bottom, bottom_high) -> float:
     return t - b - math.hypot(t - tl, bh - b)
 
 
-def _log(x) -> float:
+def _log(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf
 
 

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, Statistic, undefined, weighted_mean
+from medjax.statistics.bootstrap import (
+    Estimate,
+    Floats,
+    PatientBootstrap,
+    Statistic,
+    sums_by_bin,
+    undefined,
+    weighted_mean,
+)
 from medjax.statistics.calibration import logistic_fits, logit
 from medjax.statistics.discrimination import checked, one_class
 from medjax.statistics.proportions import share
@@ -48,10 +56,8 @@ def expected_calibration_error(
     """The statistic: mean over records of |observed share - mean probability| of the record's bin."""
     y, p = _checked(labels, probabilities)
     place = bins(p, count, mass=mass)
-    # [records, bins]: summing the columns gives records * (observed - predicted) of each bin
-    excess = np.zeros((len(p), count))
-    excess[np.arange(len(p)), place] = y - p
-    return lambda weights: np.abs(weights @ excess).sum(1) / weights.sum(1)
+    excess = sums_by_bin(y - p, place, count)  # records * (observed - predicted) of each bin
+    return lambda weights: np.abs(excess(weights)).sum(1) / weights.sum(1)
 
 
 def slope_and_intercept(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Statistic, Statistic]:

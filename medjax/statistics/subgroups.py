@@ -4,7 +4,7 @@ Every group is counted and gets an interval, however small; a group with fewer t
 marked, since its figures say little. Records whose group is not known are a group of their own, "unknown".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -110,7 +110,7 @@ def of_regression(
     return rows
 
 
-def _each(groups: Mapping[str, ArrayLike], records: int):
+def _each(groups: Mapping[str, ArrayLike], records: int) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield column, group and the booleans of its records; groups in order of name, "unknown" last."""
     for by, column in groups.items():
         names = np.asarray(column, dtype=object)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, Statistic
 from medjax.statistics.discrimination import Ranking, checked, one_class
 from medjax.statistics.proportions import share
+from medjax.statistics.stored import checked_fields
 
 RULES = ("youden", "sensitivity", "specificity")
 
@@ -57,7 +58,8 @@ class Threshold:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Threshold":
-        return cls(**value)
+        """The inverse of to_json. Raises ValueError where a field is missing or unknown."""
+        return cls(**checked_fields(cls, value))
 
 
 def choose(

@@ -118,6 +118,7 @@ def load_encoder(
             f"{folder}: got {what}, expected a model of kind {' or '.join(KINDS)}; name the folder of a training run "
             "on ECGs, or the folder named model in it."
         )
+    found = found.absolute()  # as Orbax wants it
     record = read_record(found, KINDS, _FIELDS)
     kind, config, leaves = record["kind"], record["config"], record["leaves"]
     boxes = _check_shapes(leaves, kind, config, str(found / RECORD))

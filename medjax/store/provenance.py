@@ -10,6 +10,7 @@ from typing import Any
 from medjax.config import to_dict
 
 _PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "gguf", "safetensors", "jinja2")
+_NOT_GIVEN = {"objective": "language"}  # what a command takes that does not say it, whatever the settings' own default
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -18,11 +19,11 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def command(settings: Any, prog: str) -> str:
-    """The command line that repeats a run: every setting that is not the default.
+    """The command line that repeats a run: its kind of work, and every setting that is not the default.
 
     settings  a configuration dataclass; prog such as "medjax.train"
     """
-    usual, own = _flat(to_dict(type(settings)())), _flat(to_dict(settings))
+    usual, own = _flat(to_dict(type(settings)())) | _NOT_GIVEN, _flat(to_dict(settings))
     short = _short_options(type(settings))
     parts = [f"{short.get(key, '--' + key)} {_shown(value)}" for key, value in own.items() if value != usual.get(key)]
     return " ".join([f"python -m {prog}", *parts])

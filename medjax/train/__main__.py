@@ -4,6 +4,7 @@ import os
 import sys
 
 from medjax.config import parse_command, peek
+from medjax.data.ecg.extra import what_to_install
 from medjax.train.ecg_settings import EcgTrainSettings, settings_class
 from medjax.train.settings import RunSettings
 
@@ -37,7 +38,11 @@ Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong,
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    cls = settings_class(peek(argv, "objective"))
+    try:
+        cls = settings_class(peek(argv, "objective"))
+    except ValueError as error:
+        print(f"medjax.train: {error}", file=sys.stderr)
+        return 2
     description, examples = (_ECG, _ECG_EXAMPLES) if cls is EcgTrainSettings else (_LANGUAGE, _LANGUAGE_EXAMPLES)
     settings: RunSettings = parse_command(
         cls, argv, prog="medjax.train", description=description, epilog=examples + _STATUS
@@ -51,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _run(settings)
-    except (ValueError, FileNotFoundError, ImportError) as error:  # ImportError: a sink that is not installed
+    except (ValueError, FileNotFoundError) as error:
         return failed(2, error)
+    except ImportError as error:  # of the extra `ecg`, or a sink, which says so itself
+        return failed(2, what_to_install(error) or error)
     except (OSError, TrainingError) as error:  # a full disk, missing workers, a run that diverged
         return failed(1, error)
     except Stopped as stopped:

@@ -20,10 +20,11 @@ from medjax.data.ecg.signal import normalise
 from medjax.models import ecg_mae, predictor
 from medjax.models.ecg_mae import EcgMae, MaeConfig, mae_loss
 from medjax.models.predictor import Predictor, PredictorConfig, predictor_loss
-from medjax.models.vit import VitConfig, vit_config, with_aligned_keys
+from medjax.models.vit import SIZES, VitConfig, vit_config, with_aligned_keys
+from medjax.nn.patches import valid_tokens
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, Rules, is_box, partition_spec, shardings
-from medjax.train.ecg_settings import EcgTrainSettings
+from medjax.train.ecg_settings import EcgTrainSettings, EncoderSettings
 from medjax.train.optimizer import optimizer
 from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides
 from medjax.train.state import Tree, abstract_state, choose_trainable, path_name, split
@@ -46,6 +47,19 @@ def encoder_config(settings: EcgTrainSettings) -> VitConfig:
         registers=e.registers,
         drop_path=e.drop_path,
         position_base=e.position_base,
+    )
+
+
+def encoder_settings(vit: VitConfig, given: EncoderSettings) -> EncoderSettings:
+    """The settings that describe an encoder; what is of training alone (drop_path, dtype) stays as given."""
+    shape = {name: getattr(vit, name) for name in next(iter(SIZES.values()))}
+    return replace(
+        given,
+        size=next((name for name, known in SIZES.items() if known == shape), given.size),
+        patch=vit.patch[0],
+        registers=vit.registers,
+        class_token=vit.class_token,
+        position_base=vit.position_base,
     )
 
 
@@ -96,16 +110,21 @@ def predictor_program(
     def loss(variables: Tree, batch: EcgBatch, key: jax.Array | None):
         signal, valid = model_input(settings, batch, training=key is not None)
         outputs: Any = model.apply(variables, signal, valid, batch.seeds if key is not None else None)
-        return predictor_loss(outputs, batch.targets, batch.weights, config)
+        # a window without any whole patch, as in a gap, is one that the model sees nothing of
+        judged = valid_tokens(valid, config.vit.patch).any(-1, keepdims=True)
+        return predictor_loss(outputs, batch.targets, batch.weights * judged, config)
 
     variables = predictor.abstract_variables(config)
     names = ("full",) if settings.finetune.trained == "full" else head_names(variables)
     return _program(settings, mesh, rules, variables, names, loss, steps, targets=len(config.targets))
 
 
-def predictor_model(settings: EcgTrainSettings, config: PredictorConfig, mesh: Mesh, rules: Rules) -> Predictor:
-    """The module of a predictor under a mesh."""
-    return Predictor(config, jnp.dtype(settings.encoder.dtype), settings.train.remat, Constraint(mesh, rules))
+def predictor_model(
+    settings: EcgTrainSettings, config: PredictorConfig, mesh: Mesh, rules: Rules, dtype: str | None = None
+) -> Predictor:
+    """The module of a predictor under a mesh; dtype: of computation, instead of encoder.dtype."""
+    dtype = dtype or settings.encoder.dtype
+    return Predictor(config, jnp.dtype(dtype), settings.train.remat, Constraint(mesh, rules))
 
 
 def head_names(variables: Tree) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from medjax.train.settings import (
     TrainSettings,
 )
 
+LANGUAGE = "language"
 ECG_OBJECTIVES = ("mae", "classify", "regress")
 SIZES = ("nano", "Ti", "S", "B", "L", "H")
 _DISTRIBUTED = DistributedSettings()
@@ -26,20 +27,30 @@ class EcgDataSettings:
 
     folders: tuple[str, ...] = field((), help="folders that `python -m medjax.ingest ecg` wrote", alias="--data")
     targets: tuple[str, ...] = field(
-        (), help="classify, regress: names of labels; `sex` (1: male) and `age` are always there", alias="--targets"
+        (),
+        help="classify, regress: labels by name; `sex` (1: male) and `age` are always there; `code:` and a code of the "
+        "files: 1 where a record has it, 0 where it has others only. mae: with folds only, to be stratified as later",
+        alias="--targets",
     )
     split_seed: int = field(0, help="of the hash that divides patients; another seed is another division")
     validation: float = field(0.15, help="share of patients for the held-out loss, thresholds and calibration")
     test: float = field(0.15, help="share of patients that training never sees, for medjax.eval")
-    folds: int = field(0, help="cross-validation instead of shares: so many parts, stratified by the first target")
+    folds: int = field(0, help="cross-validation instead of shares: so many parts, stratified by `strata`")
+    strata: str = field(
+        "",
+        help="folds: the label that is spread evenly over them; default: the first target. Runs agree on their folds "
+        "where they name the same one",
+    )
     fold: int = field(0, help="the part that is the test set; the next one is the validation set")
     label_fraction: float = field(1.0, help="share of the training patients whose labels are used")
     held_out_most: int = field(512, help="validation records, at most, that the held-out loss is computed on")
     leaks: str = field(
         "refuse",
-        help="the same patient or recording in two of the sets: stop, or leave it out of the training set",
-        choices=("refuse", "drop"),
+        help="a patient or recording in two of the sets, or in the test set and seen by the run that is started from: "
+        "stop, leave it out (of the training set, or where `start` saw it of the test set), or keep it and say so",
+        choices=("refuse", "drop", "allow"),
     )
+    threads: int = field(0, help="that read and prepare records; 0: as many as this machine has cores")
 
     def __post_init__(self):
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
@@ -54,6 +65,8 @@ class EcgDataSettings:
             )
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"label_fraction: got {self.label_fraction}, expected a share above 0, 1 at most.")
+        if self.threads < 0:
+            raise ValueError(f"threads: got {self.threads}, expected 1 or more, or 0 for as many as there are cores.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,9 @@ class FinetuneSettings:
     layer_decay: float = field(1.0, help="a layer's learning rate is so many times that of the layer above it")
     pooling: str = field("mean", help="of tokens", choices=("mean", "class", "attention"))
     balance: bool = field(False, help="classify: weigh positives as much as negatives in the loss")
+    classes: tuple[str, ...] = field(
+        (), help="names of a target's classes from 0 on, such as lvsd=normal/reduced,grade=none/mild/severe"
+    )
     sensitivity: float = field(0.9, help="the threshold is the highest that has this sensitivity in the validation set")
 
     def __post_init__(self):
@@ -114,6 +130,19 @@ class FinetuneSettings:
             raise ValueError(
                 f"layer_decay: got {self.layer_decay}, expected a share above 0, 1 at most; 0.75 is usual."
             )
+        for text in self.classes:
+            target, equals, names = text.rpartition("=")
+            if not (target and equals and all(names.split("/")) and len(set(names.split("/"))) > 1):
+                raise ValueError(
+                    f"classes: got {text!r}, expected a target and different names of its classes, such as "
+                    "lvsd=normal/reduced."
+                )
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Target -> names of its classes, where the user gives any."""
+        parts = (text.rpartition("=") for text in self.classes)
+        return {target: tuple(names.split("/")) for target, _, names in parts}
 
 
 @dataclass(frozen=True)
@@ -142,8 +171,26 @@ class EcgTrainSettings:
             raise ValueError(
                 f"data.targets: got nothing for objective {self.objective}, expected names of labels; give --targets."
             )
+        if self.objective == "mae" and self.data.targets and not self.data.folds:
+            raise ValueError(
+                f"data.targets: got {', '.join(self.data.targets)} for objective mae without data.folds, expected "
+                "none: it learns no labels, and only folds are stratified by one; leave it out, or take --objective "
+                "classify or regress."
+            )
+        if unknown := sorted(set(self.finetune.class_names) - set(self.data.targets)):
+            raise ValueError(
+                f"finetune.classes: got {', '.join(unknown)}, expected some of data.targets: "
+                f"{', '.join(self.data.targets) or 'none'}."
+            )
 
 
 def settings_class(objective: str | None) -> type:
-    """The settings of an objective; those of language models where it is None or unknown, which they then refuse."""
-    return EcgTrainSettings if objective in ECG_OBJECTIVES else TrainSettings
+    """The settings of an objective, those of language models where nobody names one. Raises ValueError for others."""
+    if objective in ECG_OBJECTIVES:
+        return EcgTrainSettings
+    if objective in (None, LANGUAGE):
+        return TrainSettings
+    raise ValueError(
+        f"objective: got {objective}, expected {LANGUAGE} for a language model, or {', '.join(ECG_OBJECTIVES[:-1])} or "
+        f"{ECG_OBJECTIVES[-1]} for ECGs."
+    )

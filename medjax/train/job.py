@@ -7,6 +7,7 @@ from typing import Any
 
 from medjax.data.batches import Batches, HeldOut
 from medjax.train.program import StepProgram
+from medjax.train.settings import RunSettings
 from medjax.train.state import Tree
 
 Progress = Callable[[int, int], None]
@@ -34,6 +35,8 @@ class Job:
     work      what a batch (host arrays) costs
     identity  what makes a checkpoint of this run usable by it: base, tokenizer, adapter settings
     export    (run folder, variables) -> command to go on with: write what other commands use
+    settings  as resolved by the job, such as with the preprocessing of the run that is started from; None: as given
+    threads   that make batches
     records   "steps", and "data" (with its "digest") and "model" facts for the report, plain JSON values
     """
 
@@ -48,3 +51,5 @@ class Job:
     identity: Mapping[str, Any]
     export: Callable[[Path, Tree], str]
     records: Mapping[str, Any]
+    settings: RunSettings | None = None
+    threads: int = 4

@@ -24,7 +24,7 @@ from medjax.parallel.sharding import Constraint
 from medjax.report.reconstruction import reconstruction_figure
 from medjax.store.encoders import save_encoder
 from medjax.store.provenance import versions
-from medjax.train.ecg_data import EcgData, ecg_data, write_seen
+from medjax.train.ecg_data import EcgData, ecg_data, threads
 from medjax.train.ecg_program import fresh_variables, mae_config, mae_program, model_input
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.flops import vit_flops
@@ -65,6 +65,7 @@ def mae_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Job:
         work=lambda batch: Work(len(batch.seeds), len(batch.seeds), flops * len(batch.seeds)),
         identity=identity,
         export=partial(_export, settings, config, data, program, identity),
+        threads=threads(settings),
         records={
             "steps": steps,
             "data": {**data.facts(), "rows_per_epoch": train.rows_per_epoch, "fill": 1.0},
@@ -93,7 +94,8 @@ def reconstruct(
     whole = NamedSharding(program.mesh, PartitionSpec())
     like = program.held_out_batch
 
-    def outputs(variables, batch):
+    @partial(jax.jit, out_shardings=whole)
+    def run(variables, batch):
         signal, valid = model_input(settings, batch, training=False)
         made: Any = model.apply(variables, signal, valid, batch.seeds)
         predicted = made.predicted.astype(jnp.float32)
@@ -104,13 +106,12 @@ def reconstruct(
         full = unpatchify(predicted, config.vit.patch, signal.shape[1:])
         return jnp.where(valid, signal, jnp.nan), full, made.mask.masked.reshape(*signal.shape[:2], -1)
 
-    with jax.default_matmul_precision(program.precision):
-        run = jax.jit(outputs, out_shardings=whole)
     rows = local_rows(like)
     found = []
-    for number in range(len(held_out)):
-        batch = to_global(held_out.batch_at(number, rows), like, first_row=rows.start)
-        found.append([np.asarray(part) for part in run(variables, batch)])
+    with jax.default_matmul_precision(program.precision):
+        for number in range(len(held_out)):
+            batch = to_global(held_out.batch_at(number, rows), like, first_row=rows.start)
+            found.append([np.asarray(part) for part in run(variables, batch)])
     original, made, masked = (np.concatenate(parts)[: held_out.filled] for parts in zip(*found, strict=True))
     return original, made, masked
 
@@ -147,21 +148,22 @@ def _export(
     folder: Path,
     variables: Tree,
 ) -> str:
-    """Write RUN/model, RUN/seen.json and RUN/reconstruction-1.svg …; returns the command to go on with."""
+    """Write RUN/seen.json, RUN/model and RUN/reconstruction-1.svg …; returns the command to go on with."""
     place = folder / "model"
     figures = _figures(settings, config, data, program, variables)
     if is_main():
         shutil.rmtree(place, ignore_errors=True)
+        data.seen().write(folder)  # before the model: one whose leaks nobody could find must not be left behind
         for number, figure in enumerate(figures, 1):
             (folder / f"reconstruction-{number}.svg").write_text(figure, "utf-8")
     barrier("model folder")
     facts = {
         "preprocessing": identity["preprocessing"],
         "split": data.rule.to_json(),
-        "training": data.facts(),
+        "leads": list(data.leads(settings)),
+        "training": {"digest": data.dataset.digest},
         "versions": versions("optax"),
     }
     save_encoder(place, "ecg_mae", identity["model"], variables["params"], facts)
-    write_seen(folder, data)
     folders = ",".join(settings.data.folders)
     return f"python -m medjax.train --objective classify --start {folder} --data {folders} --targets LABEL"

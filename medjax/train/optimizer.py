@@ -9,7 +9,7 @@ import optax
 
 from medjax.train.settings import OptimizerSettings
 
-_NO_DECAY = ("scale", "bias", "class_token", "mask_token", "registers", "leads", "thresholds")
+_NO_DECAY = ("scale", "bias", "class_token", "mask_token", "registers", "leads", "query", "gaps")
 
 
 def schedule(settings: OptimizerSettings, steps: int) -> Callable[[Any], Any]:

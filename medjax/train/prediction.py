@@ -5,9 +5,10 @@ over, calibration, thresholds, conformal sets and the correction of the age gap 
 and stored beside the weights; the test patients are left to medjax.eval.
 """
 
+import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from medjax.data.batches import local_rows, to_global
+from medjax.data.ecg import seen
 from medjax.data.ecg.batches import EcgHeldOut
 from medjax.data.ecg.signal import Preprocessing
 from medjax.data.ecg.splits import patient_keys
 from medjax.models import predictor
 from medjax.models.ecg_mae import MaeConfig
-from medjax.models.predictor import PredictorConfig, Target
+from medjax.models.predictor import PredictorConfig
+from medjax.nn.patches import valid_tokens
 from medjax.parallel.distributed import barrier, is_main
 from medjax.statistics.agreement import fit_gap_correction
 from medjax.statistics.detector import fit_detector
@@ -30,15 +33,21 @@ from medjax.store.encoders import encoder_folder, load_encoder, save_encoder
 from medjax.store.json_file import read_json
 from medjax.store.model_folder import RECORD
 from medjax.store.provenance import versions
-from medjax.train.ecg_data import SEEN, EcgData, ecg_data, write_seen
-from medjax.train.ecg_program import encoder_config, fresh_variables, model_input, predictor_model, predictor_program
+from medjax.train.ecg_data import EcgData, ecg_data, threads
+from medjax.train.ecg_program import (
+    encoder_config,
+    encoder_settings,
+    fresh_variables,
+    model_input,
+    predictor_model,
+    predictor_program,
+)
 from medjax.train.ecg_settings import EcgTrainSettings
+from medjax.train.ecg_targets import target_facts, targets_of
 from medjax.train.flops import vit_flops
 from medjax.train.job import Job, Progress, Work
 from medjax.train.program import StepProgram
 from medjax.train.state import Tree
-
-_MOST_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,10 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
     """
     start = _start(settings)
     if start:
-        settings = replace(settings, signal=start.preprocessing)
+        settings = _resolved(settings, start)
         say(f"start: the encoder and the preprocessing of {settings.finetune.start}")
-        if not (start.folder.parent / SEEN).is_file():
-            say(f"start: no {SEEN} beside the model, so medjax.eval will not know the patients that pre-training saw")
+        if not (start.folder.parent / seen.FILE).is_file():
+            say(f"start: no {seen.FILE} beside the model, so nobody will know the patients that pre-training saw")
         vit = replace(start.config.vit, drop_path=settings.encoder.drop_path)
     else:
         vit = encoder_config(settings)
@@ -71,8 +80,8 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
             "finetune.trained: got probe with finetune.start=scratch, expected a run to start from, as a head on an "
             "encoder that nobody trained learns little; give --start, or train full."
         )
-    data = ecg_data(settings, say)
-    config = PredictorConfig(vit, _targets(settings, data), settings.finetune.pooling)
+    data = ecg_data(settings, say, start.folder.parent if start else None)
+    config = PredictorConfig(vit, targets_of(settings, data), settings.finetune.pooling)
     train = data.batches(settings)
     steps = settings.train.steps or train.steps(settings.train.epochs)
     say(f"{train.rows_per_epoch:,} records an epoch, {steps:,} steps of {settings.train.batch_size}")
@@ -87,7 +96,7 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
     }
     kind = f"{settings.finetune.trained}-{'scratch' if not start else 'pretrained'}"
     return Job(
-        name=f"ecg-{'-'.join(settings.data.targets[:3])}-{kind}-{Path(settings.data.folders[0]).name}",
+        name=f"ecg-{_plain('-'.join(settings.data.targets[:3]))}-{kind}-{Path(settings.data.folders[0]).name}",
         unit="records",
         counted="labels",
         program=program,
@@ -96,12 +105,14 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
         held_out=data.held_out(settings, settings.data.held_out_most),
         work=lambda batch: Work(len(batch.seeds), len(batch.seeds), flops * len(batch.seeds)),
         identity=identity,
-        export=partial(_export, settings, config, data, program, start, identity),
+        export=partial(_export, settings, config, data, program, identity),
+        settings=settings,
+        threads=threads(settings),
         records={
             "steps": steps,
             "data": {
                 **data.facts(),
-                "targets": _target_facts(settings, config, data),
+                "targets": target_facts(config.targets, data),
                 "rows_per_epoch": train.rows_per_epoch,
                 "fill": 1.0,
             },
@@ -133,6 +144,29 @@ def _start(settings: EcgTrainSettings) -> _Start | None:
     )
 
 
+def _resolved(settings: EcgTrainSettings, start: _Start) -> EcgTrainSettings:
+    """The settings with the preprocessing and the shape of the encoder that is started from.
+
+    Raises ValueError where somebody asked for something else.
+    """
+    resolved = replace(
+        settings, signal=start.preprocessing, encoder=encoder_settings(start.config.vit, settings.encoder)
+    )
+    wrong = []
+    for section in ("signal", "encoder"):
+        own, new, usual = (getattr(each, section) for each in (settings, resolved, EcgTrainSettings()))
+        for name in (item.name for item in fields(own)):
+            given, there = getattr(own, name), getattr(new, name)
+            if given != there and given != getattr(usual, name):
+                wrong.append(f"{section}.{name}={given} where it has {there}")
+    if wrong:
+        raise ValueError(
+            f"finetune.start: got {settings.finetune.start} and {'; '.join(wrong)}, expected nothing else than it was "
+            "trained with; leave these keys out, or pre-train with them."
+        )
+    return resolved
+
+
 def _start_digest(start: _Start | None) -> str | None:
     if start is None:
         return None
@@ -140,63 +174,6 @@ def _start_digest(start: _Start | None) -> str | None:
     from medjax.store.model_folder import model_files
 
     return files_digest(model_files(start.folder))
-
-
-def _targets(settings: EcgTrainSettings, data: EcgData) -> tuple[Target, ...]:
-    """What the labels of the training patients say of each target.
-
-    Raises ValueError for labels that are no classes, and for a class or a spread that training would not see.
-    """
-    assert data.targets is not None
-    return tuple(
-        _target(settings, name, data.targets[data.sets["train"], column])
-        for column, name in enumerate(settings.data.targets)
-    )
-
-
-def _target(settings: EcgTrainSettings, name: str, values: np.ndarray) -> Target:
-    known = values[~np.isnan(values)]
-    where = f"data.targets: {name}"
-    if not len(known):
-        raise ValueError(f"{where}: got no training record with a value, expected some; see data.folders and labels.")
-    if settings.objective == "regress":
-        if known.min() == known.max():
-            raise ValueError(f"{where}: got {known[0]:g} in all {len(known)} training records, expected a spread.")
-        unit = "years" if name == "age" else ""
-        return Target(name, "regression", mean=float(known.mean()), sd=float(known.std()), unit=unit)
-    classes = np.unique(known)
-    if not np.array_equal(classes, classes.round()) or classes.min() < 0 or classes.max() >= _MOST_CLASSES:
-        raise ValueError(
-            f"{where}: got {len(classes)} values from {classes.min():g} to {classes.max():g}, expected classes "
-            f"numbered from 0, {_MOST_CLASSES} at most; use --objective regress for a number."
-        )
-    if len(classes) < 2:
-        expected = "both 0 and 1" if classes[0] < 2 else "at least two classes"
-        raise ValueError(
-            f"{where}: got {classes[0]:g} in all {len(known)} training records, expected {expected}; nothing can be "
-            "learned from one class."
-        )
-    if classes.max() > 1:
-        names = tuple(str(number) for number in range(int(classes.max()) + 1))
-        return Target(name, "ordinal", classes=names)
-    weights = (1.0, float((known == 0).sum() / (known == 1).sum())) if settings.finetune.balance else ()
-    return Target(name, "binary", class_weights=weights)
-
-
-def _target_facts(settings: EcgTrainSettings, config: PredictorConfig, data: EcgData) -> dict[str, Any]:
-    """Counts of known and positive records in each set, for the report."""
-    assert data.targets is not None
-    facts: dict[str, Any] = {}
-    for column, target in enumerate(config.targets):
-        facts[target.name] = {"kind": target.kind}
-        for name, at in data.sets.items():
-            values = data.targets[at, column]
-            known = values[~np.isnan(values)]
-            facts[target.name][name] = {
-                "records": len(known),
-                "mean": round(float(known.mean()), 4) if len(known) else None,
-            }
-    return facts
 
 
 def _variables(
@@ -216,31 +193,46 @@ def _variables(
 
 
 def predict(
-    program: StepProgram, settings: EcgTrainSettings, config: PredictorConfig, variables: Tree, held_out: EcgHeldOut
+    program: StepProgram,
+    settings: EcgTrainSettings,
+    config: PredictorConfig,
+    variables: Tree,
+    held_out: EcgHeldOut,
+    leads: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs of the records of held-out batches, averaged over each record's windows.
+    """Outputs of the records of held-out batches as medjax.infer will compute them, whatever the dtype of training.
 
-    returns  places [records] in the data set, outputs [records, width] float64; on every process
+    That is in float32, from these leads alone, averaged over the windows that hold a whole patch.
+
+    leads    that training saw
+    returns  places [records] in the data set of those that can be judged, outputs [records, width] float64; on every
+             process
     """
-    model = predictor_model(settings, config, program.mesh, program.rules)
+    model = predictor_model(settings, config, program.mesh, program.rules, "float32")
     whole = NamedSharding(program.mesh, PartitionSpec())
     like = program.held_out_batch
+    taken = np.array([lead in leads for lead in settings.signal.leads])[:, None]
 
-    def outputs(variables, batch):
-        return model.apply(variables, *model_input(settings, batch, training=False))
+    @partial(jax.jit, out_shardings=whole)
+    def run(variables, batch):
+        made = model.apply(variables, *model_input(settings, batch, training=False))
+        return made, valid_tokens(batch.valid, config.vit.patch).any(-1)
 
-    with jax.default_matmul_precision(program.precision):
-        run = jax.jit(outputs, out_shardings=whole)
     rows = local_rows(like)
-    found = []
-    for number in range(len(held_out)):
-        batch = to_global(held_out.batch_at(number, rows), like, first_row=rows.start)
-        found.append(np.asarray(run(variables, batch), np.float64))
-    every = np.concatenate(found)[: held_out.filled]
-    places, record = np.unique(held_out.places, return_inverse=True)
+    found, judged = [], []
+    with jax.default_matmul_precision("highest"):
+        for number in range(len(held_out)):
+            host = held_out.batch_at(number, rows)
+            host = host._replace(signal=host.signal * taken, valid=host.valid & taken)
+            outputs, there = run(variables, to_global(host, like, first_row=rows.start))
+            found.append(np.asarray(outputs, np.float64))
+            judged.append(np.asarray(there))
+    use = np.concatenate(judged)[: held_out.filled]
+    every = np.concatenate(found)[: held_out.filled][use]
+    places, record = np.unique(held_out.places[use], return_inverse=True)
     sums = np.zeros((len(places), every.shape[1]))
     np.add.at(sums, record, every)
-    return places, sums / np.bincount(record)[:, None]
+    return places, sums / np.bincount(record, minlength=len(places))[:, None]
 
 
 def _export(
@@ -248,31 +240,34 @@ def _export(
     config: PredictorConfig,
     data: EcgData,
     program: StepProgram,
-    start: _Start | None,
     identity: Mapping[str, Any],
     folder: Path,
     variables: Tree,
 ) -> str:
-    """Write RUN/model with its decision rules, and RUN/seen.json; returns the command to go on with."""
+    """Write RUN/seen.json, and RUN/model with its decision rules; returns the command to go on with."""
     rules: dict[str, Any] = {}
-    held_out = data.held_out(settings)
+    errors: dict[str, Any] = {}
+    held_out, leads = data.held_out(settings), data.leads(settings)
     if held_out:
-        places, outputs = predict(program, settings, config, variables, held_out)
+        places, outputs = predict(program, settings, config, variables, held_out, leads)
         rules = decision_rules(settings, config, data, places, outputs)
+        errors = prediction_errors(config, data, places, outputs)
     place = folder / "model"
     if is_main():
         shutil.rmtree(place, ignore_errors=True)
+        data.seen().write(folder)  # before the model: one whose leaks nobody could find must not be left behind
     barrier("model folder")
     facts = {
         "preprocessing": identity["preprocessing"],
+        "leads": list(leads),
         "rules": rules,
+        "errors": errors,
         "split": data.rule.to_json(),
-        "training": data.facts(),
+        "training": {"digest": data.dataset.digest},  # no path: a model may be given away
         "start": identity["start"],
         "versions": versions("optax"),
     }
     save_encoder(place, "ecg_predictor", identity["model"], variables["params"], facts)
-    write_seen(folder, data, start.folder.parent if start else None)
     return f"python -m medjax.eval --model {folder} --data {','.join(settings.data.folders)}"
 
 
@@ -295,8 +290,34 @@ def decision_rules(
                 values[known], own, patients[known], threshold="sensitivity", at=settings.finetune.sensitivity
             )
         elif target.kind == "regression" and known.sum() > 0:
-            rule = fit_gap_correction(values[known], own * (target.sd or 1.0) + (target.mean or 0.0))
+            mean, sd = target.scale
+            rule = fit_gap_correction(values[known], own * sd + mean)
         else:
             continue
         rules[target.name] = rule.to_json()
     return rules
+
+
+def prediction_errors(
+    config: PredictorConfig, data: EcgData, places: np.ndarray, outputs: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Target -> sd of predicted minus true value on these validation records, in its unit; regressions only.
+
+    Arguments are those of decision_rules. A target with fewer than two known values has none.
+    """
+    assert data.targets is not None
+    found = {}
+    for column, target in enumerate(config.targets):
+        values = data.targets[places, column]
+        known = ~np.isnan(values)
+        if target.kind != "regression" or known.sum() < 2:
+            continue
+        mean, sd = target.scale
+        errors = outputs[known][:, config.columns[target.name]][:, 0] * sd + mean - values[known]
+        found[target.name] = {"sd": float(errors.std(ddof=1)), "records": int(known.sum())}
+    return found
+
+
+def _plain(text: str) -> str:
+    """A text as part of a folder's name."""
+    return re.sub(r"[^\w\-]+", "-", text)

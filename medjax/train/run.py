@@ -38,9 +38,10 @@ from medjax.train.state import TrainState, Tree, count, init_state, join, split
 from medjax.train.step import StepMetrics
 from medjax.train.stopping import BadSteps, Preemption, Stopped
 
-# what a run may change and still be the same run: sections, and keys of `train`
+# what a run may change and still be the same run: sections, and keys of `train` and `data`
 _FREE = ("mesh", "distributed", "checkpoint", "log", "compilation_cache", "out", "name")
 _FREE_TRAIN = ("on_bad_step", "most_bad_steps")
+_FREE_DATA = ("threads",)
 
 
 def train(
@@ -70,6 +71,7 @@ def train(
     quiet = say if main else (lambda line: None)
     wall = WallTime()
     job = _job(settings, quiet)
+    settings = job.settings or settings
     say(distributed.banner(job.program.mesh))  # every process, so that a missing one is seen
     _agree("settings and data", to_dict(settings) | {"distributed": None}, job.records)
     place = named(settings.out) if settings.out else named(Path("runs/train") / (settings.name or shortened(job.name)))
@@ -115,7 +117,8 @@ def _agree(what: str, *values: Any) -> None:
 
 def _open_folder(place: Path, settings: RunSettings, job: Job, say: Callable[[str], None]) -> RunFolder:
     kept = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
+    for section, free in (("train", _FREE_TRAIN), ("data", _FREE_DATA)):
+        kept[section] = {key: value for key, value in kept[section].items() if key not in free}
     identity = kept | {"identity": dict(job.identity), "documents": job.records["data"]["digest"]}
     folder = RunFolder.open(place, identity)
     if folder.note:
@@ -210,7 +213,8 @@ class _Run:
 
     def _loop(self, state, frozen, start: int, step, preemption: Preemption, bar: TrainProgress) -> TrainState:
         s = self.settings
-        batches = self.job.train.iterate(start, self.steps, rows=self.rows)
+        threads = self.job.threads
+        batches = self.job.train.iterate(start, self.steps, rows=self.rows, threads=threads, ahead=threads)
         waiting: tuple[int, StepMetrics, Any] | None = None
         for number in range(start + 1, self.steps + 1):
             with self.wall.spent("data"):

@@ -13,6 +13,7 @@ from tiny_predictors import facts_of, made_record
 from medjax.config import load
 from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.division import SplitRule
+from medjax.data.ecg.seen import Seen, hash_of
 from medjax.data.ecg.splits import patient_keys
 from medjax.eval.__main__ import main
 from medjax.eval.detection import evaluate_ecg
@@ -223,6 +224,68 @@ def test_a_copy_of_a_training_record_under_another_name_is_found(place, tmp_path
         evaluate_ecg(settings_of(place, tmp_path / "run", data=tmp_path / "other", split="all"))
 
 
+def test_a_copy_of_an_altered_training_record_is_found(place, tmp_path):
+    """Training held a record and its twin at half the amplitude; elsewhere lies the twin alone, of somebody else."""
+    root, dataset, _ = place
+    trained = [dataset[int(i)] for i in RULE.divide(dataset.index)["train"][:8]]
+    twin = replace(trained[0], id="twin", signal=trained[0].signal * 0.5, source="/records/east/twin.hea")
+    both = write_dataset(tmp_path / "both", [*trained, twin])
+    recordings = both.index["recording"][np.isin(both.index["id"], [trained[0].id, "twin"])]
+    assert len(set(recordings)) == 1  # ingest saw that they are one
+    shutil.copytree(root / "one", tmp_path / "run")
+    Seen.of(both.index, np.arange(len(both))).write(tmp_path / "run")
+    new = replace(made_record(901), patient="new", labels={"lvsd": 1.0, "grade": 0.0}, age_years=50.0)
+    write_dataset(tmp_path / "other", [replace(twin, patient="somebody else"), new])
+    with pytest.raises(ValueError, match=r"got 1 of 2 records .* \(twin\)"):
+        evaluate_ecg(settings_of(place, tmp_path / "x", model=tmp_path / "run", data=tmp_path / "other", split="all"))
+
+
+def test_leaks_that_nobody_can_look_for_must_be_allowed(place, tmp_path):
+    root, *_ = place
+    shutil.copytree(root / "one" / "model", tmp_path / "given" / "model")
+    for options, said in (
+        (
+            {"split": "all"},
+            "so these are the data of the training, all of them; expected the file that training writes",
+        ),
+        ({"leaks": "drop"}, "so what training has seen cannot be known; expected the file that training writes"),
+    ):
+        with pytest.raises(ValueError, match=f"got no seen.json in .*given, {said}"):
+            evaluate_ecg(settings_of(place, tmp_path / "x", model=tmp_path / "given", **options))
+    options = {"model": tmp_path / "given", "leaks": "allow", "split": "all", "resamples": 20, "limit": 60}
+    found = evaluate_ecg(settings_of(place, tmp_path / "run", **options))
+    assert found["protocol"]["data"]["leaks"] == {"patients": 0, "waveforms": 0, "allowed": True, "checked": False}
+    assert "These are all of the records that the training has used: the figures are too good." in found["notes"]
+
+
+def test_labels_of_another_coding_are_refused(place, tmp_path):
+    """1 for no and 2 for yes, an ejection fraction, half a class: none of them becomes a score in silence."""
+    for name, values in (
+        ("lvsd", [1, 2, 2, 1]),
+        ("lvsd", [55.0, 30.0, 0, 1]),
+        ("grade", [0, 1.7, 2, 1]),
+        ("grade", [3] * 4),
+    ):
+        rows = [
+            replace(made_record(600 + i), patient=f"o{i}", labels={"lvsd": 1.0, "grade": 0.0, name: float(value)})
+            for i, value in enumerate(values)
+        ]
+        folder = tmp_path / f"{name}-{values[1]}"
+        write_dataset(folder, rows)
+        allowed, names = ("0 or 1", "normal/reduced") if name == "lvsd" else ("0, 1 or 2", "none/mild/severe")
+        wrong = [value for value in values if value not in range(2 if name == "lvsd" else 3)]
+        said = rf"^data: {name}: got {wrong[0]:g} in record r60\d \({len(wrong)} such records\), expected {allowed} "
+        with pytest.raises(ValueError, match=rf"{said}\({names}\) as in training; ingest the data with labels of that"):
+            evaluate_ecg(settings_of(place, tmp_path / "x", data=folder, split="all"))
+
+
+def test_patients_are_not_named_in_what_is_compared(place, evaluated):
+    _, dataset, _ = place
+    _, _, samples = evaluated
+    expected = [hash_of(key) for key in patient_keys(dataset.index)[RULE.divide(dataset.index)["test"]]]
+    assert [sample["patient"] for sample in samples] == expected
+
+
 def test_folds_belong_to_the_data_of_the_training(place, tmp_path):
     _, dataset, _ = place
     rule = SplitRule(seed=1, folds=4, fold=2, strata="lvsd")
@@ -242,7 +305,8 @@ def test_a_validation_run_says_so(place, tmp_path):
 
 def test_a_model_without_rules_is_judged_by_the_sigmoid(place, tmp_path):
     root, *_ = place
-    results = evaluate_ecg(settings_of(place, tmp_path / "run", model=root / "bare", split="all", resamples=20))
+    out = tmp_path / "run"
+    results = evaluate_ecg(settings_of(place, out, model=root / "bare", split="all", resamples=20, leaks="allow"))
     entry = results["targets"][0]
     assert (entry["calibration"]["method"], entry["operating_points"][0]["threshold"]) == ("none", 0.5)
     assert entry["conformal"] is None

@@ -1,5 +1,6 @@
 """Tiny random predictors of ECGs, and data whose labels follow what one says, with noise: figures are not flat."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from tiny_predictors import config_of, facts_of, made_record
 from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.dataset import EcgDataset
 from medjax.data.ecg.division import SplitRule
+from medjax.data.ecg.seen import Seen
 from medjax.infer.ecg import EcgModel
 from medjax.models.predictor import abstract_variables
 from medjax.store.encoders import save_encoder
-from medjax.train.ecg_data import EcgData, write_seen
 
 RULE = SplitRule(seed=3, validation=0.2, test=0.5)
 RECORDS = 150
@@ -71,10 +72,13 @@ def write_data(folder: Path, model: EcgModel, *, records: int = RECORDS, first: 
 
 def write_run(run: Path, dataset: EcgDataset, *, seed: int = 0, rule: SplitRule | None = RULE, rules=None) -> Path:
     """The folder of a training run on these data, with seen.json."""
-    facts = facts_of() | {"training": {"digest": dataset.digest, "folders": [str(f) for f in dataset.folders]}}
+    facts = facts_of() | {"training": {"digest": dataset.digest}}
     facts |= {"split": rule.to_json()} if rule else {}
     facts |= {"rules": rules} if rules is not None else {}
     write_model(run, facts, seed=seed)
     if rule:
-        write_seen(run, EcgData(dataset, rule, rule.divide(dataset.index), None))
+        sets = rule.divide(dataset.index)
+        Seen.of(dataset.index, np.r_[sets["train"], sets["validation"]]).write(run)
+        results = {"data": {"folders": [str(folder) for folder in dataset.folders]}}
+        (run / "results.json").write_text(json.dumps(results), "utf-8")
     return run

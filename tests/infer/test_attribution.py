@@ -140,8 +140,32 @@ def test_deletion_by_a_map_without_signs_asks_for_change():
     assert found.ordered[-1] == pytest.approx(0.0)  # from -4: all eight of them are gone
     other = deletion(_worth(weights), np.asarray, SIGNAL, VALID, np.stack([weights] * 2), signed=False, orders=60)
     assert other.high < 0
-    with pytest.raises(ValueError, match=r"^valid: got no valid sample in any window, expected some; there is nothing"):
+    with pytest.raises(ValueError, match=r"^valid: got no patch that is valid throughout, expected some; there is"):
         deletion(_worth(weights), np.asarray, SIGNAL, ~VALID, np.stack([weights] * 2), signed=False)
+
+
+def test_patches_with_a_gap_are_not_among_what_is_taken_away():
+    """The model cannot see them: in random orders they would cost nothing, which flatters the map."""
+    valid = VALID.copy()
+    patch = SIGNAL.shape[-1] // 8
+    valid[:, :, :: 2 * patch] = False  # every other patch misses one sample
+    weights = np.zeros((3, 8))
+    weights[:, 1::2] = 1.0
+    seen = []
+
+    def score(signal, known):
+        seen.append(known.reshape(len(known), 3, 8, patch).all(-1).sum((1, 2)))
+        return np.zeros(len(known))
+
+    found = deletion(score, np.asarray, SIGNAL, valid, np.stack([weights] * 2), signed=True, orders=3)
+    whole = seen[0].max() * len(SIGNAL)  # tokens in all windows
+    assert whole == 3 * 4 * len(SIGNAL)
+    np.testing.assert_allclose(found.shares * whole, np.round(found.shares * whole), atol=1e-9)
+    for counts in seen:
+        assert counts.reshape(-1, len(found.shares), len(SIGNAL)).sum(2).tolist() == [
+            (whole - np.round(found.shares * whole)).tolist()
+        ] * (len(counts) // len(SIGNAL) // len(found.shares))
+
 
 
 def test_rank_correlation_equals_scipys():

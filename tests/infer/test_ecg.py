@@ -225,6 +225,25 @@ def test_windows_that_disagree_are_told(model):
     assert found.raw == (pytest.approx(2 / 3),)
 
 
+def test_long_records_are_judged_a_portion_at_a_time(model, monkeypatch):
+    """As many samples as fit are held together, whatever the number of records; the answers stay."""
+    monkeypatch.setattr("medjax.infer.ecg._MOST_NUMBERS", 12 * 30_000)
+    read = []
+
+    def records():
+        for number in range(6):
+            read.append(number)
+            yield made_record(number, seconds=130.0)
+
+    judged = []
+    for each in model.predict_each(records()):
+        judged.append((each, len(read)))
+    assert [count for _, count in judged] == [2, 2, 4, 4, 6, 6]  # 26,000 samples each
+    (alone,) = model.predict([made_record(3, seconds=130.0)])
+    assert judged[3][0].outputs == alone.outputs
+    assert alone.windows == 3
+
+
 def test_broken_weights_are_no_answer(tmp_path):
     params = params_of(CONFIG)
     params["head"]["bias"] = np.array([np.nan, 0, 0], np.float32)
@@ -258,7 +277,10 @@ def test_models_that_cannot_be_used(tmp_path):
     for facts, message in (
         ({}, r"x: facts: no preprocessing; expected what a training with this version of medjax stores: train again"),
         (facts_of() | {"rules": {"ef": {}}}, r"x: facts: rules: got ef, expected the targets lvsd, age, grade; exp"),
-        (facts_of() | {"rules": {"lvsd": {}}}, r"x: facts: no conformal; expected what a training with"),
+        (
+            facts_of() | {"rules": {"lvsd": {}}},
+            r"x: facts: DetectorRule: calibration, conformal, threshold missing or unknown, expected",
+        ),
         (facts_of() | {"leads": ["V9"]}, r"x: facts: leads: got V9, expected some of those of the preprocessing, I "),
     ):
         with pytest.raises(ValueError, match=message):

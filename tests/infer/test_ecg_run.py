@@ -1,6 +1,7 @@
 """python -m medjax.infer on ECG files, from end to end: the model's own predictions, whatever lies beside them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -94,6 +95,39 @@ def test_a_folder_is_judged_and_what_cannot_be_is_listed(run, model, folder, tmp
     assert f"{100 * found.low:.1f} – {100 * found.high:.1f}" in page
     assert "judged by 7 of 12 leads; without V2 V3 V4 V5 V6" in page
     assert "validation: sensitivity at least 0.9" in page
+
+
+def test_nothing_that_is_given_away_says_whose_a_record_is(run, folder, tmp_path, capsys):
+    """The terminal alone tells which number is which file."""
+    source = tmp_path / "Meier_Anna_1950"
+    shutil.copytree(folder, source)
+    out = tmp_path / "out"
+    options = ("--page.identifiers", "false", "--format", "html,svg", "--explain", "gradients")
+    assert main([*options, "--model", str(run), "--out", str(out), *STATED, *FAST, str(source)]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    for number, (line, name) in enumerate(zip(lines, ("b/one.csv", "one.csv"), strict=False), 1):
+        assert line.startswith(f"ecg-{number} = {source / name}: lvsd ")
+    results = _results(out)
+    assert [row["file"] for row in results["records"]] == ["ecg-1", "ecg-2", "ecg-4"]
+    assert results["records"][0]["pages"] == ["ecg-1.html", "ecg-1.lvsd.svg", "ecg-1.age.svg"]
+    assert [(entry["file"], entry["record"]) for entry in results["refused"]] == [("ecg-3", "ecg-3"), (None, None)]
+    assert f"ecg-3 = {source / 'short.csv'}" in printed.err
+    assert all(row["record"][name] is None for row in results["records"] for name in ("patient", "time", "device"))
+    for file in out.iterdir():
+        text = file.read_text("utf-8")
+        for name in ("Meier", "two, left", "two_left", "short.csv", "cut.edf"):
+            assert name not in file.name + text, file.name
+
+
+def test_a_missing_package_is_one_sentence(run, folder, monkeypatch, capsys):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'scipy.fft'", name="scipy.fft")
+
+    monkeypatch.setattr("medjax.infer.ecg_run.judge_files", missing)
+    assert main([str(folder / "one.csv"), "--model", str(run), *FAST]) == 2
+    expected = "medjax.infer: got no package scipy, expected it for work on ECGs; pip install 'medjax[ecg]'.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_json_on_standard_output_and_sheets(run, folder, tmp_path, capsys):

@@ -42,7 +42,8 @@ def export(folder):
 
 
 def disturbed(source):
-    """Reads as always, but a file called dies kills the process, one called exits ends it, one called hangs waits."""
+    """Reads as always, but a file called dies kills the process, one called exits ends it, one called hangs waits, one
+    called greedy takes 3.2 GB."""
     name = source.path.stem
     if name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -50,6 +51,8 @@ def disturbed(source):
         os._exit(3)
     if name == "hangs":
         time.sleep(60)
+    if name == "greedy":
+        np.ones(400_000_000)  # 3.2 GB
     if name == "fails":
         raise KeyError("a bug")
     return read_source(source) if source.path.exists() else Outcome(source)

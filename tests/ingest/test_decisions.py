@@ -73,4 +73,9 @@ def test_labels_join_those_of_the_files(tmp_path):
     np.testing.assert_array_equal(columns["AF"], [0, nan, 1, 1])  # the label file wins, the file's own stays elsewhere
     np.testing.assert_array_equal(columns["EF"], [nan, nan, 60, nan])
     np.testing.assert_array_equal(columns["LVH"], [1, nan, nan, nan])
+    facts[0].codes, facts[1].codes = ("427393009", "426783006"), ("426783006",)
+    decided = decide(
+        facts, find_twins(facts, rows), labels, root=Path("/data"), code_labels={"LVH": frozenset({"427393009"})}
+    )
+    np.testing.assert_array_equal(decided.index["labels"]["LVH"], [1, 0, nan, nan])
     assert (decided.match.unknown, decided.match.ambiguous, decided.match.labelled) == (["E9"], ["E1"], 2)

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_exports import export, write_wfdb
 
@@ -40,6 +41,9 @@ def test_help_is_quick_and_lists_every_key():
             "--label_columns: got names without --labels",
         ),
         (["ecg", "--source", "x", "--out", "y", "--beam.options", "a"], "--beam.options: got options without a runner"),
+        (["ecg", "--source", "x", "--out", "y", "--memory_gb", "0"], "--memory_gb: got 0, expected 1 or more; 8 is us"),
+        (["ecg", "--source", "x", "--out", "y", "--code_labels", "AF"], "--code_labels: got 'AF', expected NAME=CODE"),
+        (["ecg", "--source", "x", "--out", "y", "--institution", "a b"], "--institution: got 'a b', expected letters"),
         (["ecg", "--source", "x", "--out", "y", "--duplicates", "no"], '--duplicates: got "no", expected one of mark'),
         (["ecg", "--source", "nowhere", "--out", "y"], "medjax.ingest: nowhere: no such folder or file, expected ECG"),
     ],
@@ -64,6 +68,16 @@ def test_a_run_and_its_repetition(tmp_path, capsys):
     assert f"python -m medjax.ingest ecg --source {source} --out {out} --processes 2 --examples 0" in page
     assert main(arguments) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_only_bad_files_end_with_a_sentence(tmp_path, capsys):
+    (tmp_path / "export").mkdir()
+    np.savez(tmp_path / "export" / "zero.npz", signal=np.zeros((12, 1000)), fs=500)
+    assert main(["ecg", "--source", str(tmp_path / "export"), "--out", str(tmp_path / "out"), "--processes", "1"]) == 2
+    assert capsys.readouterr().err.splitlines(keepends=True)[-1] == (
+        "medjax.ingest: got no record out of 1 file, expected at least one; the first, zero.npz: got no lead with a "
+        f"signal (12 flat), expected at least one; leave it out. All reasons are in {tmp_path}/out.refused.jsonl.\n"
+    )
 
 
 def test_sigterm_leaves_nothing_and_says_how_to_go_on(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_exports import export
 
@@ -41,6 +42,11 @@ def test_beam_without_a_record_says_why(tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "a.xml").write_text(json.dumps("<html/>"))
     settings = IngestSettings(str(tmp_path / "export"), str(tmp_path / "out"), beam=BeamSettings(runner="DirectRunner"))
-    with pytest.raises(ValueError, match="got no record out of 1 files, expected at least one; ingest one of them"):
+    np.savez(tmp_path / "export" / "zero.npz", signal=np.zeros((12, 1000)), fs=500)
+    with pytest.raises(
+        ValueError, match=r"got no record out of 2 files, expected at least one; the first, a\.xml: not"
+    ):
         ingest(settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "out.refused.jsonl"]
+    lines = (tmp_path / "out.refused.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == ["a.xml", "zero.npz"]

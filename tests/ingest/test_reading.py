@@ -1,5 +1,6 @@
 """Reader processes: what they send, and that files which kill, block or trick them cost themselves only."""
 
+import sys
 import time
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_a_reader_that_dies_or_hangs_costs_its_file_only(tmp_path):
         "exits": "the reader process died with exit status 3; the file may be damaged or too large.",
         "fails": "the reader failed (KeyError: 'a bug'); please report it.",
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
+def test_a_file_that_takes_too_much_memory_is_refused(tmp_path):
+    good = Source(write_wfdb(tmp_path, "E1", 1), "E1.hea")
+    greedy = Source(tmp_path / "greedy.hea", "greedy.hea")
+    reader = Reader(30, disturbed, memory_gb=2)
+    try:
+        assert reader.read(greedy).refusals[0].reason == (
+            "needs more memory than a reader may take, expected a shorter recording; cut it, or see --memory_gb."
+        )
+        assert [row["id"] for row in reader.read(good).rows] == ["E1"]
+    finally:
+        reader.close()
 
 
 def test_one_reader_waits_for_its_file(tmp_path):

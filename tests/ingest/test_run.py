@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_exports import export, write_wfdb
 
-from medjax.data.ecg.dataset import EcgDataset
+from medjax.data.ecg.dataset import EcgDataset, open_datasets
 from medjax.data.ecg.splits import patient_keys, refuse_leaks
 from medjax.ingest.run import ingest
 from medjax.ingest.settings import IngestSettings
@@ -49,7 +49,7 @@ def test_records(made):
 
 def test_report(made):
     settings, dataset, report, _ = made
-    assert report["files"] == {"found": 9, "refused": 3, "with_refused_records": 3}
+    assert report["files"] == {"found": 9, "refused": 3, "with_refused_records": 3, "passed_over": {}}
     assert report["records"]["stored"] == 6
     assert report["refused"]["count"] == 3
     lines = (Path(settings.out) / "refused.jsonl").read_text().splitlines()
@@ -62,7 +62,7 @@ def test_report(made):
         **{"known": 5, "unknown": 1, "quartiles": [51.0, 51.0, 51.0]},
         "decades": {"50": {"female": 4}, "60": {"male": 1}},
     }
-    assert report["patients"] == {"named": 0, "records_without": 6, "several": 0, "list": []}
+    assert report["patients"] == {"institution": "", "named": 0, "records_without": 6, "several": 0, "list": []}
     (exact,), (near,) = report["duplicates"]["exact"], report["duplicates"]["near"]
     assert (exact["first"], exact["second"]) == ("east/E1", "E3")
     assert (near["first"], near["second"], near["lag_s"]) == ("E2", "W3", 0.8)
@@ -153,15 +153,76 @@ def test_what_is_there_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_nothing_readable_leaves_nothing_behind(tmp_path):
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "a.xml").write_text("<html/>")
-    settings = IngestSettings(str(tmp_path / "export"), str(tmp_path / "out"), processes=1)
+def unreadable(folder):
+    """Files that are refused with and without the name of a record: no XML of an ECG, all zeros, one cut short."""
+    write_wfdb(folder, "cut", 1)
+    (folder / "cut.dat").write_bytes((folder / "cut.dat").read_bytes()[:1000])
+    np.savez(folder / "zero.npz", signal=np.zeros((12, 1000)), fs=500)
+    (folder / "a.xml").write_text("<html/>")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("a.xml",), ("zero.npz",), ("cut.hea",), ("a.xml", "cut.hea", "zero.npz")])
+def test_nothing_readable_says_why_of_every_file(tmp_path, names):
+    unreadable(tmp_path / "export")
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"export/{name}\n" for name in names))
+    settings = IngestSettings(str(tmp_path / "list.csv"), str(tmp_path / "out"), processes=1)
+    count = "1 file" if len(names) == 1 else "3 files"
     with pytest.raises(
-        ValueError, match=r"got no record out of 1 files, expected at least one; the first, a\.xml: got XML"
+        ValueError,
+        match=rf"got no record out of {count}, expected at least one; the first, export/{names[0]}: .*out\.refused",
     ):
         ingest(settings)
-    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "list.csv", "out.refused.jsonl"]
+    told = [json.loads(line) for line in (tmp_path / "out.refused.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in told] == [f"export/{name}" for name in names]
+    write_wfdb(tmp_path / "export", "cut", 1)
+    (tmp_path / "list.csv").write_text("path\nexport/cut.hea\n")
+    assert len(ingest(settings)) == 1
+    assert not (tmp_path / "out.refused.jsonl").exists()
+
+
+def test_what_is_passed_over_is_counted_and_a_signal_without_its_header_refused(tmp_path):
+    settings = small(tmp_path)
+    folder = tmp_path / "export"
+    (folder / "orphan.dat").write_bytes((folder / "E1.dat").read_bytes())
+    for name in ("set.h5", "a.csv", "b.csv", "E1.atr", "x.xml.gz", "README"):
+        (folder / name).write_text("1,2\n3,4\n")
+    header = (folder / "E2.hea").read_text()
+    (folder / "E2.hea").write_text(header.replace("E2.dat", "signals.dat"))
+    (folder / "E2.dat").rename(folder / "signals.dat")  # belongs to E2.hea, whatever it is called
+    told = []
+    dataset = ingest(settings, say=told.append)
+    assert dataset.index["id"].tolist() == ["E1", "E2"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["files"]["passed_over"] == {".csv": 2, ".h5": 1, ".xml.gz": 1, "beside a .hea": 1, "none": 1}
+    assert report["refused"]["list"] == [
+        {
+            **{"file": "orphan.dat", "record": "orphan", "field": ""},
+            "reason": "got no header, expected orphan.hea beside it; put it there.",
+        }
+    ]
+    assert told[1] == (
+        "6 files passed over: 2 .csv, 1 .h5, 1 .xml.gz, 1 beside a .hea, 1 none; no ECG by name or content"
+    )
+
+
+def test_patients_of_two_institutions_are_told_apart(tmp_path):
+    folders = []
+    for number, name in enumerate(("north", "south", "")):
+        write_wfdb(tmp_path / name / "export", "E1", number)
+        (tmp_path / name / "list.csv").write_text("path,patient\nexport/E1.hea,17\n")
+        settings = IngestSettings(
+            str(tmp_path / name / "list.csv"), str(tmp_path / name / "out"), processes=1, examples=0, institution=name
+        )
+        ingest(settings)
+        folders.append(tmp_path / name / "out")
+    dataset = open_datasets(folders)
+    assert dataset.index["patient"].tolist() == ["17"] * 3
+    assert dataset.index["institution"].tolist() == ["north", "south", ""]
+    assert patient_keys(dataset.index).tolist() == ["north:17", "south:17", "17"]
+    refuse_leaks(dataset.index, {"train": np.array([0, 2]), "test": np.array([1])})
+    assert "north" in (folders[0] / "report.html").read_text()
 
 
 def test_a_killed_ingest_starts_cleanly(tmp_path):

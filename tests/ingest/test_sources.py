@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from made_exports import export, write_wfdb
 
@@ -49,6 +50,27 @@ def test_a_list_overrides_what_the_file_says(tmp_path):
     assert (listed.name, ghost.name, dict(ghost.overrides)) == ("export/E1.hea", "export/ghost.hea", {})
     untouched = ghost.override(read_ecg(listed.path)[0])
     assert (untouched.age_years, untouched.sex, untouched.patient) == (51.0, "female", None)
+
+
+def test_a_listed_rate_moves_the_mains_and_has_bounds(tmp_path):
+    time = np.arange(5000) / 500
+    hum = np.random.default_rng(0).normal(0, 0.005, (12, 5000)) + 0.05 * np.sin(2 * np.pi * 50 * time)
+    path = write_wfdb(tmp_path, "E1", 1, signal=hum, rate=250)  # the header says half of the true rate
+    (record,) = read_ecg(path)
+    assert record.mains_hz is None
+    told = Source(path, "E1.hea", {"sampling_rate_hz": "500"}).override(record)
+    assert (told.sampling_rate_hz, told.mains_hz) == (500.0, 50)
+    for rate in ("1e9", "3"):
+        with pytest.raises(ValueError, match=r"sampling_rate_hz: got .* Hz, expected 25 to 50000"):
+            Source(path, "E1.hea", {"sampling_rate_hz": rate}).override(record)
+
+
+def test_long_texts_of_a_list_are_cut_and_kept_apart(tmp_path):
+    (record,) = read_ecg(write_wfdb(tmp_path, "E1", 1))
+    first, second = (Source(tmp_path, "E1", {"patient": "P" * 5000 + end}).override(record) for end in "ab")
+    assert len(first.patient) == len(second.patient) == 200
+    assert first.patient != second.patient
+    assert first.notes[-1] == "patient: got 5,001 characters, cut to 200"
 
 
 def test_files_outside_the_folder_of_the_list_are_named_below_what_holds_all(tmp_path):

@@ -153,6 +153,16 @@ def test_cautions_and_leaks_are_said_before_the_figures():
     ]
 
 
+def test_records_that_were_left_out_flatter_no_score():
+    found = results(detector())
+    found["protocol"]["data"] |= {"split": "all"}
+    found["protocol"]["data"]["leaks"] = {"patients": 3, "waveforms": 1, "allowed": False, "checked": True}
+    said = [li.text for li in page(found).all("li")]
+    leaks = [line for line in said if "recordings were in" in line]
+    assert leaks == ["3 patients and 1 recordings were in the training data as well, and were left out."]
+    assert not [line for line in said if "too good" in line or "may be among them" in line]
+
+
 def test_several_targets_have_an_overview_and_are_folded():
     macro = {"auroc": number(0.9, 0.02), "auprc": number(0.7, 0.04), "targets": ["LVSD", "AF"]}
     af = detector(300, 5, "AF")

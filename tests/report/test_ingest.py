@@ -15,7 +15,7 @@ def report(**more):
         **{"date": 1763755980.2, "name": "ward", "command": "python -m medjax.ingest ecg --source x --out ward"},
         **{"wall_seconds": 75.2, "versions": {"medjax": "0.1.0"}, "settings": {}, "digest": "ab" * 32},
         "identity": {"files": "cd" * 32, "labels": None},
-        "files": {"found": 1234, "refused": 2, "with_refused_records": 2},
+        "files": {"found": 1234, "refused": 2, "with_refused_records": 2, "passed_over": {".h5": 1200, "none": 1}},
         "records": {"stored": 12, "dropped_copies": []},
         "formats": {"WFDB": {"files": 9, "records": 10}, "DICOM": {"files": 2, "records": 2}},
         "refused": {
@@ -41,13 +41,13 @@ def report(**more):
         "sexes": {"female": 5, "male": 3, "unknown": 4},
         "devices": {"unknown": 12},
         "patients": {
-            **{"named": 3, "records_without": 4, "several": 1},
+            **{"institution": "north", "named": 3, "records_without": 4, "several": 1},
             "list": [{"patient": "P<1>", "records": ["r1", "r2"], "count": 25}],
         },
         "duplicates": {
             "exact": [{"first": "r1", "second": "r2", "correlation": 1.0, "lag_s": 0.0, "patients_differ": True}],
             "near": [{"first": "r3", "second": "r4", "correlation": 0.9912, "lag_s": 0.8, "patients_differ": False}],
-            **{"compared": 17, "recordings": 10},
+            **{"compared": 17, "crowded": 6, "recordings": 10},
         },
         "renamed": {"count": 60, "list": {f"w{i}/r": "r" for i in range(60)}},
         "labels": {
@@ -83,8 +83,13 @@ def test_refused_files_with_their_reasons():
     )
     assert len(cells(many.one("table", class_="results"))) == 40
     assert "40 of 5,000; all are in refused.jsonl." in many.text
-    assert cells(many.one("table", class_="counts")) == [["cut", "4,999"], ["odd", "1"]]
-    none = page(report(refused={"count": 0, "reasons": {}, "list": []})).one("section", id="refused")
+    assert [cells(table) for table in many.all("table", class_="counts")] == [
+        [["cut", "4,999"], ["odd", "1"]],
+        [[".h5", "1,200"], ["none", "1"]],
+    ]
+    assert "Passed over, by the end of the name" in many.text
+    files = {"found": 1, "refused": 0, "with_refused_records": 0, "passed_over": {}}
+    none = page(report(refused={"count": 0, "reasons": {}, "list": []}, files=files)).one("section", id="refused")
     assert none.text == "Refused No file was refused."
 
 
@@ -130,6 +135,7 @@ def test_copies():
         ["r4", "r3", "altered", "0.9912", "0.8", ""],
     ]
     assert 17 in numbers(copies.all("p")[-1].text)
+    assert "6 records have more look-alikes than were compared" in copies.text
 
 
 def test_labels():
@@ -157,8 +163,8 @@ def test_what_one_must_know_stands_on_top():
         "1 record breaks I + III = II by more than 0",
     ]
     calm = report(
-        patients={"named": 3, "records_without": 0, "several": 0, "list": []},
-        duplicates={"exact": [], "near": [], "compared": 0, "recordings": 12},
+        patients={"institution": "", "named": 3, "records_without": 0, "several": 0, "list": []},
+        duplicates={"exact": [], "near": [], "compared": 0, "crowded": 0, "recordings": 12},
         einthoven={"checked": 12, "limit_mv": 0.02, "off": 0, "worst": []},
     )
     assert page(calm).all("ul", class_="warnings") == []

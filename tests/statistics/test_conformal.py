@@ -47,6 +47,40 @@ def test_new_records_are_covered_in_each_class():
     assert 0.89 < covered[1] < 0.925
 
 
+def test_a_patient_with_many_records_counts_once():
+    """Thirty patients, of whom one has two hundred odd records: the limits are of thirty, not of that one."""
+    rng = np.random.default_rng(5)
+    p = np.r_[rng.uniform(0.1, 0.3, 30), np.full(200, 0.95)]
+    y = np.zeros(230)
+    patients = np.r_[np.arange(30), np.zeros(200, int)]
+    found = fit(y, p, patients, class_conditional=False)
+    assert found.records == (30, 30)
+    assert found.limits[0][0] == pytest.approx(np.sort(p[1:30])[24], abs=0.03)
+    assert found.origin == "validation, 230 records, one of each of 30 patients"
+    assert fit(y, p).limits[0][0] == 0.95
+    # of each label one record
+    y[:30], y[30:] = 0, 1
+    apart = fit(y, p, patients)
+    assert apart.records == (30, 1)
+
+
+def test_a_cluster_of_records_is_covered_as_promised():
+    """Patients whose records are alike: by record the mean coverage of a new patient falls short."""
+    covered = np.zeros(2)
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        sizes = rng.choice([1, 40], 60, p=[0.9, 0.1])
+        level = rng.normal(size=60) + 1.5 * (sizes == 1)  # those with many records are the easier ones
+        owner = np.repeat(np.arange(60), sizes)
+        p = 1 / (1 + np.exp(-level[owner]))
+        new = 1 / (1 + np.exp(-rng.normal(size=400) - 1.5 * (rng.random(400) < 0.9)))
+        y = np.zeros(len(p))
+        for place, own in enumerate((owner, None)):
+            covered[place] += fit(y, p, own).apply(new, 0.8)[:, 0].mean() / 150
+    assert 0.78 < covered[0] < 0.84
+    assert abs(covered[1] - 0.8) > 0.08
+
+
 def test_too_few_records_exclude_nothing():
     found = fit([0] * 30 + [1] * 3, np.linspace(0.1, 0.9, 33))
     assert found.records == (30, 3)

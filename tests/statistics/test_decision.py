@@ -1,5 +1,7 @@
 """Net benefit and risk-coverage against plain loops."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,23 @@ def test_net_benefit_of_resamples_equals_repeated_records():
         yy, pp = np.repeat(y, weight), np.repeat(p, weight)
         plain = [((pp >= x) & yy).sum() / 50 - ((pp >= x) & ~yy).sum() / 50 * x / (1 - x) for x in t]
         np.testing.assert_allclose(found[row], plain, atol=1e-12)
+
+
+def test_net_benefit_of_a_million_records_takes_their_memory():
+    """And not that of records times thresholds, which would be 720 MB; thresholds in any order."""
+    rng = np.random.default_rng(0)
+    p = rng.random(1_000_000)
+    y = rng.random(1_000_000) < p
+    t = np.arange(1, 91) / 100
+    weights = np.ones((1, len(p)))
+    tracemalloc.start()
+    found = net_benefit(y, p, t[::-1])(weights)[0][::-1]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6
+    # E: share of positives above t minus odds times that of negatives
+    expected = (1 - t**2) / 2 - (1 - t) ** 2 / 2 * t / (1 - t)
+    np.testing.assert_allclose(found, expected, atol=4e-3)
 
 
 def test_area_is_the_mean_risk_of_all_coverages():

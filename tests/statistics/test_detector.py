@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.statistics import calibration, conformal, thresholds
+from medjax.statistics.agreement import GapCorrection
 from medjax.statistics.detector import DetectorRule, fit_detector
 
 
@@ -22,7 +23,7 @@ def test_parts_are_chosen_one_after_the_other():
     fitted = calibration.fit(y, z, patients, draws=30, seed=2)
     assert rule.calibration == fitted
     assert rule.threshold == thresholds.choose(y, fitted.apply(z), "sensitivity", 0.9)
-    assert rule.conformal == conformal.fit(y, fitted.apply(z))
+    assert rule.conformal == conformal.fit(y, fitted.apply(z), patients, seed=2)
     assert rule.decide(z)[y == 1].mean() >= 0.9
     np.testing.assert_array_equal(rule.sets(z, 0.8), rule.conformal.apply(rule.probability(z), 0.8))
 
@@ -43,3 +44,22 @@ def test_one_class_gives_the_sigmoid_and_the_reasons(labels):
     assert rule.calibration.reason.endswith("no calibration can be fitted")
     assert rule.threshold.reason.endswith("no threshold can be chosen")
     assert DetectorRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+def test_a_rule_of_another_version_is_one_sentence():
+    y, z = sample()
+    known = fit_detector(y, z, np.arange(300)).to_json()
+    gap = GapCorrection(0.4, 35.0, 50).to_json()
+    for cls, value in (
+        (DetectorRule, known),
+        (calibration.Calibration, known["calibration"]),
+        (thresholds.Threshold, known["threshold"]),
+        (conformal.ConformalSets, known["conformal"]),
+        (GapCorrection, gap),
+    ):
+        assert cls.from_json(value).to_json() == value
+        with pytest.raises(ValueError, match=f"^{cls.__name__}: colour missing or unknown, expected exactly "):
+            cls.from_json(value | {"colour": "red"})
+        first = next(iter(value))
+        with pytest.raises(ValueError, match=f"^{cls.__name__}: {first} missing or unknown"):
+            cls.from_json({name: each for name, each in value.items() if name != first})

@@ -65,6 +65,14 @@ def test_what_was_saved_comes_back_on_any_mesh(run, params, boxes, mesh, devices
     assert steps == [(i + 1, count) for i in range(count)]
 
 
+def test_a_run_is_named_from_where_one_stands(run, params, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    found = load_encoder(run.name, make_mesh(""), RULES)
+    assert same_bits(found.params, params)
+    assert found.folder == run / "model"
+    assert len(found.digest()) == 64
+
+
 def test_bfloat16_is_kept(params, tmp_path):
     narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
     folder = save_encoder(tmp_path / "n", "ecg_mae", CONFIG.to_dict(), narrow, {})

@@ -40,3 +40,23 @@ def test_versions(more):
     assert found["jax"] == version("jax")
     assert ("optax" in found) == bool(more)
     assert found.get("optax", version("optax")) == version("optax")
+
+
+def test_a_command_says_what_kind_of_work_it_is():
+    """Or the line that repeats a masked autoencoder would begin to train a language model."""
+
+    @dataclass(frozen=True)
+    class Mae:
+        """Of another kind."""
+
+        objective: str = field("mae", help="what is learned")
+
+    @dataclass(frozen=True)
+    class Text:
+        """Of the kind that nobody needs to name."""
+
+        objective: str = field("language", help="what is learned")
+
+    assert command(Mae(), "medjax.train") == "python -m medjax.train --objective mae"
+    assert command(Mae("regress"), "medjax.train") == "python -m medjax.train --objective regress"
+    assert command(Text(), "medjax.train") == "python -m medjax.train"

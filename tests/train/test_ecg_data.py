@@ -1,7 +1,5 @@
 """The data of an ECG run: which patients are in which set, what is refused, what is written of who was seen."""
 
-import hashlib
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +7,10 @@ import pytest
 from tiny_ecg import made_record, settings_of, write_records
 
 from medjax.data.ecg.builder import write_dataset
+from medjax.data.ecg.leads import LEADS
+from medjax.data.ecg.seen import Seen, hashes
 from medjax.data.ecg.splits import share_of
-from medjax.train.ecg_data import ecg_data, write_seen
+from medjax.train.ecg_data import ecg_data, threads
 
 SHARES = {"data__validation": 0.2, "data__test": 0.3, "signal__samples": 75}  # windows of 1.5 s
 
@@ -32,10 +32,6 @@ def opened(folder, **options):
 
 def ids(found, name):
     return [str(each) for each in found.dataset.index["id"][found.sets[name]]]
-
-
-def sha(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_patients_are_divided_by_the_hash_of_their_name(data):
@@ -136,26 +132,99 @@ def test_records_without_a_patient_are_counted(tmp_path):
     assert lines[-1] == ("data: 1 records name no patient; each counts as a patient of its own, which cannot be proved")
 
 
-def test_what_was_seen_is_hashes_of_training_and_validation_and_of_the_start(data, tmp_path):
+def test_seen_are_training_and_validation_and_whom_the_start_has_seen(data, tmp_path):
     found, _ = opened(data)
-    write_seen(tmp_path, found)
-    seen = json.loads((tmp_path / "seen.json").read_text())
     places = [*found.sets["train"], *found.sets["validation"]]
     index = found.dataset.index
-    assert seen == {
-        "patients": sorted({sha(str(index["patient"][place])) for place in places}),
-        "recordings": sorted({sha(str(index["recording"][place])) for place in places}),
-    }
-    tested = {sha(str(index["patient"][place])) for place in found.sets["test"]}
-    assert not tested & set(seen["patients"])
+    assert found.seen() == Seen.of(index, np.array(places))
+    assert not found.seen().patients & hashes(index["patient"][found.sets["test"]])
+    found.seen().write(tmp_path)
+    settings = settings_of(data, **SHARES, data__split_seed=1, data__leaks="allow")
+    later = ecg_data(settings, lambda line: None, tmp_path)
+    assert later.seen() == opened(data, data__split_seed=1)[0].seen() | found.seen()
+    assert len(later.seen().patients) > len(found.seen().patients)
 
-    later, _ = opened(data, data__split_seed=1)
-    (tmp_path / "later").mkdir()
-    write_seen(tmp_path / "later", later, tmp_path)
-    both = json.loads((tmp_path / "later" / "seen.json").read_text())
-    own = {sha(str(index["patient"][place])) for name in ("train", "validation") for place in later.sets[name]}
-    assert both["patients"] == sorted(own | set(seen["patients"]))
-    assert len(both["patients"]) > max(len(own), len(seen["patients"]))
+
+def test_a_start_that_has_seen_test_patients_stops_the_run(data, tmp_path):
+    """Pre-training divided with another seed, or by shares instead of folds."""
+    before, _ = opened(data)
+    before.seen().write(tmp_path)
+    again, _ = opened(data)
+    same = ecg_data(settings_of(data, **SHARES), lambda line: None, tmp_path)
+    assert {name: at.tolist() for name, at in same.sets.items()} == {
+        name: at.tolist() for name, at in again.sets.items()
+    }
+    plain, _ = opened(data, data__split_seed=1)
+    index = plain.dataset.index
+    known = {str(index["patient"][place]) for name in ("train", "validation") for place in before.sets[name]}
+    bad = [place for place in plain.sets["test"] if str(index["patient"][place]) in known]
+    assert 0 < len(bad) < len(plain.sets["test"])
+    count = f"{len(bad)} of {len(plain.sets['test'])} test records"
+
+    def run(leaks):
+        lines: list[str] = []
+        settings = settings_of(data, **SHARES, data__split_seed=1, data__leaks=leaks, finetune__start="before")
+        return ecg_data(settings, lines.append, tmp_path), lines
+
+    with pytest.raises(
+        ValueError, match=f"finetune.start: got a run that has seen the patient or recording of {count}"
+    ):
+        run("refuse")
+    kept, lines = run("allow")
+    assert kept.sets["test"].tolist() == plain.sets["test"].tolist()
+    assert f"data: {count} were seen by before, which flatters a later evaluation" in lines
+    dropped, lines = run("drop")
+    assert dropped.sets["test"].tolist() == [place for place in plain.sets["test"] if place not in bad]
+    assert f"data: {count} left out, which before has seen; medjax.eval needs --leaks drop" in lines
+
+
+def test_pre_training_by_folds_leaves_the_same_patients_out_as_fine_tuning(data):
+    """Stratified by the label that pre-training does not use otherwise."""
+    folds = {"data__targets": ("high",), "data__folds": 4, "data__fold": 1}
+    before, _ = opened(data, objective="mae", **folds)
+    after, _ = opened(data, objective="classify", **folds)
+    assert before.rule == after.rule
+    assert before.targets is None
+    for name, at in after.sets.items():
+        assert before.sets[name].tolist() == at.tolist()
+    # and a later run of another target, which names that label
+    age, _ = opened(data, objective="regress", **(folds | {"data__targets": ("age",), "data__strata": "high"}))
+    assert {name: at.tolist() for name, at in age.sets.items()} == {
+        name: at.tolist() for name, at in before.sets.items()
+    }
+    with pytest.raises(ValueError, match=r"data.targets: got high for objective mae without data.folds, expected none"):
+        opened(data, objective="mae", data__targets=("high",))
+
+
+def test_records_without_any_lead_of_the_preprocessing_are_in_no_set(tmp_path):
+    """And the leads that training saw are those that its records have."""
+    records = [made_record(number) for number in range(40)]
+    limbs = [replace(only(record, LEADS[:6]), id=f"limbs{i}") for i, record in enumerate(records[:20])]
+    chest = [replace(only(record, LEADS[6:]), id=f"chest{i}") for i, record in enumerate(records[20:])]
+    write_dataset(tmp_path, limbs + chest)
+    settings = settings_of(tmp_path, **(SHARES | {"signal__leads": ("I", "II")}))
+    lines: list[str] = []
+    found = ecg_data(settings, lines.append)
+    assert lines[0] == "data: 20 records left out, which have none of the leads I II"
+    assert all(name.startswith("limbs") for part in found.sets for name in ids(found, part))
+    assert sum(len(at) for at in found.sets.values()) == 20
+    wide = settings_of(tmp_path, **(SHARES | {"signal__leads": ("V1", "I", "aVF")}))
+    assert found.leads(wide) == ("I", "aVF")
+
+
+def only(record, leads):
+    """The record with these leads alone."""
+    there = np.array([lead in leads for lead in LEADS])
+    status = tuple(old if known else "missing" for old, known in zip(record.status, there, strict=True))
+    return replace(record, signal=np.where(there[:, None], record.signal, np.nan), status=status)
+
+
+def test_threads_are_as_many_as_cores_or_as_was_said(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(7)), raising=False)
+    assert threads(settings_of("unused")) == 7
+    assert threads(settings_of("unused", data__threads=3)) == 3
+    with pytest.raises(ValueError, match=r"threads: got -1, expected 1 or more, or 0"):
+        settings_of("unused", data__threads=-1)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +241,7 @@ def test_what_was_seen_is_hashes_of_training_and_validation_and_of_the_start(dat
         ),
         (
             {"objective": "classify", "data__targets": ("high",), "data__label_fraction": 1e-9},
-            r"^data: got 50 records and none of them to train on, .* data.test and data.label_fraction.$",
+            r"^data: got 50 records and none of them to train on, .* data.test, data.label_fraction and signal.leads.$",
         ),
     ],
 )

@@ -31,7 +31,8 @@ def batch_of(seed: int, rows: int = 8) -> EcgBatch:
 
 
 def program_of(objective: str, devices: int = 1, **options):
-    settings = settings_of("unused", objective=objective, data__targets=("high", "age"), **options)
+    targets = () if objective == "mae" else ("high", "age")
+    settings = settings_of("unused", objective=objective, data__targets=targets, **options)
     if objective == "mae":
         return mae_program(settings, 10, jax.devices()[:devices]), mae_config(settings), ecg_mae
     config = PredictorConfig(encoder_config(settings), TARGETS)

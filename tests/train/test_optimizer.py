@@ -2,13 +2,17 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medjax.models.predictor import PredictorConfig, Target, abstract_variables
+from medjax.models.vit import VitConfig
 from medjax.train.optimizer import decays, optimizer, schedule
 from medjax.train.settings import OptimizerSettings
+from medjax.train.state import path_name
 
 RATE, STEPS = 3e-4, 100
 
@@ -97,6 +101,17 @@ def test_weight_decay_is_of_matrices_only():
         },
         "lora": {"layers": {"up": {"a": True, "b": True}}},
     }
+
+
+def test_neither_learned_tokens_nor_steps_between_thresholds_decay():
+    """Of a predictor of ordered classes that pools by attention: a step that decays goes to 1, a query to nothing."""
+    targets = (Target("grade", "ordinal", classes=("none", "mild", "severe")),)
+    vit = VitConfig((5,), 8, 1, 2, 16, lead_count=2, class_token=True, registers=1)
+    found = decays(nn.unbox(abstract_variables(PredictorConfig(vit, targets, "attention"))))["params"]
+    names = {path_name(path): kept for path, kept in jax.tree_util.tree_leaves_with_path(found)}
+    stay = {name for name, decayed in names.items() if not decayed}
+    assert {"head/gaps", "head/bias", "pool/query", "encoder/class_token", "encoder/registers"} <= stay
+    assert {name.rpartition("/")[2] for name in set(names) - stay} == {"kernel"}
 
 
 def test_the_first_moment_may_be_bfloat16():

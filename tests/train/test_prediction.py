@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 from tiny_ecg import made_record, quick_compilation, settings_of
 
+from medjax.data.batches import to_global
 from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.dataset import EcgDataset
-from medjax.data.ecg.signal import normalise, prepare, windows
+from medjax.data.ecg.leads import LEADS
+from medjax.data.ecg.signal import normalise, prepare, window_starts, windows
+from medjax.infer.ecg import EcgModel
 from medjax.models import ecg_mae
 from medjax.models.predictor import Predictor, PredictorConfig, Target
 from medjax.store.encoders import load_encoder, save_encoder
 from medjax.train.ecg_data import ecg_data
 from medjax.train.ecg_program import encoder_config, mae_config, predictor_program
 from medjax.train.prediction import decision_rules, predict, prediction_job
-from medjax.train.state import path_name
+from medjax.train.state import path_name, split
 
 # windows of 1.5 s: 4 leads x 3 patches
 OPTIONS = {"objective": "classify", "data__validation": 0.3, "data__test": 0.2, "signal__samples": 75}
+TARGETS = {"data__targets": ("high",)}
 
 
 def nothing(*_):
@@ -76,9 +80,10 @@ def trained_values(data, name):
 
 def test_targets_are_what_the_training_labels_say(data):
     high, sex, grade = targets_of(job_of(data, "high", "sex", "grade", finetune__balance=True))
-    for target, name in ((high, "high"), (sex, "sex")):
+    for target, name, classes in ((high, "high", ()), (sex, "sex", ("female", "male"))):
         values = trained_values(data, name)
-        assert target == Target(name, "binary", class_weights=(1.0, (values == 0).sum() / (values == 1).sum()))
+        weights = (1.0, (values == 0).sum() / (values == 1).sum())
+        assert target == Target(name, "binary", classes=classes, class_weights=weights)
     assert grade == Target("grade", "ordinal", classes=("0", "1", "2"))
     assert targets_of(job_of(data, "high")) == (Target("high", "binary"),)
     age, twelve = targets_of(job_of(data, "age", "twelve", objective="regress"))
@@ -88,6 +93,101 @@ def test_targets_are_what_the_training_labels_say(data):
     assert age == Target("age", "regression", mean=age.mean, sd=age.sd, unit="years")
     assert (age.mean, age.sd) == (pytest.approx(mean), pytest.approx(sd))
     assert twelve.unit == ""
+
+
+def test_classes_have_the_names_that_the_user_gives(data):
+    names = ("high=low/tall", "grade=none/mild/severe", "sex=f/m")
+    high, sex, grade = targets_of(job_of(data, "high", "sex", "grade", finetune__classes=names))
+    assert (high.classes, sex.classes, grade.classes) == (("low", "tall"), ("f", "m"), ("none", "mild", "severe"))
+    for wrong, said in (
+        (
+            ("grade=none/some",),
+            r"finetune.classes: got 2 names for grade \(none/some\), expected 3, as its values go fr",
+        ),
+        (("grade",), r"finetune.classes: got 'grade', expected a target and different names of its classes"),
+        (("lvsd=no/yes",), r"finetune.classes: got lvsd, expected some of data.targets: high, sex, grade"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            job_of(data, "high", "sex", "grade", finetune__classes=wrong)
+    with pytest.raises(ValueError, match=r"^finetune.classes: got names for age, a number, expected none"):
+        job_of(data, "age", objective="regress", finetune__classes=("age=young/old",))
+
+
+@pytest.mark.parametrize(("part", "value"), [("validation", 2.0), ("validation", 0.5), ("test", 2.0)])
+def test_a_class_that_training_does_not_see_is_refused_before_training(tmp_path, part, value):
+    """And not when the last step is done, or in silence by an evaluation."""
+    records = [made_record(number) for number in range(40)]
+    found = ecg_data(settings_of(write_dataset(tmp_path / "a", records).folders[0], **OPTIONS, **TARGETS), nothing)
+    odd = int(found.sets[part][0])
+    records[odd] = replace(records[odd], labels={"high": value})
+    write_dataset(tmp_path / "b", records)
+    said = "got 3 values from 0 to 1" if value == 0.5 else f"got 2 in 1 {part} records and in none of the"
+    with pytest.raises(ValueError, match=f"^data.targets: high: {said}"):
+        prediction_job(settings_of(tmp_path / "b", **OPTIONS, **TARGETS), nothing)
+
+
+def test_a_target_of_codes_is_trained_on(tmp_path):
+    records = [made_record(number) for number in range(40)]
+    codes = [(("164873001",) if number % 2 else ("426783006",)) if number < 30 else () for number in range(40)]
+    write_dataset(tmp_path, [replace(record, codes=own) for record, own in zip(records, codes, strict=True)])
+    job = job_of(tmp_path, "code:164873001")
+    assert targets_of(job) == (Target("code:164873001", "binary"),)
+    assert job.name.startswith("ecg-code-164873001-full-scratch-")
+    known = job.records["data"]["targets"]["code:164873001"]
+    assert sum(known[part]["records"] for part in ("train", "validation", "test")) == 30
+
+
+def test_a_model_tells_which_leads_training_saw_and_how_far_it_errs(tmp_path):
+    """Trained on lead I alone, a record of twelve leads is judged by lead I; and an age has an interval."""
+    records = [made_record(number) for number in range(40)]
+    bare = [
+        replace(
+            record,
+            signal=np.where(np.arange(12)[:, None] == 0, record.signal, np.nan),
+            status=("measured", *["missing"] * 11),
+        )
+        for record in records
+    ]
+    write_dataset(tmp_path / "data", bare)
+    settings = settings_of(tmp_path / "data", **(OPTIONS | {"objective": "regress", "data__targets": ("age",)}))
+    job = prediction_job(settings, nothing)
+    variables = job.load(nothing)
+    (tmp_path / "run").mkdir()
+    job.export(tmp_path / "run", variables)
+    facts = load_encoder(tmp_path / "run", job.program.mesh, job.program.rules).facts
+    assert facts["leads"] == ["I"]
+    model = EcgModel.load(tmp_path / "run")
+    found = ecg_data(settings, nothing)
+    places = found.sets["validation"]
+    values = np.array([p.outputs["age"].value for p in model.predict(bare[place] for place in places)])
+    errors = values - found.targets[places, 0]
+    assert facts["errors"]["age"]["records"] == len(places)
+    assert facts["errors"]["age"]["sd"] == pytest.approx(np.std(errors, ddof=1), rel=1e-5)
+    one, whole = model.predict([bare[0], records[0]])
+    assert one.outputs == whole.outputs
+    assert whole.leads == ("I",)
+    assert whole.notes[0] == "leads II V1 V5 left out: the model was not trained on them"
+    age = whole.outputs["age"]
+    assert age.sd == facts["errors"]["age"]["sd"]
+    assert age.high - age.low == pytest.approx(2 * 1.959964 * age.sd)
+
+
+def test_a_model_holds_no_path_and_is_written_after_whom_it_saw(data, tmp_path, monkeypatch):
+    """Killed between the two, a run has no model whose leaks cannot be found."""
+    job = job_of(data, "high")
+    variables = job.load(nothing)
+    (tmp_path / "run").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("medjax.train.prediction.save_encoder", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            job.export(tmp_path / "run", variables)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["seen.json"]
+    job.export(tmp_path / "run", variables)
+    text = (tmp_path / "run" / "model" / "medjax.json").read_text("utf-8")
+    assert str(data) not in text
+    assert str(data.parent) not in text
+    assert '"training": {\n   "digest"' in text
+    assert job.records["data"]["folders"] == [str(data)]
 
 
 def test_the_report_is_told_of_known_and_positive_records(data):
@@ -120,18 +220,72 @@ def test_the_encoder_comes_from_the_start_and_the_head_is_new(data, start, train
 
 
 def test_preprocessing_and_patches_come_from_the_start(data, start):
-    """Whatever the settings say of windows, leads and patches."""
+    """And stand in the settings that the run folder and its report show, which repeat the run."""
     said = []
-    options = {"signal__samples": 30, "signal__leads": ("V1",), "encoder__patch": 30, "encoder__size": "Ti"}
-    given = settings_of(data, data__targets=("high",), finetune__start=str(start), **(OPTIONS | options))
+    usual = {"signal__samples": 2500, "signal__leads": LEADS, "signal__sampling_rate_hz": 250.0, "encoder__size": "S"}
+    usual |= {"encoder__patch": 125, "signal__normalisation": "record", "encoder__drop_path": 0.3}
+    given = settings_of(data, data__targets=("high",), finetune__start=str(start), **(OPTIONS | usual))
     job = prediction_job(given, said.append)
-    assert job.identity["preprocessing"] == settings_of("unused", signal__samples=75).signal.to_json()
+    expected = settings_of("unused", signal__samples=75)
+    assert job.identity["preprocessing"] == expected.signal.to_json()
     assert job.identity["model"]["vit"]["patch"] == [25]
     assert job.program.batch.signal.shape == (8, 4, 75)
+    assert job.settings.signal == expected.signal
+    assert job.settings.encoder == replace(expected.encoder, drop_path=0.3)
     assert said[:2] == [
         f"start: the encoder and the preprocessing of {start}",
-        "start: no seen.json beside the model, so medjax.eval will not know the patients that pre-training saw",
+        "start: no seen.json beside the model, so nobody will know the patients that pre-training saw",
     ]
+    assert prediction_job(job.settings, nothing).settings == job.settings
+
+
+def test_what_the_start_was_not_trained_with_is_refused(data, start):
+    with pytest.raises(
+        ValueError,
+        match=r"^finetune.start: got .* and signal.samples=30 where it has 75; encoder.registers=2 where it has 0, ",
+    ):
+        job_of(data, "high", finetune__start=str(start), signal__samples=30, encoder__registers=2)
+
+
+def test_windows_of_nothing_do_not_count(tmp_path):
+    """In the loss, and in what is averaged over a record, as infer leaves them out."""
+    records = [made_record(number, seconds=3.0) for number in range(40)]
+    gaps = [record.signal.copy() for record in records]
+    for signal in gaps:
+        signal[:, 130:] = np.nan  # the second window of 1.5 s, and more
+    write_dataset(tmp_path, [replace(r, signal=signal) for r, signal in zip(records, gaps, strict=True)])
+    settings = settings_of(tmp_path, **OPTIONS, **TARGETS)
+    job, found = prediction_job(settings, nothing), ecg_data(settings, nothing)
+    config = PredictorConfig.from_dict(job.identity["model"])
+    variables, held_out = job.load(nothing), found.held_out(settings)
+    places, outputs = predict(job.program, settings, config, variables, held_out, settings.signal.leads)
+    assert held_out.filled == 2 * len(places)
+    alone = jax.device_get(variables)
+    for place, output in zip(places, outputs, strict=True):
+        signal, valid = prepare(EcgDataset(tmp_path)[int(place)], settings.signal)
+        first = (normalise(signal, valid, settings.signal)[None, :, :75], valid[None, :, :75])
+        np.testing.assert_allclose(output, Predictor(config).apply(alone, *first)[0], atol=2e-6)
+    batch = held_out.batch_at(0)
+    assert batch.weights.sum() == 8
+    program = job.program
+    trainable, frozen = split(variables, program.chosen)
+    sums = program.lower_evaluation().compile()(trainable, frozen, to_global(batch, program.held_out_batch))
+    assert float(sums["counted"]) == 4
+
+
+def test_rules_are_made_of_float32_whatever_training_computes_in(data):
+    settings = settings_of(data, **OPTIONS, **TARGETS)
+    fast = replace(settings, encoder=replace(settings.encoder, dtype="bfloat16"))
+    job = prediction_job(settings, nothing)
+    config = PredictorConfig.from_dict(job.identity["model"])
+    variables, held_out = job.load(nothing), ecg_data(settings, nothing).held_out(settings)
+    program = prediction_job(fast, nothing).program
+    leads = settings.signal.leads
+    found, expected = (
+        predict(each, own, config, variables, held_out, leads)[1]
+        for each, own in ((program, fast), (job.program, settings))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_prediction_is_the_mean_over_the_windows_of_a_record(data):
@@ -145,14 +299,15 @@ def test_a_prediction_is_the_mean_over_the_windows_of_a_record(data):
     job = job_of(data, "high", "grade")
     variables = job.load(nothing)
     held_out = found.held_out(settings)
-    places, outputs = predict(program, settings, config, variables, held_out)
+    places, outputs = predict(program, settings, config, variables, held_out, settings.signal.leads)
     assert places.tolist() == found.sets["validation"].tolist()
     assert held_out.filled > len(places)
     assert held_out.filled % settings.train.batch_size
     run = jax.jit(Predictor(config).apply)
     dataset, alone = EcgDataset(data), jax.device_get(variables)
     for place, output in zip(places, outputs, strict=True):
-        cuts = windows(*prepare(dataset[int(place)], settings.signal), settings.signal)
+        whole = prepare(dataset[int(place)], settings.signal)
+        cuts = windows(*whole, window_starts(whole[0].shape[1], 75), 75)
         each = [
             np.asarray(run(alone, normalise(signal, valid, settings.signal)[None], valid[None]))[0]
             for signal, valid in zip(*cuts, strict=True)
@@ -221,11 +376,11 @@ def test_a_gap_is_corrected_by_the_line_through_these_records(data):
         ),
         (
             {"data__targets": ("twelve",)},
-            r"^data.targets: twelve: got 9 values from 0 to 11, expected classes numbered from 0, 10 at most",
+            r"^data.targets: twelve: got 12 values from 0 to 11, expected classes numbered from 0, 10 at most",
         ),
         (
             {"data__targets": ("half",)},
-            r"^data.targets: half: got 3 values from 0 to 1.5, expected classes numbered from 0, 10 at most; use --obj",
+            r"^data.targets: half: got 4 values from 0 to 1.5, expected classes numbered from 0, 10 at most; use --obj",
         ),
         (
             {"data__targets": ("high", "three"), "objective": "regress"},

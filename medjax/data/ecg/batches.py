@@ -6,7 +6,7 @@ follows from (seed, number of the row in the line of all epochs) alone, so it is
 processes and with any accumulation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from medjax.data import batches
 from medjax.data.ecg.record import EcgRecord
-from medjax.data.ecg.signal import Preprocessing, prepare, prepared_samples, window, window_starts
+from medjax.data.ecg.signal import WHOLE_S, Preprocessing, prepared_samples, prepared_windows, window_starts
 from medjax.data.text.packing import mix
 
 _ORDER, _START, _SEED = range(3)  # what is drawn: order of an epoch, start of a cut, seed of a row
@@ -175,12 +175,23 @@ class _Windows:
     def batch(self, places: Sequence[int], starts: Sequence[int], seeds: np.ndarray) -> EcgBatch:
         shape = (len(places), len(self._preprocessing.leads), self.width)
         signal, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
-        different = list(dict.fromkeys(places))
-        at = dict(zip(different, self.dataset.read(different), strict=True))
-        ready = {place: prepare(record, self._preprocessing) for place, record in at.items()}
-        for row, (place, start) in enumerate(zip(places, starts, strict=True)):
-            signal[row], valid[row] = window(*ready[place], start, self.width)
+        rows: dict[int, list[int]] = {}
+        for row, place in enumerate(places):
+            rows.setdefault(place, []).append(row)
+        for place, record in self._read(list(rows)):
+            at = rows[place]
+            signal[at], valid[at] = prepared_windows(record, self._preprocessing, [starts[row] for row in at])
         return EcgBatch(signal, valid, self._targets[list(places)], self._weights[list(places)], seeds)
+
+    def _read(self, places: Sequence[int]) -> Iterator[tuple[int, EcgRecord]]:
+        """Records with their places: short ones read together, long ones one after the other, or memory runs out."""
+        index = self.dataset.index
+        is_long = [index["samples"][place] > WHOLE_S * index["sampling_rate_hz"][place] for place in places]
+        together = [place for place, alone in zip(places, is_long, strict=True) if not alone]
+        yield from zip(together, self.dataset.read(together), strict=True)
+        for place, alone in zip(places, is_long, strict=True):
+            if alone:
+                yield place, self.dataset.read([place])[0]
 
 
 def _row_seeds(numbers: Sequence[int], seed: int) -> np.ndarray:

@@ -77,7 +77,7 @@ def write_examples(
 ) -> None:
     """Write OUT/ecg_records from what `examples()` gives: rows with their keys, or a Beam PTransform of them.
 
-    Raises ValueError where there is no record at all.
+    tensorflow-datasets cannot write an empty set: `examples` has to raise before it ends without a row.
     """
     builder = EcgRecords(examples=examples, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(

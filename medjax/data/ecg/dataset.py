@@ -8,13 +8,15 @@
 Several data sets are one under `open_datasets`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from medjax.data.ecg.index import Index, index_digest, read_index
+from medjax.data.ecg.index import Index, index_digest, read_index, texts
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.storage import Row, to_record
 
@@ -103,6 +105,7 @@ class _Examples:
     """Rows as `storage.to_row` makes them, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         place = folder / NAME / VERSION
         if not (place / "dataset_info.json").is_file():
             raise FileNotFoundError(
@@ -112,6 +115,9 @@ class _Examples:
         import tensorflow_datasets as tfds
 
         self._source = tfds.builder_from_directory(str(place)).as_data_source(SPLIT)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Examples, (self._folder,)  # a process that gets it opens the files itself
 
     def __len__(self) -> int:
         return len(self._source)
@@ -138,13 +144,12 @@ def _joined(folders: list[Path], indices: list[Index]) -> Index:
     }
     index["folder"] = np.repeat(np.arange(len(indices)), [len(part["id"]) for part in indices])
     if len(indices) > 1:
-        ids, counts = np.unique(index["id"], return_counts=True)
-        twice = np.isin(index["id"], ids[counts > 1])
-        index["id"] = np.array(
+        count: Counter[str] = Counter(index["id"])
+        index["id"] = texts(
             [
-                f"{folders[number].name}:{name}" if many else name
-                for name, many, number in zip(index["id"], twice, index["folder"], strict=True)
+                f"{folders[number].name}:{name}" if count[name] > 1 else name
+                for name, number in zip(index["id"], index["folder"], strict=True)
             ],
-            np.str_,
+            "id",
         )
     return index

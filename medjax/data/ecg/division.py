@@ -5,8 +5,9 @@ nothing else, so more data moves nobody. By folds (cross-validation), patients a
 within each stratum, so folds are balanced and belong to one data set.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from medjax.data.ecg.index import Index
 from medjax.data.ecg.splits import folds, patient_keys, share_of, split_of
 
 SETS = ("train", "validation", "test")
+CODE = "code:"  # begins the name of a target that is made of the codes in the files
+_CODES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,23 @@ class SplitRule:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SplitRule":
-        """The inverse of to_json."""
+        """The inverse of to_json. Raises ValueError where a key is missing or unknown."""
+        known = {item.name for item in fields(cls)}
+        if wrong := known ^ set(values):
+            raise ValueError(
+                f"split: {', '.join(sorted(wrong))} missing or unknown, expected exactly {', '.join(sorted(known))}; "
+                "the file was written by another version of medjax."
+            )
         return cls(**values)
 
 
 def target_values(index: Index, name: str) -> np.ndarray:
-    """A label by name, float64 [records], NaN where not known: `age` in years, `sex` (1: male), or a label column.
+    """A label by name, float64 [records], NaN where not known.
 
-    Raises ValueError naming the labels there are.
+    name  a label column; `age` in years; `sex` (1: male); or `code:` and a diagnosis code or statement as it stands in
+          the files: 1 where a record has it, 0 where a record has others only, not known where it has none
+
+    Raises ValueError naming the labels, or the most frequent codes, there are.
     """
     if name in index["labels"]:
         return index["labels"][name]
@@ -80,8 +92,24 @@ def target_values(index: Index, name: str) -> np.ndarray:
     if name == "sex":
         sex = index["sex"]
         return np.where(sex == "male", 1.0, np.where(sex == "female", 0.0, np.nan))
+    if name.startswith(CODE):
+        return _code_values(index["codes"], name.removeprefix(CODE))
     known = ", ".join(["age", "sex", *index["labels"]])
-    raise ValueError(f"data.targets: got {name}, expected labels of the data: {known}; ingest it with --labels.")
+    raise ValueError(
+        f"data.targets: got {name}, expected labels of the data: {known}; ingest it with --labels, or name a "
+        f"code of the files, such as {CODE}164889003."
+    )
+
+
+def _code_values(codes: np.ndarray, wanted: str) -> np.ndarray:
+    values = np.array([float(wanted in own) if own else np.nan for own in codes])
+    if not (values == 1).any():
+        counts = Counter(code for own in codes for code in own)
+        there = ", ".join(f"{code} ({count:,})" for code, count in counts.most_common(_CODES_SHOWN)) or "none at all"
+        raise ValueError(
+            f"data.targets: got {CODE}{wanted}, which no record has, expected a code of the data such as {there}."
+        )
+    return values
 
 
 def fraction_of(index: Index, places: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -7,10 +7,16 @@ its samples have nothing in common with the first. What such copies share is how
   candidates   the nearest fingerprints of each record in a k-d tree, at most NEIGHBOURS and within REACH: n log n
   check        the largest correlation of the two signals over all lags, in the lags' overlap
 
+The checks are at most NEIGHBOURS a record, whatever the records are like; processes share them. Where a record has more
+neighbours than that within REACH, a copy that was cut or filtered much may lie behind them: such records are counted.
 Records without three usable leads have too little that could be compared: of them exact copies are found only.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import multiprocessing
+import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +33,13 @@ _GRID_HZ = 250  # lags are known to 2 ms
 _EDGE_S = 0.3  # not compared: the filter rings there
 _LEAST_OVERLAP_S = 2.5
 _TREE_AXES = 12
+_LOOKED_AT = 4 * NEIGHBOURS  # nearest along these axes, of which the nearest in all count
+_ASKED_TOGETHER = 50_000  # fingerprints in one question to the tree
+_CHECKED_TOGETHER = 200  # pairs that a process gets
+_FEW = 2000  # pairs below which processes would take longer to start than to help
+_REMEMBERED = 64  # signals, while pairs that share them are checked
+
+Progress = Callable[[int, int], None]
 
 
 class Fingerprinted(Protocol):
@@ -59,11 +72,13 @@ class Twins:
     recording  of each record: the digest of the samples of the first that is the same recording
     pairs      what ties them; of n exact copies the n - 1 pairs with the first
     checked    candidates that were compared sample by sample
+    crowded    records with more neighbours than were compared
     """
 
     recording: tuple[str, ...]
     pairs: tuple[Pair, ...]
     checked: int
+    crowded: int = 0
 
 
 def best_correlation(first: np.ndarray, first_hz: float, second: np.ndarray, second_hz: float) -> tuple[float, float]:
@@ -75,8 +90,13 @@ def best_correlation(first: np.ndarray, first_hz: float, second: np.ndarray, sec
 
     The overlap is at least 2.5 s and half of the shorter recording.
     """
-    rows = [_on_grid(first, first_hz), _on_grid(second, second_hz)]
-    shared = (rows[0] != 0).any(-1) & (rows[1] != 0).any(-1)
+    return _best_lag(_on_grid(first, first_hz), _on_grid(second, second_hz))
+
+
+def _best_lag(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Correlation and lag of two recordings on the grid, [8, samples] float64, 0 in leads that are not there."""
+    rows = [first, second]
+    shared = (first != 0).any(-1) & (second != 0).any(-1)
     if shared.sum() < LEAST_LEADS:
         return 0.0, 0.0
     rows = [row[shared] / np.sqrt((row[shared] ** 2).sum(-1, keepdims=True)) for row in rows]
@@ -112,12 +132,21 @@ def _round_length(samples: int) -> int:
     return next_fast_len(samples, real=True)
 
 
-def find_twins(facts: Sequence[Fingerprinted], examples: Any, *, correlation: float = CORRELATION) -> Twins:
+def find_twins(
+    facts: Sequence[Fingerprinted],
+    examples: Any,
+    *,
+    correlation: float = CORRELATION,
+    processes: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Twins:
     """Which of the records are one recording.
 
     facts        of each record
-    examples     its signal and scale under `examples[fact.row]`, read for candidates only
+    examples     its signal and scale under `examples[fact.row]`, read for candidates only; pickled for processes
     correlation  from which on two records are one recording
+    processes    that check the candidates
+    progress     called with pairs checked and pairs in all
     """
     first_of: dict[str, int] = {}
     pairs = []
@@ -125,40 +154,102 @@ def find_twins(facts: Sequence[Fingerprinted], examples: Any, *, correlation: fl
         first = first_of.setdefault(fact.waveform, place)
         if first != place:
             pairs.append(Pair(first, place, True, 1.0, 0.0))
+    places = np.fromiter(first_of.values(), np.int64)
+    near, crowded = candidates(np.stack([facts[place].fingerprint for place in places]), places)
+    rows = np.array([fact.row for fact in facts], np.int64)[near]
     checked = 0
-    for first, second in candidates(
-        np.stack([facts[i].fingerprint for i in first_of.values()]), list(first_of.values())
-    ):
-        checked += 1
-        found, lag = best_correlation(*_signal(examples[facts[first].row]), *_signal(examples[facts[second].row]))
-        if found >= correlation:
-            pairs.append(Pair(first, second, False, found, lag))
+    for found in _compared(examples, rows, processes):
+        for (one, other), (alike, lag) in zip(near[checked : checked + len(found)].tolist(), found, strict=True):
+            if alike >= correlation:
+                pairs.append(Pair(one, other, False, alike, lag))
+        checked += len(found)
+        progress(checked, len(near))
     leader = _joined(len(facts), ((pair.first, pair.second) for pair in pairs))
-    return Twins(tuple(facts[i].waveform for i in leader), tuple(pairs), checked)
+    return Twins(tuple(facts[i].waveform for i in leader), tuple(pairs), checked, crowded)
 
 
-def candidates(fingerprints: np.ndarray, places: Sequence[int], *, reach: float = REACH) -> Iterator[tuple[int, int]]:
-    """Pairs of places whose fingerprints [records, 56] are close, each once, the lower place first."""
+def candidates(fingerprints: np.ndarray, places: np.ndarray, *, reach: float = REACH) -> tuple[np.ndarray, int]:
+    """Pairs of records whose fingerprints are close.
+
+    fingerprints  [records, 56]
+    places        [records], rising, what the records are called
+    returns       [pairs, 2] places, each pair once, the lower place first, in rising order; and how many records have
+                  more neighbours within reach than NEIGHBOURS, of which the nearest count
+    """
     from scipy.spatial import KDTree
 
     told = np.flatnonzero(fingerprints.any(-1))
     if len(told) < 2:
-        return
+        return np.empty((0, 2), np.int64), 0
     prints = fingerprints[told] - fingerprints[told].mean(0)
     # the axes along which they differ most: no pair is farther apart there, and trees are fast in few dimensions only
     axes = np.linalg.eigh(prints.T @ prints)[1][:, -_TREE_AXES:]
-    near = KDTree(prints @ axes).query(prints @ axes, k=NEIGHBOURS + 1, distance_upper_bound=reach)[1]
-    seen = set()
-    for one, others in enumerate(near):
-        for other in others[others < len(told)]:
-            pair = min(one, int(other)), max(one, int(other))
-            if other != one and pair not in seen and np.linalg.norm(prints[one] - prints[other]) <= reach:
-                seen.add(pair)
-                yield places[told[pair[0]]], places[told[pair[1]]]
+    tree = KDTree(prints @ axes)
+    found, crowded = [], 0
+    for start in range(0, len(told), _ASKED_TOGETHER):
+        some = np.arange(start, min(start + _ASKED_TOGETHER, len(told)))
+        near = tree.query(prints[some] @ axes, k=_LOOKED_AT, distance_upper_bound=reach)[1]
+        one, other = np.repeat(some, _LOOKED_AT), near.ravel()
+        one, other = one[keep := (other < len(told)) & (other != one)], other[keep]
+        distance = np.linalg.norm(prints[one] - prints[other], axis=-1)
+        one, other, distance = one[keep := distance <= reach], other[keep], distance[keep]
+        order = np.lexsort((distance, one))
+        one, other = one[order], other[order]
+        rank = np.arange(len(one)) - np.searchsorted(one, one)  # among the neighbours of its record
+        crowded += len(np.unique(one[rank >= NEIGHBOURS]))
+        one, other = one[rank < NEIGHBOURS], other[rank < NEIGHBOURS]
+        found.append(np.sort(np.stack([one, other], axis=1), axis=1))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    return np.asarray(places)[told[pairs]], crowded
 
 
-def _signal(example: Mapping[str, Any]) -> tuple[np.ndarray, float]:
-    return restore(example["signal"], float(example["scale"])), float(example["sampling_rate_hz"])
+def _compared(examples: Any, rows: np.ndarray, processes: int) -> Iterator[list[tuple[float, float]]]:
+    """Correlation and lag of pairs of rows [pairs, 2], in order, so many together as come."""
+    parts = [rows[start : start + _CHECKED_TOGETHER] for start in range(0, len(rows), _CHECKED_TOGETHER)]
+    if processes < 2 or len(rows) < _FEW:
+        yield from map(_Checker(examples), parts)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (examples,))
+    try:
+        yield from pool.map(_check, parts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Checker:
+    """Compares pairs; a signal that several pairs have is read once."""
+
+    def __init__(self, examples: Any) -> None:
+        self._examples = examples
+        self._grids: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __call__(self, rows: np.ndarray) -> list[tuple[float, float]]:
+        return [_best_lag(self._grid(one), self._grid(other)) for one, other in rows.tolist()]
+
+    def _grid(self, row: int) -> np.ndarray:
+        if row in self._grids:
+            self._grids.move_to_end(row)
+            return self._grids[row]
+        example = self._examples[row]
+        whole = restore(example["signal"], float(example["scale"]))
+        self._grids[row] = grid = _on_grid(whole, float(example["sampling_rate_hz"]))
+        if len(self._grids) > _REMEMBERED:
+            self._grids.popitem(last=False)
+        return grid
+
+
+_checker: _Checker | None = None  # of a process of the pool
+
+
+def _begin(examples: Any) -> None:
+    global _checker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    _checker = _Checker(examples)
+
+
+def _check(rows: np.ndarray) -> list[tuple[float, float]]:
+    assert _checker is not None
+    return _checker(rows)
 
 
 def _joined(count: int, ties: Iterator[tuple[int, int]]) -> list[int]:

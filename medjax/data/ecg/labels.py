@@ -13,7 +13,7 @@ import csv
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -164,6 +164,8 @@ def match(
     ids, sources  of the records, sources relative to root, with "/"
     plain_ids     what the files call the records, where ids were made unique
     root          folder of the sources: paths of the label file that lead below it are understood
+
+    Raises ValueError naming both lines where two name one record, in two spellings, and differ.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for place, (name, source) in enumerate(zip(ids, sources, strict=True)):
@@ -171,7 +173,7 @@ def match(
         for key in keys:
             places[key].append(place)
     found = Match({name: np.full(len(ids), np.nan) for name in labels.names})
-    met: set[int] = set()
+    met: dict[int, int] = {}  # record -> the first line that named it
     for number, key in enumerate(labels.keys):
         names = _path_keys_of(key, labels.path, root) if labels.by_path else (key,)
         at = next((places[name] for name in names if name in places), [])
@@ -180,12 +182,58 @@ def match(
         elif len(at) > 1 and not labels.by_path:
             found.ambiguous.append(key)
         else:  # a file of several records labels them all
-            met.update(at)
             for name, value in zip(labels.names, labels.values[number], strict=True):
                 if value == value:
-                    found.columns[name][at] = value
+                    column = found.columns[name]
+                    if differ := [place for place in at if column[place] == column[place] and column[place] != value]:
+                        _refuse_second(labels, name, number, met[differ[0]], ids[differ[0]])
+                    column[at] = value
+            for place in at:
+                met.setdefault(place, number)
     found.labelled = len(met)
     return found
+
+
+def read_code_labels(texts: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Label -> codes, of texts as "lvh=164873001|Left ventricular hypertrophy".
+
+    Raises ValueError for a text without a name or a code, and for a name given twice.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for text in texts:
+        name, _, codes = text.partition("=")
+        meant = frozenset(_plain_code(code) for code in codes.split("|") if code.strip())
+        if not name.strip() or not meant or name.strip() in found:
+            raise ValueError(
+                f"code_labels: got {text!r}, expected NAME=CODE or NAME=CODE|CODE, each name once; correct it."
+            )
+        found[name.strip()] = meant
+    return found
+
+
+def code_columns(labels: Mapping[str, frozenset[str]], codes: Iterable[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Label -> float64 [records]: 1 where a record has one of the label's codes, 0 where it has others only, NaN where
+    it has none at all.
+
+    labels  as read_code_labels gives them;  codes  of each record
+    """
+    plain = [{_plain_code(code) for code in of} for of in codes]
+    return {
+        name: np.array([float(not meant.isdisjoint(of)) if of else math.nan for of in plain], np.float64)
+        for name, meant in labels.items()
+    }
+
+
+def _plain_code(code: str) -> str:
+    return code.strip().rstrip(".").casefold()
+
+
+def _refuse_second(labels: Labels, label: str, number: int, before: int, record: str) -> None:
+    raise ValueError(
+        f"{labels.path}, line {labels.lines[number]}, {label}: got another value for the record {record}, called "
+        f"{labels.keys[number]!r} here and {labels.keys[before]!r} in line {labels.lines[before]}, expected one line a "
+        "record; correct or remove one."
+    )
 
 
 def _path_keys_of(text: str, file: Path, root: Path | None) -> tuple[str, ...]:

@@ -22,7 +22,10 @@ _SPELLINGS |= {f"d{lead.lower()}": lead for lead in ("I", "II", "III")}  # Latin
 _SPELLINGS |= {f"{letter}{n}": lead for letter in "dl" for n, lead in ((1, "I"), (2, "II"), (3, "III"))}
 _SPELLINGS |= {f"c{n}": f"V{n}" for n in range(1, 7)}  # IEC calls the chest electrodes C1 to C6
 _AROUND = re.compile(r"^(mdc_ecg_lead_|第|((ecg|ekg|elec|lead|ch|channel)(\b|_))+)|(\blead|誘導)$")
-_REMARK = re.compile(r"\s*(\(.*\)|\[.*\])$")  # "Lead I (Einthoven)"
+# "Lead I (Einthoven)", "V1 (uV)"; other remarks, as "(inverted)" or "(R)", make it another lead
+_REMARK = re.compile(
+    r"\s*[(\[]\s*(einthoven|goldberger|wilson|augmented|unipolar|bipolar|[nuµμm]?v|(nano|micro|milli)volts?)\s*[)\]]$"
+)
 _BETWEEN = re.compile(r"[\s_.:]+")
 
 
@@ -30,7 +33,7 @@ def standard_name(text: str) -> str | None:
     """The lead of LEADS that a spelling means, None for anything else.
 
     Takes any case, "DI", "D1", "L1", "C1", "Lead II", "ECG V1", "EKG aVR", "MDC_ECG_LEAD_AVR", "Ⅱ" and "第Ⅱ誘導".
-    An inverted lead ("-aVR") and modified ones ("MLII", "V4R") are other leads: None.
+    An inverted lead ("-aVR", "aVR (inverted)") and modified ones ("MLII", "V4R", "V4 (R)") are other leads: None.
     """
     word = _REMARK.sub("", unicodedata.normalize("NFKC", text).strip().lower())
     while (shorter := _AROUND.sub("", word).strip(" _.:")) != word:

@@ -12,17 +12,33 @@ from medjax.data.ecg.record import MAINS_HZ
 
 LAW_TOLERANCE_MV = 0.02  # rounding of three leads to 5 uV steps stays below; mixed-up leads and wrong gains do not
 AMPLITUDES_MV = (0.05, 20.0)  # peak to peak of the median lead: less is no heart, more is a wrong gain
+_FLAT_MV = 0.005  # in which 98 % of a lead without an electrode lie: the dither of its converter
+_DITHER_LEVELS = 8  # at most, when no lead has more
 _HUM_RATIO = 10.0  # power at the mains frequency over that beside it
 _HUM_MV = 0.002  # amplitude below which hum does not matter
 
 
 def flat_leads(signal: np.ndarray) -> np.ndarray:
-    """Which leads are constant where they are known.
+    """Which leads hold nothing where they are known: constant ones, and those of a few of the converter's steps.
 
-    signal   [leads, samples], NaN where not measured
+    signal   [leads, samples] mV, NaN where not measured
     returns  [leads] bool; a lead that is NaN throughout is missing, not flat
+
+    Where all leads are that small, they are flat only when they have a few levels: else a gain is wrong, not the leads.
     """
-    return np.fmax.reduce(signal, axis=1) == np.fmin.reduce(signal, axis=1)
+    constant = np.fmax.reduce(signal, axis=1) == np.fmin.reduce(signal, axis=1)
+    quiet = np.array([_is_quiet(row[~np.isnan(row)]) for row in signal])
+    known = ~np.isnan(signal).all(axis=1)
+    if (quiet == known).all():
+        quiet &= np.array([len(np.unique(row[~np.isnan(row)])) <= _DITHER_LEVELS for row in signal])
+    return constant | quiet
+
+
+def _is_quiet(values: np.ndarray) -> bool:
+    if not len(values):
+        return False
+    low, high = np.percentile(values, (1, 99))
+    return bool(high - low < _FLAT_MV)
 
 
 def amplitude(signal: np.ndarray) -> float:

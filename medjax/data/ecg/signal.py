@@ -23,7 +23,7 @@ Arrays: signal [leads, samples] float32 in mV, 0 where not valid; valid [leads, 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
@@ -38,6 +38,8 @@ HIGH_PASS_ORDER = 2
 LOW_PASS_ORDER = 4
 NOTCH_QUALITY = 30.0  # 50 Hz: 1.7 Hz wide
 MOST_WINDOWS = 3
+WHOLE_S = 120.0  # longer records are prepared a stretch at a time
+_MARGIN_S, _MARGIN_PERIODS = 5.0, 5.0
 _FLAT_MV = 1e-4  # less than a step of any converter: a lead that varies less is flat
 _SLACK = 0.05  # windows: a record longer by less than this share of a window is cut instead of read twice
 _LARGEST_FACTOR = 10_000  # of resampling: the oddest rates are met to 1 in 20,000, half a millisecond in 10 s
@@ -116,18 +118,13 @@ def prepare(record: EcgRecord, p: Preprocessing) -> tuple[np.ndarray, np.ndarray
     returns  signal [leads, n] float32, mV; valid [leads, n] bool. n is the record's duration at p.sampling_rate_hz,
              rounded up; sample i lies at i / p.sampling_rate_hz seconds.
     """
-    return _prepared([record], p)[0]
-
-
-def prepare_many(records: Sequence[EcgRecord], p: Preprocessing) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`prepare` of each record, those of the same rate and length together."""
-    groups: dict[tuple[float, int, int | None], list[int]] = {}
-    for i, record in enumerate(records):
-        groups.setdefault((record.sampling_rate_hz, record.samples, notch_hz(record, p)), []).append(i)
-    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for members in groups.values():
-        results |= dict(zip(members, _prepared([records[i] for i in members], p), strict=True))
-    return [results[i] for i in range(len(records))]
+    rate = record.sampling_rate_hz
+    measured = record.signal[[LEAD_INDEX[lead] for lead in p.leads]]  # a copy
+    known = ~np.isnan(measured)
+    _fill_gaps(measured, known)
+    filtered = _filter(measured, rate, notch_hz(record, p), p)
+    resampled, valid = _resample(filtered, known, *_ratio(rate, p.sampling_rate_hz))
+    return resampled * valid, valid
 
 
 def notch_hz(record: EcgRecord, p: Preprocessing) -> int | None:
@@ -168,10 +165,39 @@ def window_starts(n: int, samples: int) -> list[int]:
     return [free // 2] if count == 1 else [round(i * free / (count - 1)) for i in range(count)]
 
 
-def windows(signal: np.ndarray, valid: np.ndarray, p: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """The windows by which a prepared record is judged: signal, valid [k, leads, p.samples] at `window_starts`."""
-    cuts = [window(signal, valid, start, p.samples) for start in window_starts(signal.shape[-1], p.samples)]
+def windows(
+    signal: np.ndarray, valid: np.ndarray, starts: Sequence[int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of a prepared record that begin at these samples: signal, valid [starts, leads, samples]."""
+    cuts = [window(signal, valid, start, samples) for start in starts]
     return np.stack([cut[0] for cut in cuts]), np.stack([cut[1] for cut in cuts])
+
+
+def prepared_windows(record: EcgRecord, p: Preprocessing, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of a record that begin at these samples of it as it is prepared: signal, valid [starts, leads, n].
+
+    A record of two minutes at most is prepared as a whole. Of a longer one only each window is, with a margin on both
+    sides in which the filters die away (5 seconds, and 5 periods of the corner of the high-pass), so that an hour of
+    recording takes no more memory than is read; without a high-pass, the mean that is taken off is that of the stretch.
+    """
+    if record.duration_s <= WHOLE_S:
+        return windows(*prepare(record, p), starts, p.samples)
+    up, down = _ratio(record.sampling_rate_hz, p.sampling_rate_hz)
+    margin = round((_MARGIN_S + (_MARGIN_PERIODS / p.high_pass_hz if p.high_pass_hz else 0)) * record.sampling_rate_hz)
+    cuts = []
+    for start in starts:
+        # whole steps of the resampling, so that samples lie where those of the whole record do
+        first = max(start * down // up - margin, 0) // down
+        last = -(-(start + p.samples) * down // up) + margin
+        stretch = replace(record, signal=record.signal[:, first * down : last])
+        cuts.append(window(*prepare(stretch, p), start - first * up, p.samples))
+    return np.stack([cut[0] for cut in cuts]), np.stack([cut[1] for cut in cuts])
+
+
+def judged_windows(valid: np.ndarray, patch: int) -> np.ndarray:
+    """Which windows [windows, leads, samples] hold a patch that was measured throughout, bool; of others no model that
+    sees patches of so many samples can say anything, so they are left out of what is averaged over a record."""
+    return np.asarray(valid.reshape(len(valid), -1, patch).all(-1).any(-1))
 
 
 def normalise(signal: Any, valid: Any, p: Preprocessing) -> Any:
@@ -202,20 +228,6 @@ def normalise(signal: Any, valid: Any, p: Preprocessing) -> Any:
     variance = xp.sum(centred * centred, axes, keepdims=True) / count
     varies = variance > _FLAT_MV**2
     return centred / xp.sqrt(xp.where(varies, variance, 1.0)) * varies
-
-
-def _prepared(records: Sequence[EcgRecord], p: Preprocessing) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Prepare records of one rate, length and mains frequency."""
-    rate = records[0].sampling_rate_hz
-    rows = [LEAD_INDEX[lead] for lead in p.leads]
-    measured = np.concatenate([record.signal[rows] for record in records])  # [records * leads, samples]
-    known = ~np.isnan(measured)
-    _fill_gaps(measured, known)
-    filtered = _filter(measured, rate, notch_hz(records[0], p), p)
-    resampled, valid = _resample(filtered, known, *_ratio(rate, p.sampling_rate_hz))
-    resampled *= valid
-    shape = (len(records), len(rows), -1)
-    return list(zip(resampled.reshape(shape), valid.reshape(shape), strict=True))
 
 
 def _fill_gaps(measured: np.ndarray, known: np.ndarray) -> None:

@@ -2,7 +2,15 @@
 
 A patient's share is a number in [0, 1) made of its identifier and a seed: sha256("<seed>:<identifier>"), the first 8
 bytes as a big-endian fraction. Test takes the lowest shares, validation the next, training the rest; so neither more
-patients nor another validation share moves anybody into or out of the test set.
+patients nor another validation share moves anybody into or out of the test set. Shares of the *named* patients are all
+that never moves:
+
+  named patients     stay where they are, whatever else is added, over several data sets as well. Where identifiers of
+                     two hospitals may collide, each is ingested with its --institution, which is hashed with them.
+  unnamed records    are keyed by the digest of the first of the copies of the recording. They stay as long as no copy
+                     is added whose file sorts before all of them; then they go together to wherever that one goes.
+  strata             are spread by the law of large numbers only; small classes may be uneven.
+  folds              are even in every stratum, and belong to one data set: another record may move anybody.
 
 A record without a patient counts as its own patient, together with other copies of the same recording; that two such
 records are not of one person cannot be proved. Nor can an identifier be trusted to be one: `refuse_leaks` looks at
@@ -20,6 +28,7 @@ from medjax.data.ecg.index import Index
 _ORDER = ("test", "validation", "train")
 _WHAT = {"patient": "patient", "waveform": "waveform", "recording": "recording, as altered copies"}
 _SHOWN = 3
+_KEPT = "patient_keys"  # of an index: the columns that the keys were made of, and the keys
 
 
 def share_of(text: str, seed: int) -> float:
@@ -47,9 +56,26 @@ def split_of(patient: str, seed: int, fractions: Mapping[str, float]) -> str:
 
 
 def patient_keys(index: Index) -> np.ndarray:
-    """Who each record [records] is of: its patient, or where that is not known its recording."""
-    unnamed = index["patient"] == ""
-    return np.where(unnamed, np.char.add("recording:", index["recording"]), index["patient"])
+    """Who each record [records] is of: "institution:patient", the patient where no institution is named, or, where the
+    patient is not known, "recording:" and the digest of its recording. Made once for an index.
+    """
+    columns = [index[name] for name in ("patient", "recording", "institution") if name in index]
+    kept = index.get(_KEPT)
+    if kept is None or len(kept[0]) != len(columns) or any(a is not b for a, b in zip(kept[0], columns, strict=True)):
+        named = _patients(index)
+        keys = [name or f"recording:{of}" for name, of in zip(named, index["recording"], strict=True)]
+        index[_KEPT] = kept = columns, np.array(keys, object)
+    return kept[1]
+
+
+def _patients(index: Index) -> np.ndarray:
+    """The patient of each record [records] in its institution's namespace, "" where not known."""
+    patients = np.asarray(index["patient"]).astype(object)
+    places = index.get("institution")
+    if places is None or not any(places):
+        return patients
+    pairs = zip(places, patients, strict=True)
+    return np.array([f"{place}:{name}" if place and name else name for place, name in pairs], object)
 
 
 def folds(patients: Sequence[str] | np.ndarray, strata: Sequence[str] | np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -93,7 +119,7 @@ def refuse_leaks(index: Index, sets: Mapping[str, np.ndarray]) -> None:
     """
     found = []
     for column, what in _WHAT.items():
-        sides = _sides(index[column], sets)
+        sides = _sides(_column(index, column), sets)
         leaks = sorted(name for name, at in sides.items() if len(at) > 1)
         if leaks:
             some = "; ".join(_shown(index, column, leak, sides[leak]) for leak in leaks[:_SHOWN])
@@ -111,18 +137,23 @@ def drop_leaks(index: Index, sets: Mapping[str, np.ndarray]) -> tuple[dict[str, 
 
     Test keeps all its records, validation those that are not in test, train what is in neither.
     """
+    columns = {column: _column(index, column) for column in _WHAT}
     kept: dict[str, np.ndarray] = {}
     taken: dict[str, set[str]] = {column: set() for column in _WHAT}
     for name in sorted(sets, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)):
         at = np.asarray(sets[name], np.int64)
         clash = np.zeros(len(at), bool)
         for column, seen in taken.items():
-            clash |= np.isin(index[column][at], sorted(seen)) & (index[column][at] != "")
+            clash |= np.array([value in seen for value in columns[column][at]], bool)
         kept[name] = at[~clash]
         for column, seen in taken.items():
-            seen |= {str(value) for value in index[column][kept[name]] if value}
+            seen |= {str(value) for value in columns[column][kept[name]] if value}
     dropped = sum(len(at) for at in sets.values()) - sum(len(at) for at in kept.values())
     return {name: kept[name] for name in sets}, dropped
+
+
+def _column(index: Index, name: str) -> np.ndarray:
+    return _patients(index) if name == "patient" else index[name]
 
 
 def _sides(column: np.ndarray, sets: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:

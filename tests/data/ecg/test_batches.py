@@ -8,7 +8,7 @@ import pytest
 from medjax.data.ecg.batches import EcgBatch, EcgBatches, EcgHeldOut
 from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.record import EcgRecord
-from medjax.data.ecg.signal import Preprocessing, prepare, prepared_samples, windows
+from medjax.data.ecg.signal import Preprocessing, prepare, prepared_samples, window_starts, windows
 from medjax.data.ecg.simulation import LOW_EF, Simulation, records
 
 P = Preprocessing(sampling_rate_hz=100.0, samples=50, leads=("I", "II", "V1"))
@@ -142,7 +142,11 @@ def test_seeds_of_rows_differ(made):
 
 def test_held_out_has_every_window_once(made):
     held_out = EcgHeldOut(made, [4, 1, 3, 2], P, rows=3, targets=targets(8))
-    expected = [(i, *cut) for i in (4, 1, 3, 2) for cut in zip(*windows(*prepare(made.records[i], P), P), strict=True)]
+    expected = []
+    for i in (4, 1, 3, 2):
+        signal, valid = prepare(made.records[i], P)
+        cuts = windows(signal, valid, window_starts(signal.shape[1], 50), 50)
+        expected += [(i, *cut) for cut in zip(*cuts, strict=True)]
     assert held_out.filled == len(expected) == 3 + 2 + 1 + 3
     assert held_out.places.tolist() == [i for i, *_ in expected]
     assert len(held_out) == 3
@@ -175,6 +179,25 @@ def test_windows_of_a_record_are_read_once(made):
     made.reads = 0
     held_out.batch_at(0)
     assert made.reads == 1
+
+
+def test_long_records_are_read_one_by_one_and_never_prepared_as_a_whole(monkeypatch):
+    """A batch of them would fill the memory."""
+    made = Made([(100.0, 900), (100.0, 90_000), (100.0, 60_000), (100.0, 500)])
+    together = []
+    read, plain = made.read, prepare
+    made.read = lambda places: together.append(list(places)) or read(places)
+    lengths = []
+    monkeypatch.setattr("medjax.data.ecg.signal.prepare", lambda r, p: lengths.append(r.samples) or plain(r, p))
+    batches = EcgBatches(made, range(4), P, rows=4, seed=0)
+    batch = batches.batch_at(0)
+    assert sorted(map(sorted, together)) == [[0, 3], [1], [2]]
+    assert max(lengths) <= 50 + 2 * 1500  # 5 seconds and 5 periods of 0.5 Hz on both sides
+    for row, name in enumerate(batches.record_ids(0)):
+        signal, _ = plain(made.records[int(name[3:])], P)
+        free = signal.shape[1] - 50 + 1
+        gaps = [np.abs(signal[:, s : s + 50] - batch.signal[row]).max() for s in range(free)]
+        assert min(gaps) < 1e-3
 
 
 def test_from_disk_to_batch(tmp_path):

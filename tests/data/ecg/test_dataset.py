@@ -100,3 +100,22 @@ def test_index_is_readable_by_anybody(folders):
     assert table["label.AF"] == [0.0, 1.0, 0.0, 1.0]
     info = json.loads((folders[0] / "ecg_records" / "1.0.0" / "dataset_info.json").read_text())
     assert (info["name"], info["fileFormat"]) == ("ecg_records", "array_record")
+
+
+def test_texts_of_any_length_cost_only_themselves(tmp_path):
+    records = [made_record(i, patient="P" * 150 if i else "P", device="MAC 5500") for i in range(3)]
+    dataset = write_dataset(tmp_path / "set", records)
+    for name in ("id", "patient", "institution", "device", "time", "source", "waveform", "recording"):
+        assert dataset.index[name].dtype == object
+    assert dataset.index["recording"][1] is dataset.index["waveform"][1]
+    assert dataset.index["device"][0] is dataset.index["device"][2]
+    assert dataset.index["institution"].tolist() == [""] * 3
+
+
+def test_a_set_without_institutions_is_read(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "old")
+    table = pq.read_table(tmp_path / "old" / "index.parquet").drop_columns(["institution"])
+    pq.write_table(table, tmp_path / "old" / "index.parquet")
+    dataset = EcgDataset(tmp_path / "old")
+    assert dataset.index["institution"].tolist() == [""] * 4
+    assert dataset.digest == EcgDataset(folders[0]).digest

@@ -67,3 +67,23 @@ def test_targets_by_name():
     assert np.array_equal(target_values(index, "age"), index["age_years"], equal_nan=True)
     with pytest.raises(ValueError, match=r"data.targets: got lvsd, expected labels of the data: age, sex, low_ef"):
         target_values(index, "lvsd")
+
+
+def test_targets_made_of_codes():
+    """1 where a record has the code, 0 where it has others only, not known where it has none at all."""
+    index = index_of(3)
+    index["codes"] = np.empty(6, object)
+    index["codes"][:] = [("164873001",), ("164873001", "Rhythm: sinus"), (), ("426783006",), ("16487300",), ()]
+    expected = [1, 1, np.nan, 0, 0, np.nan]
+    assert np.array_equal(target_values(index, "code:164873001"), expected, equal_nan=True)
+    expected = [0, 1, np.nan, 0, 0, np.nan]
+    assert np.array_equal(target_values(index, "code:Rhythm: sinus"), expected, equal_nan=True)
+    with pytest.raises(ValueError, match=r"data.targets: got code:1, which no record has, .* as 164873001 \(2\), "):
+        target_values(index, "code:1")
+
+
+def test_a_rule_of_another_version_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^split: hospital missing or unknown, expected exactly fold, folds, seed, "):
+        SplitRule.from_json(SplitRule().to_json() | {"hospital": 3})
+    with pytest.raises(ValueError, match=r"^split: seed missing or unknown"):
+        SplitRule.from_json({name: value for name, value in SplitRule().to_json().items() if name != "seed"})

@@ -7,7 +7,15 @@ import pytest
 import scipy.signal
 from made_records import made_record, made_signal
 
-from medjax.data.ecg.duplicates import CORRELATION, REACH, best_correlation, candidates, find_twins
+from medjax.data.ecg import duplicates
+from medjax.data.ecg.duplicates import (
+    CORRELATION,
+    NEIGHBOURS,
+    REACH,
+    best_correlation,
+    candidates,
+    find_twins,
+)
 from medjax.data.ecg.fingerprint import fingerprint
 from medjax.data.ecg.index import Facts
 from medjax.data.ecg.storage import to_row
@@ -128,9 +136,9 @@ def test_candidates_equal_all_pairs_within_reach():
     distance = np.linalg.norm(prints[:, None] - prints[None], axis=-1)
     expected = {(10 * i, 10 * j) for i in range(300) for j in range(i + 1, 300) if distance[i, j] <= REACH and i != 5}
     expected = {pair for pair in expected if 50 not in pair}
-    found = list(candidates(prints, places))
-    assert set(found) == expected
-    assert len(found) == len(set(found)) == 39
+    found, crowded = candidates(prints, np.array(places))
+    assert [tuple(pair) for pair in found.tolist()] == sorted(expected)
+    assert (len(found), crowded) == (39, 0)
 
 
 def test_the_search_is_not_quadratic():
@@ -138,12 +146,41 @@ def test_the_search_is_not_quadratic():
     rng = np.random.default_rng(0)
     spread = np.concatenate([np.full(8, 0.8), np.full(48, 0.15)])
     took = []
-    for count in (2000, 16000):
+    candidates(rng.normal(0, 1, (100, 56)).astype(np.float32), np.arange(100))  # imports what it needs
+    for count in (4000, 32000):
         prints = (rng.normal(0, 1, (count, 56)) * spread).astype(np.float32)
         start = time.process_time()
-        list(candidates(prints, range(count)))
+        candidates(prints, np.arange(count))
         took.append(time.process_time() - start)
     assert took[1] < 30 * took[0]
+
+
+def test_checks_are_bounded_however_alike_records_are():
+    prints = np.random.default_rng(0).normal(0, 0.01, (500, 56)).astype(np.float32)
+    found, crowded = candidates(prints, np.arange(500))
+    assert len(found) <= 500 * NEIGHBOURS
+    assert crowded == 500
+    nearest = np.linalg.norm(prints[:, None] - prints[None], axis=-1) + 9 * np.eye(500)
+    pairs = {tuple(pair) for pair in found.tolist()}
+    near = [tuple(sorted((i, int(j)))) for i, j in enumerate(nearest.argmin(1))]
+    assert np.mean([pair in pairs for pair in near]) > 0.6  # the tree sees twelve of 56 axes that are worth the same
+
+
+def test_processes_find_the_same_and_say_how_far_they_are(monkeypatch):
+    monkeypatch.setattr(duplicates, "_FEW", 10)
+    monkeypatch.setattr(duplicates, "_CHECKED_TOGETHER", 4)
+    long = [made_signal(seed, seconds=40) for seed in range(3)]
+    facts, rows = stored(
+        [made_record(9 * i + j, signal=x[:, 1500 * j :][:, :5000]) for i, x in enumerate(long) for j in range(5)]
+    )
+    alone = find_twins(facts, rows)
+    told = []
+    together = find_twins(facts, rows, processes=2, progress=lambda done, total: told.append((done, total)))
+    assert together == alone
+    assert alone.checked >= 30
+    assert len(alone.pairs) >= 10
+    assert [total for _, total in told] == [alone.checked] * len(told)
+    assert [done for done, _ in told] == [*range(4, alone.checked, 4), alone.checked]
 
 
 def test_real_twins(shared_data):

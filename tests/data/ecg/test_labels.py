@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medjax.data.ecg.labels import match, read_labels
+from medjax.data.ecg.labels import code_columns, match, read_code_labels, read_labels
 
 
 @pytest.fixture
@@ -87,3 +87,42 @@ def test_by_path(write, tmp_path, key):
     found = match(labels, ["E1", "E1#1", "x"], ["ward/E1.hea", "ward/E1.hea", "E1.hea"], root=root)
     np.testing.assert_array_equal(found.columns["AF"], [1, 1, np.nan])  # a file of two records labels both
     assert (found.labelled, found.unknown, found.ambiguous) == (2, ["ward/ghost.hea"], [])
+
+
+@pytest.mark.parametrize("second", ["./ward/E1.hea", "ward/E1.dat", "ward/E1", "ROOT/ward/E1.hea"])
+def test_two_spellings_of_a_record_must_agree(write, tmp_path, second):
+    root = tmp_path / "export"
+    second = second.replace("ROOT", str(root))
+    lines = f"path,AF,EF\nward/E1.hea,1,\nother.hea,1,3\n{second},0,50\n"
+    with pytest.raises(ValueError) as caught:
+        match(read_labels(write(lines)), ["E1"], ["ward/E1.hea"], root=root)
+    assert str(caught.value) == (
+        f"{tmp_path}/labels.csv, line 4, AF: got another value for the record E1, called {second!r} here and "
+        "'ward/E1.hea' in line 2, expected one line a record; correct or remove one."
+    )
+    lines = lines.replace(",0,50", ",,50")  # the rest of the same record
+    found = match(read_labels(write(lines)), ["E1"], ["ward/E1.hea"], root=root)
+    assert ([found.columns[name].item() for name in ("AF", "EF")], found.labelled) == ([1, 50], 1)
+
+
+def test_two_ids_of_a_record_must_agree(write):
+    labels = read_labels(write("id,AF\nE1,1\ngeorgia/E1,0\n"))
+    with pytest.raises(
+        ValueError, match=r"line 3, AF: got another value for the record georgia/E1, called 'georgia/E1'"
+    ):
+        match(labels, ["georgia/E1"], ["georgia/E1.hea"], plain_ids=["E1"])
+
+
+def test_codes_become_labels():
+    told = read_code_labels(["lvh=164873001|Left ventricular hypertrophy", "AF = 164889003"])
+    assert list(told) == ["lvh", "AF"]
+    codes = [("164873001", "164889003"), ("Left Ventricular hypertrophy.",), ("1648730012",), ()]
+    columns = code_columns(told, codes)
+    np.testing.assert_array_equal(columns["lvh"], [1, 1, 0, np.nan])
+    np.testing.assert_array_equal(columns["AF"], [1, 0, 0, np.nan])
+
+
+@pytest.mark.parametrize("texts", [["164889003"], ["=1"], ["a="], ["a= | "], ["a=1", "a=2"]])
+def test_wrong_code_labels(texts):
+    with pytest.raises(ValueError, match=r"code_labels: got .*, expected NAME=CODE or NAME=CODE\|CODE, each name once"):
+        read_code_labels(texts)

@@ -87,3 +87,14 @@ def test_errors_of_the_laws():
 def test_a_signal_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"signal: got shape \(5, 12\), expected \(12, samples\), one row a lead"):
         derive(np.zeros((5, 12)))
+
+
+@pytest.mark.parametrize(
+    ("text", "lead"),
+    [
+        *(("Lead I (Einthoven)", "I"), ("aVF (Goldberger)", "aVF"), ("V1 (uV)", "V1"), ("V2 [mV]", "V2")),
+        *(("aVR (inverted)", None), ("V4 (R)", None), ("V4 [right]", None), ("II (modified)", None)),
+    ],
+)
+def test_a_remark_that_names_another_lead_is_not_thrown_away(text, lead):
+    assert standard_name(text) == lead

@@ -14,6 +14,17 @@ def test_flat_is_constant_where_known_and_missing_is_not_flat():
     np.testing.assert_array_equal(np.flatnonzero(flat_leads(signal)), [2, 6])
 
 
+def test_a_lead_in_which_only_the_converter_moves_is_flat():
+    rng = np.random.default_rng(0)
+    signal = truth()
+    signal[3] = 0.001 * rng.integers(0, 2, 1000)  # one step of 1 uV
+    signal[4] = 0.0005 * rng.normal(0, 1, 1000)
+    signal[5] = np.where(np.arange(1000) < 30, 1.0, 0.0)  # 3 % of a pulse is a signal
+    np.testing.assert_array_equal(np.flatnonzero(flat_leads(signal)), [3, 4])
+    assert flat_leads(0.001 * rng.integers(0, 3, (12, 1000))).all()
+    assert not flat_leads(truth() / 1000).any()  # a wrong gain is no fault of the leads
+
+
 def test_amplitude_is_that_of_the_median_moving_lead():
     signal = np.zeros((12, 10))
     signal[:3, 0] = [1.0, 2.0, 30.0]

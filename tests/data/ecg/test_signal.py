@@ -13,7 +13,16 @@ from medjax import config
 from medjax.data.ecg.leads import LEADS, einthoven_error
 from medjax.data.ecg.readers import read_ecg
 from medjax.data.ecg.record import EcgRecord
-from medjax.data.ecg.signal import Preprocessing, normalise, prepare, prepare_many, window, window_starts, windows
+from medjax.data.ecg.signal import (
+    Preprocessing,
+    judged_windows,
+    normalise,
+    prepare,
+    prepared_windows,
+    window,
+    window_starts,
+    windows,
+)
 from medjax.data.ecg.simulation import Simulation, records
 
 PLAIN = Preprocessing(high_pass_hz=0.0, notch="none")
@@ -212,25 +221,58 @@ def test_records_shorter_than_a_filter(samples, rate):
     assert np.isfinite(signal).all()
     assert valid.all()
     assert np.abs(signal).max() < 4
-    cut, real = windows(signal, valid, Preprocessing())
+    cut, real = windows(signal, valid, window_starts(signal.shape[1], 2500), 2500)
     assert cut.shape == (1, 12, 2500)
     assert real.sum() == 12 * signal.shape[1]
 
 
-def test_many_at_once_equal_one_by_one():
+@pytest.mark.parametrize("rate", [257.0, 500.0])
+@pytest.mark.parametrize("high_pass_hz", [0.5, 0.05])
+def test_windows_of_a_long_record_are_those_of_the_whole(rate, high_pass_hz):
+    """Though only a stretch of it is prepared: on wandering lines, with hum, gaps and a missing lead.
+
+    At its ends the line that is taken off before filtering matters, and that is of the stretch.
+    """
     generator = np.random.default_rng(3)
-    records = []
-    for i, (rate, n) in enumerate([(500, 5000), (400, 2934), (500, 5000), (257, 2570), (500, 4000), (500, 5000)] * 2):
-        leads = generator.normal(size=(12, n)).cumsum(-1) / 30
-        leads[i % 12] = np.nan
-        leads[(i + 3) % 12, 100:300] = np.nan
-        records.append(record(leads, float(rate), mains_hz=[None, 50, 60][i % 3]))
-    p = Preprocessing(leads=("II", "V1", "V6"))
-    for one, (signal, valid) in zip(records, prepare_many(records, p), strict=True):
-        expected, real = prepare(one, p)
-        assert np.abs(signal - expected).max() < 1e-6
-        assert np.array_equal(valid, real)
-        assert signal.dtype == np.float32
+    t = times(rate, 600)
+    leads = tones(t) + 0.5 * np.sin(2 * np.pi * 50 * t) + generator.normal(size=(12, len(t))).cumsum(-1) / 300
+    leads[4] = np.nan
+    leads[7, 20_000:20_500] = np.nan
+    made = record(leads, rate, mains_hz=50)
+    p = Preprocessing(leads=("II", "aVL", "V2"), high_pass_hz=high_pass_hz, samples=1000)
+    whole, known = prepare(made, p)
+    starts = [0, 4321, 75_000, whole.shape[1] - 1000, whole.shape[1] - 300]
+    signal, valid = prepared_windows(made, p, starts)
+    expected, real = windows(whole, known, starts, 1000)
+    assert np.array_equal(valid, real)
+    assert valid[0, 0].all()
+    assert not valid[:, 1].any()
+    assert valid[-1, 0].sum() == 300
+    error = np.abs(signal - expected).max((1, 2))
+    assert error[1:3].max() < 2e-4
+    assert error.max() < 0.03
+    assert np.abs(expected).max() > 0.5
+
+
+def test_a_long_record_is_never_prepared_as_a_whole(monkeypatch):
+    """An hour at 1 kHz: as many samples as a window and two margins of 15 s have, not 3,600,000."""
+    made = record(np.zeros(3_600_000), 1000.0)
+    prepared = []
+    monkeypatch.setattr(
+        "medjax.data.ecg.signal.prepare", lambda each, p: prepared.append(each.samples) or prepare(each, p)
+    )
+    prepared_windows(made, Preprocessing(), [0, 400_000])
+    assert len(prepared) == 2
+    assert max(prepared) <= 40_000 + 4
+
+
+def test_windows_are_judged_where_a_patch_was_measured_throughout():
+    valid = np.ones((4, 2, 30), bool)
+    valid[0, :, ::10] = False  # every patch has a gap
+    valid[1] = False
+    valid[2, 0] = False
+    valid[3, :, 5] = False
+    assert judged_windows(valid, 10).tolist() == [False, False, True, True]
 
 
 def test_leads_in_the_order_asked_for():
@@ -265,7 +307,7 @@ def test_the_record_is_left_as_it_was():
 def test_windows_are_spread_evenly(n, starts):
     assert window_starts(n, 100) == starts
     whole = np.tile(np.arange(1, n + 1, dtype=np.float32), (12, 1))
-    cuts, valid = windows(whole, np.ones(whole.shape, bool), Preprocessing(samples=100))
+    cuts, valid = windows(whole, np.ones(whole.shape, bool), starts, 100)
     assert [int(cut[0, 0]) - 1 for cut in cuts] == starts
     assert (valid.sum(-1) == min(n, 100)).all()
 

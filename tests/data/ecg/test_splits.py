@@ -152,3 +152,22 @@ def test_many_leaks_are_counted():
     made = index([f"p{i}" for i in range(10)] * 2)
     with pytest.raises(ValueError, match=r"p0: .*; p1: .*; p2: r2 \(train\), r12 \(test\) and 7 more\. Expected"):
         refuse_leaks(made, {"train": np.arange(10), "test": np.arange(10, 20)})
+
+
+def test_patients_live_in_the_namespace_of_their_institution():
+    made = index(["17", "17", "", "17"]) | {"institution": np.array(["north", "south", "north", ""], object)}
+    assert patient_keys(made).tolist() == ["north:17", "south:17", "recording:r2", "17"]
+    sets = {"train": np.array([0, 2]), "test": np.array([1, 3])}
+    refuse_leaks(made, sets)
+    assert drop_leaks(made, sets)[1] == 0
+    made["institution"] = np.array(["north"] * 4, object)
+    with pytest.raises(ValueError, match=r"the same patient, north:17: r0 \(train\), r1 \(test\)"):
+        refuse_leaks(made, sets)
+
+
+def test_keys_are_made_once_for_an_index():
+    made = index(["a", ""])
+    keys = patient_keys(made)
+    assert patient_keys(made) is keys
+    made["patient"] = np.array(["b", ""])
+    assert patient_keys(made).tolist() == ["b", "recording:r1"]

@@ -32,6 +32,7 @@ _RATES = ("sampling_rate_hz", "curr_sample_rate", "sampling_rate", "sample_rate"
 _UNITS = ("unit", "units")
 _LEADS = ("leads", "lead_names", "lead_order", "sig_name")
 _EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+_MOST_BESIDE = (1000, 100_000)  # elements and bytes of an array that says something of the signal
 _USUAL_MV = (0.1, 20.0)  # amplitude of the median lead of an ECG, for telling units apart
 _TIMES = {"time": 1.0, "t": 1.0, "time_s": 1.0, "seconds": 1.0, "time_ms": 1e-3, "ms": 1e-3, "milliseconds": 1e-3}
 
@@ -47,7 +48,9 @@ def read_mat(path: Path, stated: Stated) -> list[EcgRecord]:
     except ValueError as error:
         raise EcgFileError(str(path), f"cannot be read as MATLAB: {error}", path.stem) from error
     name = _pick(path, {name: array.shape for name, array in found.items()})
-    _check_shape(path, found[name].shape)
+    _check_shape(path, found[name].shape, found[name].dtype)
+    for other in (other for other in (*_RATES, *_UNITS, *_LEADS) if other in found):
+        _check_beside(path, other, found[other].shape, found[other].dtype)
     return [_from_array(path, "MATLAB", found[name], found, stated)]
 
 
@@ -56,15 +59,17 @@ def read_npy(path: Path, stated: Stated) -> list[EcgRecord]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                shapes = {info.filename.removesuffix(".npy"): _shape_in(archive, info) for info in archive.infolist()}
-            name = _pick(path, shapes)
-            _check_shape(path, shapes[name])
-            wanted = {name, *(other for other in shapes if other in (*_RATES, *_UNITS, *_LEADS))}
+                heads = {info.filename.removesuffix(".npy"): _head_in(archive, info) for info in archive.infolist()}
+            name = _pick(path, {other: shape for other, (shape, _) in heads.items()})
+            _check_shape(path, *heads[name])
+            beside = {other: head for other, head in heads.items() if other in (*_RATES, *_UNITS, *_LEADS)}
+            for other, head in beside.items():
+                _check_beside(path, other, *head)
             with np.load(path, allow_pickle=False) as archive_arrays:
-                found = {other: archive_arrays[other] for other in wanted if math.prod(shapes[other]) < 1e9}
+                found = {other: archive_arrays[other] for other in (name, *beside)}
             return [_from_array(path, "NumPy", found[name], found, stated)]
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        _check_shape(path, array.shape)
+        _check_shape(path, array.shape, array.dtype)
         return [_from_array(path, "NumPy", np.array(array), {}, stated)]
     except EcgFileError:
         raise
@@ -117,8 +122,6 @@ def looks_like_leads(path: Path) -> bool:
 
 def _from_array(path: Path, kind: str, array: Any, said: Mapping[str, Any], stated: Stated) -> EcgRecord:
     draft = Draft(str(path), kind, path.stem, 0.0, [])
-    if array.ndim != 2 or array.dtype.kind not in "iuf":
-        raise draft.error(f"got {array.dtype} {array.shape}, expected numbers [leads, samples].", "signal")
     rows = np.array(array if array.shape[0] <= array.shape[1] else array.T, np.float64)
     draft.sampling_rate_hz = _rate(draft, next((_number(said[name]) for name in _RATES if name in said), None), stated)
     unit = next((str(np.ravel(said[name])[0]).strip() for name in _UNITS if name in said), None)
@@ -185,18 +188,30 @@ def _pick(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     )
 
 
-def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise EcgFileError, before anything is read, for what cannot be a signal."""
     if len(shape) != 2:
         raise EcgFileError(str(path), f"got the shape {shape}, expected [leads, samples].", path.stem, "signal")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise EcgFileError(str(path), f"got {dtype} {shape}, expected numbers [leads, samples].", path.stem, "signal")
     check_size(str(path), path.stem, max(shape), min(shape))
 
 
-def _shape_in(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Shape of an array in an .npz file, from its header alone."""
+def _check_beside(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise EcgFileError for an array called rate, unit or leads that is too large to be that."""
+    elements = math.prod(shape)
+    if elements > _MOST_BESIDE[0] or elements * dtype.itemsize > _MOST_BESIDE[1]:
+        reason = f"got {dtype} {shape}, expected at most {_MOST_BESIDE[0]:,} short values; rename it if it is a signal."
+        raise EcgFileError(str(path), reason, path.stem, name)
+
+
+def _head_in(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and kind of an array in an .npz file, from its header alone."""
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return tuple(read(member)[0])
+        shape, _, dtype = read(member)
+        return tuple(shape), dtype
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,9 @@ Everything that all formats have in common happens here and only here: names to 
 leads marked, the four derived leads, Einthoven's law, mains, bounds on length and rate.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,6 +21,11 @@ from medjax.data.ecg.record import LONGEST_SAMPLES, EcgFileError, EcgRecord
 RATES_HZ = (25.0, 50_000.0)
 _UNNAMED = {"ecg", "ekg", "心電図"}
 _SHOWN = 8  # names listed in a note
+# in which no lead moves, at an end and inside: longer than a slow heart rests, even without noise
+_PADDING_S = (0.5, 1.0)
+_MOST_CHANNELS, _MOST_VALUES = 256, 16 * LONGEST_SAMPLES
+LONGEST_TEXT = 200  # characters of anything that a file says
+_LONGEST_NOTE, _MOST_CODES, _MOST_NOTES = 500, 200, 100
 
 
 @dataclass
@@ -62,20 +69,46 @@ def check_size(file: str, record: str, samples: float, channels: int = len(LEADS
     """Raise EcgFileError before samples of a record are read that is too long, or that has none."""
     if samples < 1 or channels < 1:
         raise EcgFileError(file, f"got {channels} channels of {samples:g} samples, expected at least 1 of 1.", record)
-    if samples > LONGEST_SAMPLES or channels > 256:
+    if samples > LONGEST_SAMPLES or channels > _MOST_CHANNELS or samples * channels > _MOST_VALUES:
         raise EcgFileError(
             file,
-            f"got {channels} channels of {samples:.0f} samples, expected at most 256 of {LONGEST_SAMPLES} "
-            "(an hour at 1 kHz); cut the recording into pieces.",
+            f"got {channels} channels of {samples:.0f} samples, expected at most 16 of {LONGEST_SAMPLES} (an hour at "
+            f"1 kHz), or {_MOST_CHANNELS} shorter ones; cut the recording into pieces.",
             record,
         )
+
+
+def check_rate(rate: float) -> None:
+    """Raise ValueError for a sampling rate that no ECG has."""
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise ValueError(f"got {rate:g} Hz, expected {RATES_HZ[0]:g} to {RATES_HZ[1]:g}.")
+
+
+def bounded(text: str, name: str, notes: list[str]) -> str:
+    """A text of a file; a longer one than any name is cut, says a note, and a digest keeps it apart from others."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    notes.append(f"{name}: got {len(text):,} characters, cut to {LONGEST_TEXT}")
+    return f"{text[: LONGEST_TEXT - 17]} {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
+@contextmanager
+def noted(draft: Draft, name: str) -> Iterator[None]:
+    """A fact about the recording that cannot be read becomes a note: the recording itself may be sound."""
+    try:
+        yield
+    except Exception as error:  # libraries decode values when they are asked for, and raise what they like
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
+        draft.notes.append(f"{name}: cannot be read ({what}), left unknown")
 
 
 def assemble(draft: Draft) -> EcgRecord:
     """Make the record. Raises EcgFileError naming the file, the record and the field."""
     rate = float(draft.sampling_rate_hz)
-    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise draft.error(f"got {rate:g} Hz, expected {RATES_HZ[0]:g} to {RATES_HZ[1]:g}.", "sampling rate")
+    try:
+        check_rate(rate)
+    except ValueError as error:
+        raise draft.error(str(error), "sampling rate") from None
     notes = list(draft.notes)
     rows = _rows(draft, notes)
     check_size(draft.file, draft.id, max(len(samples) for samples in rows.values()))
@@ -93,6 +126,11 @@ def assemble(draft: Draft) -> EcgRecord:
     status = np.where(np.isnan(signal).all(axis=1), "missing", "measured").astype("<U8")
     flat = flat_leads(signal)
     status[flat], signal[flat] = "flat", np.nan
+    if padded := _remove_padding(signal, rate):
+        notes.append(padded)
+        left = status == "measured"
+        flat = left & (np.isnan(signal).all(axis=1) | flat_leads(signal))
+        status[flat], signal[flat] = "flat", np.nan
     derivable = [LEAD_INDEX[lead] for lead in DERIVED if status[LEAD_INDEX[lead]] == "missing"]
     if status[0] == status[1] == "measured" and derivable:
         filled = derive(signal)
@@ -103,22 +141,54 @@ def assemble(draft: Draft) -> EcgRecord:
     if not np.isin(status, ("measured", "derived")).any():
         notes.append("no lead holds a signal: nothing of this record can be used")
     notes += findings(signal)
+    texts = {
+        "id": bounded(draft.id, "id", notes),
+        "patient": bounded((draft.patient or "").strip(), "patient", notes),
+        "device": bounded(" ".join((draft.device or "").split()), "device", notes),
+    }
+    codes = list(dict.fromkeys(text for code in draft.codes if (text := " ".join(code.split()))))
+    if len(codes) > _MOST_CODES:
+        notes.append(f"codes: got {len(codes)}, the first {_MOST_CODES} kept")
+    codes = [bounded(code, "code", notes) for code in codes[:_MOST_CODES]]
+    notes = [note if len(note) <= _LONGEST_NOTE else f"{note[:_LONGEST_NOTE]}…" for note in dict.fromkeys(notes)]
     return EcgRecord(
-        id=draft.id,
+        id=texts["id"],
         signal=signal,
         sampling_rate_hz=rate,
         status=tuple(str(state) for state in status),
         age_years=draft.age_years,
         sex=draft.sex,
-        patient=(draft.patient or "").strip() or None,
-        device=" ".join((draft.device or "").split()) or None,
+        patient=texts["patient"] or None,
+        device=texts["device"] or None,
         time=draft.time.isoformat() if draft.time else None,
         mains_hz=mains_hz(signal, rate),
         source=draft.file,
         format=draft.format,
-        codes=tuple(dict.fromkeys(text for code in draft.codes if (text := " ".join(code.split())))),
-        notes=tuple(dict.fromkeys(notes)),
+        codes=tuple(codes),
+        notes=tuple(notes[:_MOST_NOTES]),
     )
+
+
+def _remove_padding(signal: np.ndarray, rate: float) -> str | None:
+    """Set stretches to NaN in which every lead rests at one value, as where an export was filled up; says what it did.
+
+    signal  [12, samples] mV, NaN where not measured; changed in place
+    """
+    before, after = signal[:, :-1], signal[:, 1:]
+    known = ~np.isnan(before) & ~np.isnan(after)
+    still = ((before == after) | ~known).all(axis=0) & known.any(axis=0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], still, [False]])))
+    at_end, inside = (max(2, round(seconds * rate)) for seconds in _PADDING_S)
+    found = []
+    for start, end in zip(edges[::2], edges[1::2] + 1, strict=True):  # end: behind the last sample
+        least = at_end if start == 0 or end == signal.shape[1] else inside
+        if end - start >= least:
+            signal[:, start:end] = np.nan
+            found.append(f"{start / rate:.2f} to {end / rate:.2f} s")
+    if not found:
+        return None
+    shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    return f"padding: all leads rest at one value from {shown}; counts as not measured"
 
 
 def _rows(draft: Draft, notes: list[str]) -> dict[str, np.ndarray]:

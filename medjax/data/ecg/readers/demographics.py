@@ -19,6 +19,7 @@ _YEARS = {"": 1.0, "y": 1.0, "a": 1.0, "yr": 1.0, "yrs": 1.0, "year": 1.0, "year
 _YEARS |= {"m": 1 / 12, "mo": 1 / 12, "month": 1 / 12, "months": 1 / 12}
 _YEARS |= {"w": 7 / 365.25, "wk": 7 / 365.25, "week": 7 / 365.25, "weeks": 7 / 365.25}
 _YEARS |= {"d": 1 / 365.25, "day": 1 / 365.25, "days": 1 / 365.25, "h": 1 / 8766, "hour": 1 / 8766, "hours": 1 / 8766}
+_DICOM_ZERO = "000y"  # what exports write for unknown; a newborn is 003D or 002W
 _HIDDEN_YEARS = 300.0  # PTB-XL, for patients older than 89
 
 
@@ -28,7 +29,7 @@ def age_in_years(text: str) -> tuple[float | None, str | None]:
     Takes "51", "51.5", "042Y", "6 months", ">89", "90+" and "300". Unknown, negative and impossible ages are None.
     """
     word = text.strip().lower()
-    if word in _UNKNOWN:
+    if word in _UNKNOWN or word == _DICOM_ZERO:
         return None, (f"age: got {text.strip()!r}, left unknown" if word else None)
     match = _AGE.fullmatch(word)
     if match is None or match[4] not in _YEARS or match[1] in ("<", "<="):

@@ -8,6 +8,7 @@ label.
 
 import re
 import warnings
+import zlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medjax.data.ecg.leads import standard_name
-from medjax.data.ecg.readers.assembly import Draft, assemble, check_size
+from medjax.data.ecg.readers.assembly import Draft, assemble, check_size, noted
 from medjax.data.ecg.readers.demographics import years_between
 from medjax.data.ecg.readers.stated import Stated, millivolts
 from medjax.data.ecg.record import EcgFileError, EcgRecord
@@ -26,6 +27,8 @@ _CODE = re.compile(r"(?:5\.6\.3-9-|2:)(\d+)")
 _MDC_PARTITION = 2 * 65536  # context-free MDC codes: partition 2, then the number
 _KINDS = {"SB": "i1", "UB": "u1", "SS": "<i2", "US": "<u2", "SL": "<i4", "UL": "<u4"}
 _SHORTEST_RHYTHM_S = 2.0
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_LARGEST_BYTES = 1_000_000_000  # of a file, once inflated
 
 
 def read_dicom(path: Path, stated: Stated) -> list[EcgRecord]:
@@ -35,8 +38,11 @@ def read_dicom(path: Path, stated: Stated) -> list[EcgRecord]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd identifiers, which nothing here reads
         try:
+            _check_inflated(path)
             data = pydicom.dcmread(path, stop_before_pixels=True)
             groups = list(data.get("WaveformSequence") or ())
+        except EcgFileError:
+            raise
         except Exception as error:
             raise EcgFileError(str(path), f"not readable as DICOM: {error}; export it again.", path.stem) from error
         if not groups:
@@ -56,9 +62,29 @@ def read_dicom(path: Path, stated: Stated) -> list[EcgRecord]:
         drafts: list[Draft] = []
         for index in rhythms:
             _place(drafts, _draft(path, data, groups[index], index))
+        if len(drafts) < len(rhythms) and not any(groups[index].get("MultiplexGroupTimeOffset") for index in rhythms):
+            drafts[0].notes.append("groups of leads without a time offset: taken as recorded at once")
         for number, draft in enumerate(drafts[1:], 2):
             draft.id = f"{draft.id}_{number}"
         return [assemble(draft) for draft in drafts]
+
+
+def _check_inflated(path: Path) -> None:
+    """Raise EcgFileError for a deflated file that is too large once inflated: pydicom inflates without a bound."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        if str(_read_file_meta_info(file).get("TransferSyntaxUID", "")) != _DEFLATED:
+            return
+        unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (
+            not unpacker.eof and size <= _LARGEST_BYTES and (packed := unpacker.unconsumed_tail or file.read(1 << 16))
+        ):
+            size += len(unpacker.decompress(packed, 1 << 24))
+    if size > _LARGEST_BYTES:
+        reason = f"inflates to more than {_LARGEST_BYTES:,} bytes, expected a recording; export it again."
+        raise EcgFileError(str(path), reason, path.stem)
 
 
 def _is_median(group: Any) -> bool:
@@ -143,21 +169,27 @@ def _place(drafts: list[Draft], group: Draft) -> None:
 
 
 def _read_facts(draft: Draft, data: Any) -> None:
-    draft.patient = str(data.get("PatientID") or "")
-    draft.read_sex(str(data.get("PatientSex") or ""))
-    draft.device = f"{data.get('Manufacturer') or ''} {data.get('ManufacturerModelName') or ''}"
-    moment = str(data.get("AcquisitionDateTime") or "")
-    moment = moment or str(data.get("ContentDate") or "") + str(data.get("ContentTime") or "")
-    draft.time = _datetime(moment)
-    draft.read_age(str(data.get("PatientAge") or ""))
-    birth = _datetime(str(data.get("PatientBirthDate") or ""))
-    if draft.age_years is None and birth and draft.time:
-        draft.age_years = years_between(birth.date(), draft.time.date())
-    draft.codes = [
-        str(annotation.UnformattedTextValue)
-        for annotation in data.get("WaveformAnnotationSequence") or ()
-        if annotation.get("UnformattedTextValue")
-    ]
+    with noted(draft, "patient"):
+        draft.patient = str(data.get("PatientID") or "")
+    with noted(draft, "sex"):
+        draft.read_sex(str(data.get("PatientSex") or ""))
+    with noted(draft, "device"):
+        draft.device = f"{data.get('Manufacturer') or ''} {data.get('ManufacturerModelName') or ''}"
+    with noted(draft, "time"):
+        moment = str(data.get("AcquisitionDateTime") or "")
+        moment = moment or str(data.get("ContentDate") or "") + str(data.get("ContentTime") or "")
+        draft.time = _datetime(moment)
+    with noted(draft, "age"):
+        draft.read_age(str(data.get("PatientAge") or ""))
+        birth = _datetime(str(data.get("PatientBirthDate") or ""))
+        if draft.age_years is None and birth and draft.time:
+            draft.age_years = years_between(birth.date(), draft.time.date())
+    with noted(draft, "statements"):
+        draft.codes = [
+            str(annotation.UnformattedTextValue)
+            for annotation in data.get("WaveformAnnotationSequence") or ()
+            if annotation.get("UnformattedTextValue")
+        ]
 
 
 def _datetime(text: str) -> datetime | None:

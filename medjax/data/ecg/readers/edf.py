@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from medjax.data.ecg.leads import standard_name
-from medjax.data.ecg.readers.assembly import Draft, assemble, check_size
+from medjax.data.ecg.readers.assembly import Draft, assemble, check_size, noted
 from medjax.data.ecg.readers.demographics import years_between
 from medjax.data.ecg.readers.stated import Stated, millivolts
 from medjax.data.ecg.record import EcgFileError, EcgRecord
@@ -49,7 +49,8 @@ def read_edf(path: Path, stated: Stated) -> list[EcgRecord]:
             check_size(str(path), path.stem, counts[row], len(headers))
             channels.append((label, _samples(draft, file, row) * (factor or 1.0)))
         draft.channels = channels
-        _read_facts(draft, file)
+        with noted(draft, "header"):
+            _read_facts(draft, file)
     return [assemble(draft)]
 
 

@@ -9,6 +9,9 @@ Headers in circulation state wrong gains, and samples tell it in three ways:
   size    the physical values are no ECG's, and would be at 1000 per mV.
 
 In all three the numbers are read as 1000 per mV, and a note says so. A plain low- or high-voltage ECG is left alone.
+Steps of whole numbers are not enough where the header's amplitude is an ECG's, as a converter may have coarse steps of
+its own: then a note says that the gain may be wrong. Steps that are no whole number, as 4.88, were rounded after a
+conversion to a unit, which the header then states wrongly.
 """
 
 from collections.abc import Sequence
@@ -20,15 +23,17 @@ from medjax.data.ecg.quality import LAW_TOLERANCE_MV, amplitude
 
 _USUAL = 1000.0  # units per mV: a microvolt a unit
 _POSSIBLE_MV = (0.02, 100.0)  # peak to peak of the median lead
+_USUAL_MV = (0.5, 5.0)  # the same, of nearly all ECGs
 _LAW_UNITS = 4.0  # three rounded numbers, with a unit to spare
 _SMALLEST_STEP = 4.0  # smaller steps cannot be told from rounding
+_WHOLE = 0.01  # a step this near to a whole number is one
 _ON_STEPS = 0.4  # share of samples that must stand on steps, 1 / step by chance; filters move some off them
 
 
 def calibrate(
     digital: np.ndarray, names: Sequence[str], per_mv: np.ndarray, baselines: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """The samples in mV, and a note where the stated gains were not believed.
+    """The samples in mV, and notes where the stated gains were not believed, or are odd.
 
     digital    [channels, samples] float64 as stored, NaN where not measured
     names      of the channels, in any spelling
@@ -37,15 +42,21 @@ def calibrate(
     """
     stated = (digital - baselines[:, None]) / per_mv[:, None]
     rows = [row for row, name in enumerate(names) if standard_name(name)]
+    turned = [names[row] for row in range(len(names)) if per_mv[row] < 0]
+    notes = [f"gain of {' '.join(turned)} is negative: turned over, as stated"] if turned else []
     reason = None
     if len(set(per_mv[rows])) > 1:
         reason = _broken_laws(digital, stated, names)
-    elif rows:
-        reason = _steps(digital[rows], float(per_mv[rows[0]]))
+    elif rows and (step := _step(digital[rows], float(per_mv[rows[0]]))):
+        found = f"the stored numbers go in steps of {step:g}"
+        if abs(step - round(step)) > _WHOLE or not _USUAL_MV[0] <= amplitude(stated[rows]) <= _USUAL_MV[1]:
+            reason = f"{found}, which are microvolts"
+        else:
+            notes.append(f"gain of {per_mv[rows[0]]:g} per mV may be wrong: {found}, as microvolts do; left as stated")
     if rows and reason is None and not _possible(stated[rows]):
         reason = f"amplitudes of {amplitude(stated[rows]):.3g} mV are no ECG's"
     if reason is None or not _possible(digital[rows] / _USUAL):
-        return stated, []
+        return stated, notes
     gains = sorted({f"{gain:g}" for gain in per_mv[rows]}, key=float)
     said = gains[0] if len(gains) == 1 else f"{gains[0]} to {gains[-1]}"
     return digital / _USUAL, [f"wrong gain in the header ({said} per mV): {reason}; read as {_USUAL:g} per mV"]
@@ -68,7 +79,8 @@ def _broken_laws(digital: np.ndarray, stated: np.ndarray, names: Sequence[str]) 
     return None
 
 
-def _steps(digital: np.ndarray, per_mv: float) -> str | None:
+def _step(digital: np.ndarray, per_mv: float) -> float | None:
+    """The step that stored numbers go in where it is the one that the gain states, or its inverse."""
     for step in (_USUAL / per_mv, per_mv / _USUAL):
         if step < _SMALLEST_STEP:
             continue
@@ -78,7 +90,7 @@ def _steps(digital: np.ndarray, per_mv: float) -> str | None:
             if len(values := row[np.abs(row) > 2 * step])  # a quiet lead rests at 0, which is on any steps
         ]
         if shares and np.median(shares) >= _ON_STEPS:
-            return f"the stored numbers go in steps of {step:g}, which are microvolts"
+            return step
     return None
 
 

@@ -37,6 +37,15 @@ def header_of(path: Path) -> Path | None:
     return header if path.suffix.lower() in (".hea", ".dat", ".mat") and header.is_file() else None
 
 
+def signal_files(folder: Path) -> set[str]:
+    """The names of the signal files that the headers in a folder name."""
+    return {
+        line.split(maxsplit=1)[0]
+        for header in folder.glob("*.hea")
+        for line in _lines(header.read_text(encoding="latin-1"))[1:]
+    }
+
+
 @dataclass
 class _Raw:
     """What header and signal files hold.
@@ -44,6 +53,7 @@ class _Raw:
     digital    [channels, samples] float64 as stored, NaN where not measured
     gains      units per physical unit, units their names, baselines the unit at 0
     checksums  of the stored numbers modulo 65536, None where the header has none
+    odd_time   what the header writes instead of a time
     """
 
     digital: np.ndarray
@@ -54,6 +64,7 @@ class _Raw:
     checksums: list[int | None]
     sampling_rate_hz: float
     time: datetime | None
+    odd_time: str | None = None
 
 
 def read_wfdb(path: Path, stated: Stated) -> list[EcgRecord]:
@@ -61,18 +72,44 @@ def read_wfdb(path: Path, stated: Stated) -> list[EcgRecord]:
     header = header_of(path)
     if header is None:
         raise EcgFileError(str(path), f"got no header, expected {path.stem}.hea beside it; put it there.", path.stem)
-    text = header.read_text(encoding="latin-1").splitlines()
-    lines = [line.strip() for line in text if line.strip() and not line.strip().startswith("#")]
+    text = header.read_text(encoding="latin-1")
+    lines = _lines(text)
     if not lines:
         raise EcgFileError(str(header), "got no record line, expected name, channels, rate and samples.", header.stem)
+    _check_names(header, lines)
     raw = _read_plain(header, lines) or _read_any(header, lines)
     draft = Draft(str(header), "WFDB", header.stem, raw.sampling_rate_hz, [], time=raw.time)
+    if raw.odd_time:
+        draft.notes.append(f"time: got {raw.odd_time!r}, which is none, left unknown")
     _check_sums(draft, raw)
     if any(len(words) < 3 or float(_leading(words[2])) == 0 for words in (line.split() for line in lines[1:])):
         draft.notes.append("the header states no gain for some channels: read as 200 per mV, the default of WFDB")
     _fill_channels(draft, raw)
-    _read_comments(draft, [line.strip(" \t#") for line in text if line.strip().startswith("#")])
+    _read_comments(draft, [line.strip(" \t#") for line in text.splitlines() if line.strip().startswith("#")])
     return [assemble(draft)]
+
+
+def _check_names(header: Path, lines: list[str]) -> None:
+    """Raise EcgFileError where a header names a file of another folder: WFDB allows plain names, and a path may lead
+    anywhere. Headers of segments are looked at as well."""
+    for line in lines[1:]:
+        name = line.split(maxsplit=1)[0]
+        if "/" in name or "\\" in name or name in (".", ".."):
+            raise EcgFileError(
+                str(header),
+                f"got {name!r}, expected a plain file name; put the signal beside the header and correct the name.",
+                header.stem,
+                "signal file",
+            )
+    if "/" in lines[0].split(maxsplit=1)[0]:  # name/segments
+        for name in {line.split(maxsplit=1)[0] for line in lines[1:]}:
+            if (segment := header.with_name(f"{name}.hea")).is_file():
+                _check_names(segment, _lines(segment.read_text(encoding="latin-1")))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a header that are no comments."""
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 def _read_plain(header: Path, lines: list[str]) -> _Raw | None:
@@ -97,8 +134,16 @@ def _read_plain(header: Path, lines: list[str]) -> _Raw | None:
         [row[5] or "mV" for row in rows],
         [int(row[7]) for row in rows],
         float(first[2]),
-        datetime.strptime(f"{first[5]} {first[4]}", "%d/%m/%Y %H:%M:%S") if first[5] else None,
+        *_moment(f"{first[5]} {first[4]}" if first[5] else ""),
     )
+
+
+def _moment(text: str) -> tuple[datetime | None, str | None]:
+    """The time that a text means, or else the text, as the "00/00/0000 08:00:00" of anonymised exports."""
+    try:
+        return (datetime.strptime(text, "%d/%m/%Y %H:%M:%S") if text else None), None
+    except ValueError:
+        return None, text
 
 
 def _leading(text: str) -> str:

@@ -4,14 +4,16 @@ A name may lie: a DICOM file called .xml is read as DICOM, and an .xml that is n
 """
 
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medjax.data.ecg.readers.arrays import looks_like_leads, read_csv, read_mat, read_npy
 from medjax.data.ecg.readers.dicom import read_dicom
 from medjax.data.ecg.readers.edf import read_edf
 from medjax.data.ecg.readers.kit import read_ishne, read_mfer, read_scp
-from medjax.data.ecg.readers.physionet import header_of, read_wfdb
+from medjax.data.ecg.readers.physionet import header_of, read_wfdb, signal_files
 from medjax.data.ecg.readers.stated import TABLE, Stated, stated_beside
 from medjax.data.ecg.readers.xml_files import read_xml
 from medjax.data.ecg.record import EcgFileError, EcgRecord
@@ -44,6 +46,18 @@ _XML_STARTS = (b"<", b"\xef\xbb\xbf<", b"\xff\xfe<\x00", b"\xfe\xff\x00<")
 _FEWEST_SAMPLES = 100  # a .npy with fewer is a table of something else
 
 
+@dataclass
+class Survey:
+    """What a folder holds.
+
+    files        ECG files, in order
+    passed_over  ending of a name -> how many files that are no ECG by name or content
+    """
+
+    files: list[Path] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
 def read_ecg(path: str | Path, stated: Stated | None = None) -> list[EcgRecord]:
     """Read every ECG of a file, of any supported format.
 
@@ -73,6 +87,9 @@ def read_ecg(path: str | Path, stated: Stated | None = None) -> list[EcgRecord]:
         raise ImportError(
             f"{path}: reading it needs {error.name}; pip install 'medjax[ecg]'.", name=error.name
         ) from error
+    except MemoryError as error:
+        reason = "needs more memory than a reader may take, expected a shorter recording; cut it."
+        raise EcgFileError(str(path), reason, path.stem) from error
     except Exception as error:  # whatever a library does with bytes that nobody foresaw
         what = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
         raise EcgFileError(str(path), f"cannot be read: {what}; export it again.", path.stem) from error
@@ -81,16 +98,44 @@ def read_ecg(path: str | Path, stated: Stated | None = None) -> list[EcgRecord]:
 def find_ecgs(folder: str | Path) -> Iterator[Path]:
     """Every ECG file below a folder, in order; a signal file that belongs to a .hea is not a second one.
 
-    XML and .mat files are listed by name, whatever they hold, so that a run says why one is refused; tables (.csv,
-    .npy) only where they look like leads. Raises FileNotFoundError where there is no such folder.
+    XML, .mat and .dat files are listed by name, whatever they hold, so that a run says why one is refused; tables
+    (.csv, .npy) only where they look like leads. Raises FileNotFoundError where there is no such folder.
+    """
+    yield from survey(folder).files
+
+
+def survey(folder: str | Path) -> Survey:
+    """The ECG files below a folder, and how many other files there are, by the ends of their names.
+
+    Raises FileNotFoundError where there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: got no folder, expected one with ECG files; correct the path.")
+    found = Survey()
+    named: dict[Path, set[str]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         header = header_of(path)
         if header == path or (header is None and path.name != TABLE and _is_ecg(path)):
-            yield path
+            if path.suffix.lower() == ".dat" and _reader_by_content(path) is None:
+                names = named.get(path.parent)
+                if names is None:
+                    names = named[path.parent] = signal_files(path.parent)
+                if path.name in names:  # of a header with another name
+                    continue
+            found.files.append(path)
+        elif header is None and path.name != TABLE:
+            found.passed_over[_ending(path)] += 1
+    return found
+
+
+def _ending(path: Path) -> str:
+    """What a file is counted under: "x.xml.gz" under ".xml.gz", a name without an ending under "none", annotations and
+    the like of a WFDB record together."""
+    if path.with_suffix(".hea").is_file():
+        return "beside a .hea"
+    packed = path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst")
+    return "".join(path.suffixes[-2:] if packed else path.suffixes[-1:]).lower() or "none"
 
 
 def _is_ecg(path: Path) -> bool:
@@ -99,7 +144,7 @@ def _is_ecg(path: Path) -> bool:
         return looks_like_leads(path)
     if suffix == ".npy":
         return _has_signal_shape(path)
-    return suffix in _SUFFIXES or (suffix in ("", ".dat", ".img") and _reader_by_content(path) is not None)
+    return suffix in _SUFFIXES or suffix == ".dat" or (suffix in ("", ".img") and _reader_by_content(path) is not None)
 
 
 def _has_signal_shape(path: Path) -> bool:
@@ -115,7 +160,8 @@ def _has_signal_shape(path: Path) -> bool:
 def _reader_of(path: Path) -> _Reader | None:
     if header_of(path) or path.suffix.lower() == ".hea":
         return read_wfdb
-    return _reader_by_content(path) or _SUFFIXES.get(path.suffix.lower())
+    by_content = _reader_by_content(path) or _SUFFIXES.get(path.suffix.lower())
+    return by_content or (read_wfdb if path.suffix.lower() == ".dat" else None)
 
 
 def _reader_by_content(path: Path) -> _Reader | None:

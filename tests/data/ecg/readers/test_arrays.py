@@ -142,7 +142,7 @@ def test_pickles_are_refused(tmp_path):
 def test_sizes_are_checked_before_samples_are_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("signal.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (12, 10**12)})
-    with pytest.raises(EcgFileError, match="got 12 channels of 1000000000000 samples, expected at most 256 of"):
+    with pytest.raises(EcgFileError, match="got 12 channels of 1000000000000 samples, expected at most 16 of 3600000"):
         read_ecg(tmp_path / "a.npz", HALF)
     np.lib.format.open_memmap(tmp_path / "b.npy", "w+", np.int8, (12, LONGEST_SAMPLES + 1))
     with pytest.raises(EcgFileError, match=f"got 12 channels of {LONGEST_SAMPLES + 1} samples"):
@@ -245,6 +245,8 @@ def test_csv_in_error(text, message, tmp_path):
         ("fifty", None, True),
         ("1e9", None, True),
         ("0", 0.0, False),
+        ("000Y", None, True),
+        ("003D", 3 / 365.25, False),
     ],
 )
 def test_ages(text, age, noted):
@@ -268,3 +270,21 @@ def test_ages(text, age, noted):
 )
 def test_sexes(text, sex, noted):
     assert (sex_of(text)[0], sex_of(text)[1] is not None) == (sex, noted)
+
+
+@pytest.mark.parametrize(("name", "array"), [("fs", np.zeros(1001)), ("unit", np.array("u" * 30_000))])
+@pytest.mark.parametrize("kind", ["mat", "npz"])
+def test_arrays_beside_the_signal_are_small(name, array, kind, tmp_path):
+    with pytest.raises(
+        EcgFileError, match=rf"record a, {name}: got .*, expected at most 1,000 short values; rename it"
+    ):
+        read_ecg(save(tmp_path, kind, truth(), **{name: array}), HALF)
+
+
+def test_texts_and_objects_are_told_by_their_headers(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("signal.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "<U1000", "fortran_order": False, "shape": (12, 3600000)}
+        )
+    with pytest.raises(EcgFileError, match=r"signal: got <U1000 \(12, 3600000\), expected numbers \[leads, samples\]"):
+        read_ecg(tmp_path / "a.npz", HALF)

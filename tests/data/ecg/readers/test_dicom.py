@@ -5,7 +5,7 @@ import pytest
 from ecg_files import heart, truth, write_dicom
 
 from medjax.data.ecg.leads import LEADS
-from medjax.data.ecg.readers import read_ecg
+from medjax.data.ecg.readers import dicom, read_ecg
 from medjax.data.ecg.record import EcgFileError
 
 
@@ -112,5 +112,36 @@ def test_cut_short_and_too_long(tmp_path):
         read_ecg(path)
     data.WaveformSequence[1].NumberOfWaveformSamples = 4_000_000_000
     data.save_as(path)
-    with pytest.raises(EcgFileError, match="got 12 channels of 4000000000 samples, expected at most 256 of 3600000"):
+    with pytest.raises(EcgFileError, match="got 12 channels of 4000000000 samples, expected at most 16 of 3600000"):
         read_ecg(path)
+
+
+def test_a_deflated_file_is_read_unless_it_grows_too_large(tmp_path, monkeypatch):
+    import pydicom
+
+    data = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", heart()))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "b.dcm")
+    np.testing.assert_allclose(read_ecg(tmp_path / "b.dcm")[0].signal, truth(), atol=1e-6)
+    data.add_new(0x00091001, "OB", b"\0" * 3_000_000)
+    data.save_as(tmp_path / "c.dcm")
+    assert (tmp_path / "c.dcm").stat().st_size < 50_000
+    monkeypatch.setattr(dicom, "_LARGEST_BYTES", 1_000_000)
+    with pytest.raises(EcgFileError, match=r"record c: inflates to more than 1,000,000 bytes, expected a recording"):
+        read_ecg(tmp_path / "c.dcm")
+    assert len(read_ecg(tmp_path / "b.dcm")) == 1
+
+
+def test_facts_that_cannot_be_read_leave_the_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "_datetime", lambda text: 1 / 0)
+    (record,) = read_ecg(write_dicom(tmp_path / "a.dcm", heart(), PatientID="P1", PatientSex="F", PatientAge="064Y"))
+    np.testing.assert_allclose(record.signal, truth(), atol=1e-6)
+    assert (record.patient, record.sex, record.time, record.age_years) == ("P1", "female", None, 64.0)
+    assert "time: cannot be read (ZeroDivisionError: division by zero), left unknown" in record.notes
+
+
+def test_groups_without_an_offset_are_noted(tmp_path):
+    groups = [(LEADS[at : at + 6], heart()[at : at + 6], 0) for at in (0, 6)]
+    (record,) = read_ecg(write_dicom(tmp_path / "a.dcm", None, groups=groups))
+    assert record.notes == ("groups of leads without a time offset: taken as recorded at once",)
+    np.testing.assert_allclose(record.signal, truth(), atol=1e-6)

@@ -26,7 +26,7 @@ from ecg_files import (
 )
 
 from medjax.data.ecg.leads import LEADS, einthoven_error, goldberger_error
-from medjax.data.ecg.readers import find_ecgs, read_ecg
+from medjax.data.ecg.readers import find_ecgs, read_ecg, survey
 from medjax.data.ecg.readers.stated import Stated
 from medjax.data.ecg.record import EcgFileError
 
@@ -136,6 +136,7 @@ def test_find_lists_each_record_once_and_no_tables(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / ".hidden.xml").write_text("<a/>")
     found = [path.relative_to(tmp_path).as_posix() for path in find_ecgs(tmp_path)]
+    assert survey(tmp_path).passed_over == {".npy": 1, ".csv": 1, ".txt": 1}
     assert found == ["leads.csv", "m1.xml", "signal.npy", "sub/d1", "sub/w1.hea", "sub/w2.hea"]
     with pytest.raises(FileNotFoundError, match="got no folder"):
         list(find_ecgs(tmp_path / "no"))
@@ -281,3 +282,11 @@ def test_real_code15_needs_no_table_but_takes_one(shared_data):
     assert (record.age_years, record.sex, record.patient) == (54.0, "male", "1295924")
     assert record.notes[0].startswith("I + III differs from II by up to 0.246 mV")
     assert "unit not stated: taken as mV" in " ".join(read_ecg(path)[0].notes)
+
+
+def test_an_edf_header_that_cannot_be_read_leaves_the_trace(tmp_path, monkeypatch):
+    path = write_edf(tmp_path / "a.edf", rows_of(LEADS))
+    monkeypatch.setattr("pyedflib.EdfReader.getHeader", lambda self: {})
+    (record,) = read_ecg(path)
+    assert record.status == ("measured",) * 12
+    assert record.notes == ("header: cannot be read (KeyError: 'startdate'), left unknown",)

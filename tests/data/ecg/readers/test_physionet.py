@@ -66,13 +66,32 @@ def test_gains_that_break_the_laws_are_not_believed(tmp_path):
 
 @pytest.mark.parametrize(("gain", "step"), [(200.0, 5.0), (4880.0, 4.88), (204.918, 4.88)])
 def test_microvolts_in_steps_whose_header_states_the_step(gain, step, tmp_path):
-    microvolts = np.round(heart() * step).astype(np.int16)
+    microvolts = np.round(2 * heart() * step).astype(np.int16)  # 200 per mV would make 5.5 mV of them
     (record,) = read_ecg(write_wfdb(tmp_path, "E1", microvolts, gains=gain))
     np.testing.assert_allclose(record.signal, microvolts / 1000, atol=1e-6)
     assert record.notes[0] == (
         f"wrong gain in the header ({gain:g} per mV): the stored numbers go in steps of "
         f"{step if gain != 204.918 else 1000 / gain:g}, which are microvolts; read as 1000 per mV"
     )
+
+
+@pytest.mark.parametrize(("gain", "step", "size"), [(5000.0, 5, 11), (200.0, 5, 11)])
+def test_steps_alone_do_not_overrule_a_plausible_header(gain, step, size):
+    """A converter of 1 uV at 5000 per mV, one of 25 uV at 200 per mV: both amplitudes could be."""
+    digital = step * np.round(heart() * size * gain / 1000 / step)
+    signal, notes = calibrate(digital, LEADS, np.full(12, gain), np.zeros(12))
+    np.testing.assert_allclose(signal, digital / gain)
+    assert notes == [
+        f"gain of {gain:g} per mV may be wrong: the stored numbers go in steps of {step}, as microvolts do; left as "
+        "stated"
+    ]
+
+
+def test_a_negative_gain_turns_the_trace_and_is_noted():
+    gains = np.array([-200.0] + [200.0] * 11)
+    signal, notes = calibrate(np.round(truth() * gains[:, None]), LEADS, gains, np.zeros(12))
+    np.testing.assert_allclose(signal, truth(), atol=0.003)
+    assert notes == ["gain of I is negative: turned over, as stated"]
 
 
 @pytest.mark.parametrize("gain", [100.0, 200.0, 204.9, 400.0, 500.0, 1000.0, 2000.0, 4880.0])
@@ -144,6 +163,33 @@ def test_truncated_and_missing_signal_files(tmp_path):
     (tmp_path / "r2.dat").write_bytes(b"12")
     with pytest.raises(EcgFileError, match=r"record r2, signal: r2\.dat has 2 bytes, expected 24000"):
         read_ecg(tmp_path / "r2.hea")
+
+
+@pytest.mark.parametrize("name", ["../r0.dat", "/etc/r0.dat", "deep/r0.dat", "..\\\\r0.dat", ".."])
+@pytest.mark.parametrize("form", ["16", "16x1"])  # read directly, and by wfdb
+def test_signal_files_of_other_folders_are_refused(name, form, tmp_path):
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    write_wfdb(tmp_path, "r0", heart())
+    write_wfdb(tmp_path / "sub" / "deep", "r0", heart())
+    header = write_wfdb(tmp_path / "sub", "r1", heart())
+    header.write_text(header.read_text().replace("r1.dat 16", f"{name} {form}"))
+    with pytest.raises(EcgFileError) as caught:
+        read_ecg(header)
+    assert str(caught.value) == (
+        f"{header}, record r1, signal file: got {name!r}, expected a plain file name; put the signal beside the header "
+        "and correct the name."
+    )
+    (tmp_path / "sub" / "whole.hea").write_text("whole/2 12 500 2000\nr1 1000\nr1 1000\n")
+    with pytest.raises(EcgFileError, match=r"r1\.hea, record r1, signal file: got .*, expected a plain file name"):
+        read_ecg(tmp_path / "sub" / "whole.hea")
+
+
+def test_a_time_that_is_none_costs_the_time_only(tmp_path):
+    header = write_wfdb(tmp_path, "r1", heart())
+    header.write_text(header.read_text().replace("500 1000\n", "500 1000 08:00:00 00/00/0000\n"))
+    (record,) = read_ecg(header)
+    np.testing.assert_allclose(record.signal, truth(), atol=1e-6)
+    assert (record.time, record.notes) == (None, ("time: got '00/00/0000 08:00:00', which is none, left unknown",))
 
 
 @pytest.mark.parametrize(
