@@ -104,7 +104,7 @@ def run_fold(options: argparse.Namespace, dataset: EcgDataset, fold: int, test: 
     """Pre-train, train the arms, predict: arm -> [test records, classes and number]."""
     folder = Path(options.out) / f"fold{fold}"
     data = {"--data": tuple(str(f) for f in dataset.folders), "--data.folds": FOLDS, "--data.fold": fold}
-    shared = data | {"--data.leaks": "drop", "--log.sinks": (), "--data.targets": CLASSES[:1]}
+    shared = data | {"--data.leaks": "drop", "--log.sinks": (), "--data.strata": CLASSES[0]}
 
     def run(name: str, config: str, changes: dict[str, Any]) -> Path:
         settings = load(EcgTrainSettings, CONFIGS / config, shared | changes | {"--out": str(folder / name)})

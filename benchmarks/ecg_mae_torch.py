@@ -185,7 +185,7 @@ class Peer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "built_with": torch.__config__.show().splitlines(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         }
 
     def _autocast(self) -> contextlib.AbstractContextManager:

@@ -71,10 +71,10 @@ class ProtocolSettings:
 class EvalSettings:
     """Everything `python -m medjax.eval` can be told."""
 
-    model: ModelSettings = ModelSettings()  # noqa: RUF009  (frozen)
+    model: ModelSettings = ModelSettings()
     task: TaskSettings = TaskSettings()
     protocol: ProtocolSettings = ProtocolSettings()
-    engine: EngineSettings = EngineSettings()  # noqa: RUF009
+    engine: EngineSettings = EngineSettings()
     out: str | None = field(None, help="run folder; default: runs/eval/<name>")
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
     seed: int = field(0, help="of the choice of examples and of the bootstrap")

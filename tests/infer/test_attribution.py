@@ -167,7 +167,6 @@ def test_patches_with_a_gap_are_not_among_what_is_taken_away():
         ] * (len(counts) // len(SIGNAL) // len(found.shares))
 
 
-
 def test_rank_correlation_equals_scipys():
     for _ in range(5):
         first, second = RNG.normal(size=(2, 50)).round(1)  # with ties
