@@ -29,7 +29,7 @@ from medjax.statistics import (
 from medjax.statistics.agreement import GapCorrection
 from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, difference, weighted_mean
 from medjax.statistics.detector import DetectorRule
-from medjax.statistics.discrimination import Ranking, one_class, thinned
+from medjax.statistics.discrimination import Ranking, one_class, spread
 from medjax.statistics.proportions import predictive_values, share
 from medjax.statistics.thresholds import Threshold
 
@@ -140,7 +140,7 @@ def regression(
     usable = correction is not None and not correction.reason
     corrected = correction.apply(y, x) if correction is not None and usable else None
     groups = {by: column[known] for by, column in judged.columns.groups(target.name, judged.labels).items()}
-    shown = np.asarray(thinned(len(x), _POINTS))
+    shown = np.asarray(spread(len(x), _POINTS))
     mean = target.mean or 0.0
     return {
         "name": target.name,
@@ -330,7 +330,7 @@ def _curves(
         tpr, low, high = bootstrap.band(ranking.sensitivity_on(_RATES))
         roc = {"fpr": _RATES, "tpr": tpr, "low": low, "high": high}
         recall, precision, _ = ranking.precision_recall()
-        at = np.asarray(thinned(len(recall), _CURVE))
+        at = np.asarray(spread(len(recall), _CURVE))
         precision_recall = {"recall": recall[at], "precision": precision[at]}
     # where hardly anybody would draw the line nothing is to be learned
     cuts = np.arange(1, 51 if y.mean() < 0.25 else 91) / 100

@@ -1,6 +1,7 @@
 """The page of one judged ECG, and its sheets of ECG paper as files of their own."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class EcgPages:
         return {
             "record": {
                 **{key: getattr(record, key) for key in (*_SHOWN, "source", "format")},
+                "filters": "as recorded",  # the model's own filters are among its facts
                 "notes": [*record.notes, *prediction.notes, *own],
             },
             "predictions": [
@@ -67,6 +69,7 @@ class EcgPages:
                 for output in outputs
             ],
             **self._facts,
+            "date": time.time(),
             "layout": self._settings.layout,
             "speed_mm_s": self._settings.speed_mm_s,
             "gain_mm_mv": self._settings.gain_mm_mv,

@@ -148,7 +148,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> tuple[Point, .
     return ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
 
 
-def thinned(values: Sequence[float], tolerance: float) -> list[int]:
+def straightened(values: Sequence[float], tolerance: float) -> list[int]:
     """Return the indices of the points through which straight lines pass all evenly spaced values within a tolerance.
 
     The first and the last point are kept, and no value lies further than the tolerance above or below the line that
@@ -179,7 +179,7 @@ def polylines(x: NDArray[np.float64], y: NDArray[np.float64]) -> Iterator[tuple[
     edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
     for begin, end in edges.reshape(-1, 2):
         stretch = y[begin:end].tolist()
-        points = [(float(x[begin + i]), stretch[i]) for i in thinned(stretch, _TOLERANCE)]
+        points = [(float(x[begin + i]), stretch[i]) for i in straightened(stretch, _TOLERANCE)]
         yield tuple(points) if len(points) > 1 else (points[0], (points[0][0] + _DOT, points[0][1]))
 
 

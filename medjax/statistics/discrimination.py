@@ -203,7 +203,7 @@ def paired_difference(
     return bootstrap.estimates({"auroc": lambda w: b.auroc(w) - a.auroc(w), "auprc": lambda w: b.auprc(w) - a.auprc(w)})
 
 
-def thinned(count: int, most: int) -> Sequence[int] | NDArray[np.int64]:
+def spread(count: int, most: int) -> Sequence[int] | NDArray[np.int64]:
     """Evenly spread positions, first and last among them, so that a curve of many points can be stored."""
     return range(count) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
 

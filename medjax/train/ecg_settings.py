@@ -121,6 +121,9 @@ class FinetuneSettings:
     classes: tuple[str, ...] = field(
         (), help="names of a target's classes from 0 on, such as lvsd=normal/reduced,grade=none/mild/severe"
     )
+    calibration: str = field(
+        "platt", help="of probabilities, fitted on the validation set", choices=("platt", "temperature", "none")
+    )
     sensitivity: float = field(0.9, help="the threshold is the highest that has this sensitivity in the validation set")
 
     def __post_init__(self):

@@ -287,7 +287,10 @@ def decision_rules(
         own = outputs[known][:, config.columns[target.name]][:, 0]
         if target.kind == "binary":
             rule: Any = fit_detector(
-                values[known], own, patients[known], threshold="sensitivity", at=settings.finetune.sensitivity
+                *(values[known], own, patients[known]),
+                method=settings.finetune.calibration,
+                threshold="sensitivity",
+                at=settings.finetune.sensitivity,
             )
         elif target.kind == "regression" and known.sum() > 0:
             mean, sd = target.scale

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from medjax.report.sheet import Area, Label, Sheet, Stroke, polylines, rectangle, thinned
+from medjax.report.sheet import Area, Label, Sheet, Stroke, polylines, rectangle, straightened
 
 
 def sheet(*marks, title="t"):
@@ -31,7 +31,7 @@ def test_thinning_keeps_to_its_tolerance(seed, tolerance):
     generator = np.random.default_rng(seed)
     values = np.cumsum(generator.normal(0, 0.1, 400)).tolist()
     values[200] += 5
-    kept = thinned(values, tolerance)
+    kept = straightened(values, tolerance)
     assert (kept[0], kept[-1]) == (0, 399)
     assert kept == sorted(set(kept))
     assert slow_error(values, kept) <= tolerance + 1e-9
@@ -39,10 +39,10 @@ def test_thinning_keeps_to_its_tolerance(seed, tolerance):
 
 
 def test_straight_stretches_need_two_points():
-    assert thinned([0.0] * 1000, 0.01) == [0, 999]
-    assert thinned([0.0] * 500 + [1.0] * 500, 0.01) == [0, 499, 500, 999]
-    assert thinned([0, 1, 2, 3, 2, 1, 0], 0.0) == [0, 3, 6]
-    assert (thinned([], 0.1), thinned([1.0], 0.1), thinned([1.0, 5.0], 0.1)) == ([], [0], [0, 1])
+    assert straightened([0.0] * 1000, 0.01) == [0, 999]
+    assert straightened([0.0] * 500 + [1.0] * 500, 0.01) == [0, 499, 500, 999]
+    assert straightened([0, 1, 2, 3, 2, 1, 0], 0.0) == [0, 3, 6]
+    assert (straightened([], 0.1), straightened([1.0], 0.1), straightened([1.0, 5.0], 0.1)) == ([], [0], [0, 1])
 
 
 def test_gaps_part_a_line_and_a_lone_sample_is_a_dot():

@@ -351,6 +351,17 @@ def test_rules_are_chosen_on_these_records_and_can_be_worked_out_by_hand(data):
         assert rule["conformal"] is not None
 
 
+@pytest.mark.parametrize(("method", "fitted"), [("temperature", (True, False)), ("none", (False, False))])
+def test_the_calibration_is_the_one_that_was_asked_for(data, method, fitted):
+    settings = settings_of(data, data__targets=("high",), finetune__calibration=method, **OPTIONS)
+    found = ecg_data(settings, nothing)
+    config = PredictorConfig(encoder_config(settings), (Target("high", "binary"),))
+    outputs = 3 + np.random.default_rng(0).normal(size=(50, 1)) + 2 * found.targets[:50, :1]
+    rule = decision_rules(settings, config, found, np.arange(50), outputs)["high"]["calibration"]
+    assert rule["method"] == method
+    assert (rule["slope"] != 1, rule["intercept"] != 0) == fitted
+
+
 def test_a_gap_is_corrected_by_the_line_through_these_records(data):
     settings = settings_of(data, data__targets=("age",), **(OPTIONS | {"objective": "regress"}))
     found = ecg_data(settings, nothing)

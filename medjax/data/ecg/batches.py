@@ -15,7 +15,7 @@ import numpy as np
 from medjax.data import batches
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.signal import WHOLE_S, Preprocessing, prepared_samples, prepared_windows, window_starts
-from medjax.data.text.packing import mix
+from medjax.data.hashing import hashes
 
 _ORDER, _START, _SEED = range(3)  # what is drawn: order of an epoch, start of a cut, seed of a row
 
@@ -82,7 +82,7 @@ class EcgBatches(batches.Batches):
 
     def _order(self, epoch: int) -> np.ndarray:
         """Places of the chosen records in an epoch's order."""
-        keys = _hash(np.arange(self.rows_per_epoch), self._seed, epoch, _ORDER)
+        keys = hashes(np.arange(self.rows_per_epoch), self._seed, epoch, _ORDER)
         return self._windows.chosen[np.argsort(keys, kind="stable")]
 
     def _place(self, number: int) -> int:
@@ -91,7 +91,7 @@ class EcgBatches(batches.Batches):
 
     def _make(self, numbers: Sequence[int]) -> EcgBatch:
         places = [self._place(number) for number in numbers]
-        drawn = (_hash(np.array(numbers), self._seed, _START) >> np.uint64(11)) / 2.0**53  # 0 to 1, without 1
+        drawn = (hashes(np.array(numbers), self._seed, _START) >> np.uint64(11)) / 2.0**53  # 0 to 1, without 1
         free = [self._windows.samples(place) - self._windows.width for place in places]
         starts = [int(share * (1 + max(more, 0))) for share, more in zip(drawn, free, strict=True)]
         return self._windows.batch(places, starts, _row_seeds(numbers, self._seed))
@@ -196,12 +196,4 @@ class _Windows:
 
 def _row_seeds(numbers: Sequence[int], seed: int) -> np.ndarray:
     """[rows] uint32"""
-    return (_hash(np.array(numbers), seed, _SEED) >> np.uint64(32)).astype(np.uint32)
-
-
-def _hash(numbers: np.ndarray, *key: int) -> np.ndarray:
-    """A hash of (key, number) for each number, uint64."""
-    state = np.zeros(1, np.uint64)
-    for part in key:
-        state = mix(state ^ np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return mix(mix(numbers.astype(np.uint64)) ^ state)
+    return (hashes(np.array(numbers), seed, _SEED) >> np.uint64(32)).astype(np.uint32)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data.text.packing import mix
+from medjax.data.hashing import mix
 from medjax.data.text.records import Conversation, Record
 
 SHARE = 0.7  # of a stem's letters: from here on a record holds the item

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax.data.hashing import hashes
 from medjax.data.text.documents import Document
 
 Array = Any  # NumPy on the host, a jax.Array once it is global
@@ -82,11 +83,11 @@ class Packing:
 
     def epoch(self, seed: int, number: int) -> Epoch:
         """The rows of an epoch, counted from 0, shuffled by (seed, number)."""
-        keys = _hash(len(self._lengths), seed, number, _DOCUMENTS)
+        keys = hashes(np.arange(len(self._lengths)), seed, number, _DOCUMENTS)
         # places stand in order of falling length; so must the documents, shuffled within each length
         documents = np.lexsort((keys, -self._lengths))
         rank = np.empty(self.rows, np.int64)
-        rank[np.argsort(_hash(self.rows, seed, number, _ROWS), kind="stable")] = np.arange(self.rows)
+        rank[np.argsort(hashes(np.arange(self.rows), seed, number, _ROWS), kind="stable")] = np.arange(self.rows)
         return _epoch(documents, rank[self._row_of_place], keys)
 
     def in_order(self) -> Epoch:
@@ -169,20 +170,3 @@ def fill_rows(rows: Sequence[Sequence[Document]], window: int) -> Batch:
             ends[r, start:end] = end
             start = end
     return Batch(tokens, targets, weights, positions, ends)
-
-
-def _hash(count: int, *key: int) -> np.ndarray:
-    """A hash of (key, i) for i below count, [count] uint64: SplitMix64's mixer over a running state."""
-    state = np.zeros(1, np.uint64)
-    for part in key:
-        state = mix(state ^ np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return mix(mix(np.arange(count, dtype=np.uint64)) ^ state)
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """Scramble integers: [n] uint64 -> [n] uint64, one to one."""
-    # Steele, Lea, Flood: Fast splittable pseudorandom number generators (OOPSLA 2014), the constants of SplitMix64
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
