@@ -12,6 +12,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Most of a test's time is compilation. Programs are compiled in half the time, and kept, for other tests and processes
+# that want the same and for the next run; XLA's own keys say when that holds (other code or another version misses).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+
 
 def shared_data_folder() -> Path | None:
     """The folder of real data: MEDJAX_DATA, else ../shared/data beside the project, else None."""

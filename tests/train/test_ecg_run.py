@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import jax
 import numpy as np
 import pytest
-from tiny_ecg import made_record, quick_compilation, settings_of
+from tiny_ecg import made_record, settings_of
 
 from medjax.config import load
 from medjax.data.ecg.batches import EcgHeldOut
@@ -65,12 +65,6 @@ RUNS = {
 
 def nothing(*_):
     """Nobody listens."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from tiny_ecg import made_record, quick_compilation, settings_of
+from tiny_ecg import made_record, settings_of
 
 from medjax.data.batches import to_global
 from medjax.data.ecg.builder import write_dataset
@@ -30,12 +30,6 @@ TARGETS = {"data__targets": ("high",)}
 
 def nothing(*_):
     """Nobody listens."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """A tiny ECG data set to train on, of 2-second records whose beat height tells a label, and settings for it."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from medjax.config import load
@@ -76,20 +73,3 @@ def settings_of(data: Path, **options: Any) -> EcgTrainSettings:
     """Settings with the tiny defaults; options by key with __ for the dot: train__steps=2."""
     given = {f"--{name.replace('__', '.')}": value for name, value in options.items()}
     return load(EcgTrainSettings, overrides=OPTIONS | {"--data": (str(data),)} | given)
-
-
-@contextlib.contextmanager
-def quick_compilation(folder: Path) -> Iterator[None]:
-    """Programs are compiled in half the time, and kept in a folder for others that are the same."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    changed = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in changed}
-    before["jax_disable_most_optimizations"] = False  # this one cannot be read
-    compilation_cache.reset_cache()
-    for name, value in {**changed, "jax_disable_most_optimizations": True}.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
