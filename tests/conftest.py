@@ -12,9 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Most of a test's time is compilation. Programs are compiled in half the time, and kept, for other tests and processes
-# that want the same and for the next run; XLA's own keys say when that holds (other code or another version misses).
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Most of a test's time is compilation. Programs are kept, for other tests and processes that want the same and for the
+# next run; JAX's own keys say when that holds (other code or another version misses).
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -30,6 +29,23 @@ def shared_data_folder() -> Path | None:
             "the tests of real data."
         )
     return folder if folder.is_dir() else None
+
+
+# rooms whose tests compute little and compile much; the others run real models
+QUICKLY_COMPILED = ("models", "nn", "parallel", "store", "train")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+    """Programs of tiny models are compiled in half the time, and run slower."""
+    if request.path.relative_to(ROOT / "tests").parts[0] not in QUICKLY_COMPILED:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_configure():
