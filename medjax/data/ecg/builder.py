@@ -4,8 +4,8 @@
         index.parquet         what the records are called, their patients, labels, twins; the order (index.py)
 
 Examples are keyed by source and number, so that no two collide, and what has to look at all records at once (ids,
-duplicates, labels) is decided afterwards from the facts, in the same way whoever wrote them. tensorflow-datasets orders
-examples by a hash of the key, with at most 1 GB in memory. TensorFlow is not needed.
+duplicates, labels) is decided afterwards from the facts, in the same way whoever wrote them, in whatever order: one
+machine writes them as they come, Beam by a hash of the key. TensorFlow is not needed.
 Source of the format: tensorflow-datasets 4.9, file_format "array_record".
 """
 
@@ -23,14 +23,16 @@ from medjax.data.ecg.index import Facts, make_index, write_index
 from medjax.data.ecg.leads import LEADS
 from medjax.data.ecg.record import EcgRecord
 from medjax.data.ecg.storage import Row, to_row
+from medjax.data.examples import write_in_order
 
 _READ_TOGETHER = 256  # examples
+_SHARD = 4096  # examples of a file: half a gigabyte of 12 x 5,000 samples
 
 
 class EcgRecords(tfds.core.GeneratorBasedBuilder):
-    """ECGs as tensorflow-datasets examples; the features are those of `storage.to_row`.
+    """ECGs as tensorflow-datasets examples, made by Beam; the features are those of `storage.to_row`.
 
-    examples  what makes them: () -> iterator of (key, row); under Beam () -> PTransform of these pairs
+    examples  what makes them: () -> PTransform of (key, row)
     """
 
     name = NAME
@@ -41,18 +43,7 @@ class EcgRecords(tfds.core.GeneratorBasedBuilder):
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        # as bytes: an Example has no numbers of 64 bits but whole ones, and spends up to ten bytes on those
-        number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
-        features = {
-            "signal": tfds.features.Tensor(shape=(len(LEADS), None), dtype=np.int16, encoding="bytes"),
-            "fingerprint": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-            **dict.fromkeys(("scale", "sampling_rate_hz", "age_years", "einthoven_mv"), number),
-            **dict.fromkeys(("mains_hz", "number"), np.int64),
-            **dict.fromkeys(("id", "status", "sex", "patient", "device", "time", "source", "format"), text),
-            **dict.fromkeys(("labels", "codes", "notes", "waveform"), text),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(_features()))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {SPLIT: self._generate_examples()}
@@ -67,6 +58,20 @@ class EcgRecords(tfds.core.GeneratorBasedBuilder):
         """Nothing was downloaded."""
 
 
+def _features() -> dict[str, Any]:
+    text = tfds.features.Text()
+    # as bytes: an Example has no numbers of 64 bits but whole ones, and spends up to ten bytes on those
+    number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
+    return {
+        "signal": tfds.features.Tensor(shape=(len(LEADS), None), dtype=np.int16, encoding="bytes"),
+        "fingerprint": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        **dict.fromkeys(("scale", "sampling_rate_hz", "age_years", "einthoven_mv"), number),
+        **dict.fromkeys(("mains_hz", "number"), np.int64),
+        **dict.fromkeys(("id", "status", "sex", "patient", "device", "time", "source", "format"), text),
+        **dict.fromkeys(("labels", "codes", "notes", "waveform"), text),
+    }
+
+
 def key_of(row: Mapping[str, Any]) -> str:
     """The key of an example: no two records of a data set have the same."""
     return f"{row['source']}#{row['number']}"
@@ -79,6 +84,10 @@ def write_examples(
 
     tensorflow-datasets cannot write an empty set: `examples` has to raise before it ends without a row.
     """
+    if beam_runner is None:
+        rows = (row for _, row in examples())
+        write_in_order(folder / NAME / VERSION, SPLIT, _features(), rows, shard_examples=_SHARD)
+        return
     builder = EcgRecords(examples=examples, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(
         try_download_gcs=False,

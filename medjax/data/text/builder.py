@@ -1,4 +1,4 @@
-"""Tokenised documents on disk: written once by a tensorflow-datasets builder, read at random ever after.
+"""Tokenised documents on disk in the form of tensorflow-datasets: written once, read at random ever after.
 
     CACHE/<digest>/train/…         ArrayRecord files: tokens, counted, id of each document
                    held_out/…
@@ -10,8 +10,7 @@ and the other options. The same data a second time is found, not made; a changed
 gets its name by a rename when it is complete, so one that was interrupted is never used, and processes that prepare the
 same data at once do not meet.
 
-tensorflow-datasets orders documents by a hash of their number, in files of bounded size, with at most 1 GB in memory.
-TensorFlow is not needed. Source of the format: tensorflow-datasets 4.9, file_format "array_record".
+Documents keep the order of the data; batches shuffle them (packing). TensorFlow is not needed.
 """
 
 import contextlib
@@ -32,13 +31,16 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from medjax.assets import sha256_file
+from medjax.data.examples import write_in_order
 from medjax.data.text.documents import Cut, Document, Report, Tally, tokenise
 from medjax.data.text.overlap import NOTHING, divide
 from medjax.data.text.records import Paths, Record, find_files, read
 from medjax.data.text.templates import Template
 from medjax.data.text.tokenizer import Tokenizer
 
-_FORMAT = 1  # of the folder; part of the digest
+_FORMAT = 2  # of the folder; part of the digest
+_NAME, _VERSION = "tokenised_text", "1.0.0"
+_SHARD = 100_000  # documents of a file
 _READ_TOGETHER = 1000  # documents
 
 
@@ -178,37 +180,6 @@ def _runs(process: str) -> bool:
     return True
 
 
-class TokenisedText(tfds.core.GeneratorBasedBuilder):
-    """Documents as tensorflow-datasets examples: tokens [n] int32, counted [n] bool, id; part is the split's name."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, part: str, documents: Iterator[Document], **options: Any) -> None:
-        self._part, self._documents = part, documents
-        super().__init__(**options)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "counted": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
-            "id": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {self._part: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, document in enumerate(self._documents):
-            yield number, {"tokens": document.tokens, "counted": document.counted, "id": document.id}
-
-    def _log_download_bytes(self) -> None:
-        """Nothing is downloaded."""
-
-    def _log_download_done(self) -> None:
-        """Nothing was downloaded."""
-
-
 def _write(folder: Path, part: str, documents: Iterator[Document], report: Report) -> None:
     def some() -> Iterator[Document]:
         yield from documents
@@ -218,12 +189,13 @@ def _write(folder: Path, part: str, documents: Iterator[Document], report: Repor
                 "choose a larger window, or hold out more or less."
             )
 
-    builder = TokenisedText(part=part, documents=some(), data_dir=folder / part, file_format="array_record")
-    tfds.disable_progress_bar()
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    finally:
-        tfds.enable_progress_bar()
+    features = {
+        "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "counted": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+        "id": tfds.features.Text(),
+    }
+    examples = ({"tokens": each.tokens, "counted": each.counted, "id": each.id} for each in some())
+    write_in_order(folder / part / _NAME / _VERSION, part, features, examples, shard_examples=_SHARD)
     source = _source(folder, part)
     lengths, counts = np.zeros((2, len(source)), np.int32)
     for start in range(0, len(source), _READ_TOGETHER):
@@ -233,8 +205,7 @@ def _write(folder: Path, part: str, documents: Iterator[Document], report: Repor
 
 
 def _source(folder: Path, part: str) -> Any:
-    place = folder / part / TokenisedText.name / str(TokenisedText.VERSION)
-    return tfds.builder_from_directory(str(place)).as_data_source(part)
+    return tfds.builder_from_directory(str(folder / part / _NAME / _VERSION)).as_data_source(part)
 
 
 def _document(row: dict[str, Any]) -> Document:

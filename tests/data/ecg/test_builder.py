@@ -1,4 +1,4 @@
-"""Records written by the builder come back from disk as they were, in an order that does not depend on writing."""
+"""Records written by the builder come back from disk as they were; the index is the same in whatever order."""
 
 import subprocess
 import sys
@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_records import made_record, made_signal
+from tensorflow_datasets.core import shuffle
 
 from medjax.data.ecg.builder import key_of, read_facts, write_dataset, write_examples
 from medjax.data.ecg.dataset import EcgDataset
+from medjax.data.ecg.index import index_digest, make_index
 from medjax.data.ecg.storage import to_row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,13 +68,20 @@ def test_the_index_says_what_the_records_say(tmp_path):
     np.testing.assert_array_equal(index["labels"]["EF"], [0, nan, nan, nan, 40, nan, nan, nan])
 
 
-def test_order_and_digest_do_not_depend_on_the_order_of_writing(tmp_path):
+def test_index_and_digest_do_not_depend_on_the_order_of_writing(tmp_path):
     made = [to_row(record) for record in records()]
     for name, rows in (("a", made), ("b", made[::-1])):
         write_examples(tmp_path / name, lambda rows=rows: iter((key_of(row), row) for row in rows))
     facts = [sorted(read_facts(tmp_path / name), key=lambda f: f.source) for name in ("a", "b")]
     assert [f.id for f in facts[0]] == [f.id for f in facts[1]] == [f"r{i:03d}" for i in range(8)]
-    assert [f.row for f in facts[0]] == [f.row for f in facts[1]] != list(range(8))
+    assert [f.row for f in facts[0]] == [f.row for f in facts[1]][::-1] == list(range(8))
+    one, other = (make_index(found, tuple(f.waveform for f in found)) for found in facts)
+    assert index_digest(one) == index_digest(other)
+
+
+def test_there_may_be_more_than_tensorflow_datasets_sorts_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    assert len(write_dataset(tmp_path / "set", records())) == 8
 
 
 def test_twins_are_in_the_index(tmp_path):
@@ -95,6 +104,7 @@ def test_tensorflow_and_jax_are_not_needed(tmp_path):
 import sys
 from medjax.data.ecg.builder import write_dataset
 from medjax.data.ecg.dataset import EcgDataset
+from medjax.data.ecg.index import index_digest, make_index
 old = EcgDataset({str(tmp_path / "set")!r})
 write_dataset({str(tmp_path / "again")!r}, [old[i] for i in range(3)])
 print([name for name in ("jax", "tensorflow", "torch") if name in sys.modules])
