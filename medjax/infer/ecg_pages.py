@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.data.ecg.record import EcgRecord
+from medjax.data.ecg.rhythm import heart_rate_bpm
 from medjax.infer.ecg import EcgModel
 from medjax.infer.ecg_settings import EcgPageSettings
 from medjax.infer.explanation import Explanation
@@ -61,6 +62,7 @@ class EcgPages:
         return {
             "record": {
                 **{key: getattr(record, key) for key in (*_SHOWN, "source", "format")},
+                "heart_rate_bpm": heart_rate_bpm(record),
                 "filters": "as recorded",  # the model's own filters are among its facts
                 "notes": [*record.notes, *prediction.notes, *own],
             },
