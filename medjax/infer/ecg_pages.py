@@ -99,9 +99,10 @@ def _entry(output: Output, target: Target, age_years: float | None) -> dict[str,
             "threshold": output.threshold,
             "threshold_origin": output.threshold_origin or "nothing: none is stored",
             "decision": output.positive,
+            "classes": target.classes or None,
         }
         if output.possible is not None:
-            words = dict(zip(target.classes or NO_YES, ("negative", "positive"), strict=True))
+            words = dict(zip(target.classes or NO_YES, target.classes or ("negative", "positive"), strict=True))
             entry |= {"set": [words[label] for label in output.possible], "confidence": output.confidence}
     elif output.kind == "regression":
         entry |= {"value": {"value": output.value, **bounds}, "unit": output.unit}

@@ -36,7 +36,8 @@ def prediction_report(prediction: Prediction) -> str:
                 that is drawn), notes (sentences on its quality);
                 "predictions": of each target name, kind and
                   binary      probability {value, low, high}, threshold, threshold_origin, decision (bool), and if known
-                              set (of "negative", "positive") with its confidence
+                              set (of the names) with its confidence, and classes: names of the negative and the
+                              positive one instead of these words
                   regression  value {value, low, high}, unit, and if known true and corrected
                   ordinal     classes, probabilities, decision
                 and explanation or None: method, weights [12, stretches] in [-1, 1], seconds of a stretch, form, and
@@ -123,7 +124,7 @@ def _remarks(target: Mapping[str, Any]) -> tuple[str, ...]:
 def _line(target: Mapping[str, Any]) -> str:
     """The prediction in one line for the paper."""
     if target["kind"] == "binary":
-        called = "positive" if target["decision"] else "negative"
+        called = _names(target)[bool(target["decision"])]
         return (
             f"{target['name']}: {_percent(target['probability'])}, {called} at {drawing.percent(target['threshold'])}"
         )
@@ -189,12 +190,18 @@ def _binary(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "headline": drawing.percent(probability["value"]),
         "interval": "no interval" if low is None else f"{100 * low:.1f} – {100 * high:.1f}",
-        "label": f"Probability of {entry['name']}",
-        "decision": "positive" if entry["decision"] else "negative",
-        "tone": "fail" if entry["decision"] else "pass",
+        "label": f"Probability of {entry['name']}{f': {_names(entry)[1]}' if entry.get('classes') else ''}",
+        "decision": _names(entry)[bool(entry["decision"])],
+        "tone": "none" if entry.get("classes") else "fail" if entry["decision"] else "pass",
         "plot": drawing.marks(bounds, threshold, f"{_percent(probability)}, threshold {drawing.percent(threshold)}"),
         "sentences": sentences,
     }
+
+
+def _names(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the negative and the positive class of a binary target."""
+    negative, positive = entry.get("classes") or ("negative", "positive")
+    return negative, positive
 
 
 def _regression(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,15 @@ def test_probability_interval_threshold_and_decision():
     ]
 
 
+def test_classes_with_names_are_called_by_them():
+    named = binary(name="sex", classes=("female", "male"), set=["male"])
+    (sex,) = page(prediction(named)).all("section", class_="answer")
+    assert sex.one("span", class_="tag").text == "male"
+    assert "Probability of sex: male" in sex.text
+    assert "At 90.0 % confidence the answer is male." in [p.text for p in sex.all("p")]
+    assert "sex: 81.0\u00a0% (69.0–89.0), male at 16.0\u00a0%" in prediction_sheet(prediction(named), named).svg()
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
