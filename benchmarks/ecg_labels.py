@@ -33,6 +33,7 @@ from medjax.data.ecg.dataset import EcgDataset, open_datasets
 from medjax.data.ecg.division import SplitRule, target_values
 from medjax.data.ecg.splits import drop_leaks, patient_keys
 from medjax.infer.ecg import EcgModel
+from medjax.infer.prediction import Output
 from medjax.ingest.run import ingest
 from medjax.ingest.settings import IngestSettings
 from medjax.statistics.bootstrap import Floats, PatientBootstrap, Statistic, difference, weighted_mean
@@ -122,9 +123,14 @@ def run_fold(options: argparse.Namespace, dataset: EcgDataset, fold: int, test: 
             which = {"--objective": objective, "--data.targets": targets}
             model = EcgModel.load(run(f"{arm}-{name}".replace(" ", "-"), "finetune_tiny_cpu.toml", changes | which))
             outputs = [each.outputs for each in model.predict(records)]
-            columns += [[row[target].raw[0] if row else np.nan for row in outputs] for target in targets]
+            columns += [[predicted(row[target]) if row else np.nan for row in outputs] for target in targets]
         found[arm] = np.array(columns, np.float64).T
     return found
+
+
+def predicted(output: Output) -> float:
+    """The logit of a class, the number in years."""
+    return output.raw[0] if output.value is None else output.value
 
 
 def scores(dataset: EcgDataset, found: dict[str, np.ndarray], fold_of: np.ndarray) -> dict[str, Any]:
@@ -190,7 +196,7 @@ def show(result: dict[str, Any]) -> None:
         count = f"{target['records']} records" + (f", {target['positive']} positive" if target["positive"] else "")
         print(f"\n{name}: {target['metric']}; {count}")
         for arm, figure in target["figures"].items():
-            print(f"  {arm:24}{told(figure)}")
+            print(f"  {arm:26}{told(figure)}")
 
 
 def _options() -> argparse.Namespace:
