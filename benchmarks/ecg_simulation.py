@@ -100,7 +100,7 @@ def against_best(samples: Path, seed: int, simulation: Simulation) -> PairedTest
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=6000, help="to simulate; default 6000")
+    parser.add_argument("--patients", type=int, default=12_000, help="to simulate; default 12,000")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")
     parser.add_argument("--out", default="runs/ecg_simulation", help="folder for files, records and runs")
     parser.add_argument("--json", help="file to write")

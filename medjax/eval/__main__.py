@@ -59,7 +59,14 @@ def _is_ecg(argv: list[str]) -> bool:
         if is_ecg_run(compared.strip("[]").split(",")[0].strip(" '\"")):
             return True
     model = peek(argv, "model.name", "--model")
-    return bool(model) and encoder_folder(str(model)) is not None
+    if model and encoder_folder(str(model)) is not None:
+        return True
+    if any(argument.partition("=")[0] in ("--data", "--data.folders", "--split") for argument in argv):
+        raise ValueError(
+            f"model.name: got {model or 'none'}, which is no model of ECGs, with options for ECGs, "
+            "expected the run folder of a detector or a regressor; give --model RUN, as medjax.train wrote it."
+        )
+    return False
 
 
 def _language(argv: list[str]) -> int:

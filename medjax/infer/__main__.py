@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from medjax.config import parse_command, peek
 from medjax.infer.command import exit_status, keep_compiled
@@ -37,6 +38,8 @@ _ECG_EPILOG = """examples:
 
 Exit status: 0 at least one record was judged, 1 none was, 2 the call was wrong, 75 stopped by Ctrl-C or SIGTERM."""
 
+# of the readers; .json, .txt and .csv may be prompts
+ECG_SUFFIXES = {".hea", ".dat", ".mat", ".xml", ".dcm", ".edf", ".bdf", ".scp", ".mwf", ".ecg", ".npy", ".npz", ".he"}
 _ECG_FLAGS = ("--json", "--engine.compilation_cache", "--page.identifiers")
 
 
@@ -45,10 +48,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         name = peek(argv, "model.name", "--model")
         is_ecg = name is not None and encoder_folder(name) is not None
+        if not is_ecg:
+            _refuse_ecgs(argv, name)
     except ValueError as error:
         print(f"medjax.infer: {error}", file=sys.stderr)
         return 2
     return _judge(argv) if is_ecg else _answer(argv)
+
+
+def _refuse_ecgs(argv: Sequence[str], model: str | None) -> None:
+    """Raise ValueError where a language model would be asked for an ECG file."""
+    first = next(iter(argv), "-")
+    if first.startswith("-") or "\n" in first or not Path(first).expanduser().exists():
+        return
+    if Path(first).suffix.lower() in ECG_SUFFIXES or Path(first).is_dir():
+        got = f"--model {model}, which is no model of ECGs" if model else "no --model"
+        raise ValueError(
+            f"model.name: got {got}, for the ECG file or folder {first}, expected the run folder of a detector or a "
+            "regressor; give --model RUN, as medjax.train wrote it."
+        )
 
 
 def _answer(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ Of a checkpoint's facts these are read; only "preprocessing" must be there:
   preprocessing  data.ecg.signal.Preprocessing
   leads          names of the leads that training saw; without it all of the preprocessing
   rules          target -> statistics.detector.DetectorRule, or for age statistics.agreement.GapCorrection
+  validation     target -> AUROC on validation data: {"value", "low", "high", "records", "positive"}
   errors         target -> {"sd": of the errors on validation data, in the target's unit, "records": how many}
 """
 

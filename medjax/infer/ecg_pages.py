@@ -72,6 +72,7 @@ class EcgPages:
             ],
             **self._facts,
             "date": time.time(),
+            "evaluated": self._model.reading.worth,
             "layout": self._settings.layout,
             "speed_mm_s": self._settings.speed_mm_s,
             "gain_mm_mv": self._settings.gain_mm_mv,

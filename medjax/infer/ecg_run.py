@@ -25,6 +25,7 @@ from medjax.infer.explanation import Explanation, explain
 from medjax.infer.prediction import Prediction
 from medjax.report.progress import ProgressBar
 from medjax.store.provenance import command, versions
+from medjax.store.runs import free_name
 
 _PACKAGES = (  # what reads files, as far as it is installed
     "wfdb",
@@ -34,6 +35,7 @@ _PACKAGES = (  # what reads files, as far as it is installed
     "scipy",
 )
 
+_RESULT = "predictions.json"
 _UNREAD = "a file could not be read; the terminal said why"
 
 
@@ -50,6 +52,10 @@ def judge_files(settings: EcgInferSettings) -> int:
     with ProgressBar(True, "weights", "tensor") as bar:
         model = EcgModel.load(str(settings.model.name), mesh=settings.engine.mesh, progress=bar.reach)
     _say(f"{len(files):,} file{'s' if len(files) != 1 else ''}, writing to {out}")
+    if (out / _RESULT).exists():
+        aside = free_name(out)
+        out.rename(aside)
+        _say(f"moved the former {out} to {aside}")
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
@@ -69,7 +75,7 @@ def judge_files(settings: EcgInferSettings) -> int:
             explanations = _explanations(settings, model, record)
             told = replace(prediction, id=shown.id, source=shown.source)
             rows.append(_row(shown, told, explanations, pages.write(shown, told, explanations)))
-            line = f"{alias}{_line(record, prediction)}"
+            line = f"{alias}{_line(record, prediction, model)}"
             if not settings.json:
                 print(line, flush=True)
             elif alias:
@@ -81,9 +87,9 @@ def judge_files(settings: EcgInferSettings) -> int:
         refused += [{"file": None, "record": None, "reason": _UNREAD} for _ in unread]
     found = {**facts, "records": rows, "refused": refused}
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = out / "predictions.json.partial"
+    partial = out / f"{_RESULT}.partial"
     partial.write_text(text, "utf-8")
-    os.replace(partial, out / "predictions.json")
+    os.replace(partial, out / _RESULT)
     if settings.json:
         print(text, end="", flush=True)
     _tell(settings, out, rows, refused)
@@ -176,13 +182,15 @@ def _facts(settings: EcgInferSettings, model: EcgModel) -> dict[str, Any]:
     }
 
 
-def _line(record: EcgRecord, prediction: Prediction) -> str:
+def _line(record: EcgRecord, prediction: Prediction, model: EcgModel) -> str:
     """The prediction in one line."""
+    classes = {target.name: target.classes for target in model.config.targets}
     parts = []
     for output in prediction.outputs.values():
         if output.kind == "binary":
             interval = "" if output.low is None else f" ({100 * output.low:.1f}-{100 * (output.high or 0):.1f})"
-            parts.append(f"{output.name} {100 * (output.probability or 0):.1f} %{interval} {output.decision}")
+            of = f"{output.name}: {classes[output.name][1]}" if classes[output.name] else output.name
+            parts.append(f"{of} {100 * (output.probability or 0):.1f} %{interval}, so {output.decision}")
         elif output.kind == "regression":
             error = "" if output.sd is None else f" ± {output.sd:.1f}"
             parts.append(f"{output.name} {output.value:.1f}{error}{' ' + output.unit if output.unit else ''}")
@@ -194,7 +202,7 @@ def _line(record: EcgRecord, prediction: Prediction) -> str:
 
 def _tell(settings: EcgInferSettings, out: Path, rows: list[dict[str, Any]], refused: list[dict[str, Any]]) -> None:
     count = f"{len(rows):,} record{'s' if len(rows) != 1 else ''} judged"
-    _say(f"{count}, {len(refused):,} refused; {out / 'predictions.json'} holds all of them")
+    _say(f"{count}, {len(refused):,} refused; {out / _RESULT} holds all of them")
     if not rows:
         _say("nothing could be judged; the lines above say why of each file")
     elif rows[0]["pages"]:

@@ -103,6 +103,7 @@ class Reading:
     detectors  target -> its rule
     gaps       target -> how its gap to the true age is corrected
     sds        target -> sd of its errors on validation data
+    areas      target -> AUROC on validation data as stored: value, low, high, records, positive
     """
 
     config: PredictorConfig
@@ -110,6 +111,7 @@ class Reading:
     detectors: Mapping[str, DetectorRule]
     gaps: Mapping[str, GapCorrection]
     sds: Mapping[str, float]
+    areas: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def from_facts(cls, config: PredictorConfig, facts: Mapping[str, Any]) -> "Reading":
@@ -132,7 +134,22 @@ class Reading:
             {name: DetectorRule.from_json(rule) for name, rule in rules.items() if kinds[name] == "binary"},
             {name: GapCorrection.from_json(rule) for name, rule in rules.items() if kinds[name] == "regression"},
             {name: float(error["sd"]) for name, error in errors.items()},
+            facts.get("validation", {}),
         )
+
+    @property
+    def worth(self) -> str:
+        """How well detectors told the classes apart on validation data, in a sentence; "" where nothing is stored."""
+        parts = []
+        for name, area in self.areas.items():
+            if area["value"] is None:
+                parts.append(f"{name} not known ({area['reason']})")
+                continue
+            between = f" ({area['low']:.2f}–{area['high']:.2f})" if area["low"] is not None else ""
+            parts.append(
+                f"{name} AUROC {area['value']:.2f}{between}, {area['records']:,} records, {area['positive']:,} positive"
+            )
+        return f"On the validation patients of training: {'; '.join(parts)}. 0.5 is guessing." if parts else ""
 
     def read(self, record: EcgRecord, outputs: np.ndarray, used: np.ndarray, p: Preprocessing) -> Prediction:
         """Make a prediction.

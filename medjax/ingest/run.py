@@ -31,7 +31,7 @@ from medjax.ingest.sources import Sources, find_sources, passed_over_words
 from medjax.ingest.summary import summarise
 from medjax.report.ingest import ingest_report
 from medjax.report.progress import ProgressBar
-from medjax.store.runs import changes, named
+from medjax.store.runs import changes, free_name, named
 
 REPORT, PAGE, REFUSALS = "report.json", "report.html", "refused.jsonl"
 Say = Callable[[str], None]
@@ -166,9 +166,7 @@ def _write_refused(path: Path, refused: list[Refusal]) -> None:
 
 def _place(partial: Path, out: Path, say: Say) -> None:
     if out.is_dir() and any(out.iterdir()):
-        number = 1
-        while (aside := out.with_name(f"{out.name}.old{number}")).exists():
-            number += 1
+        aside = free_name(out)
         out.rename(aside)
         say(f"moved the former {out} to {aside}")
     os.replace(partial, out)  # onto an empty folder too
@@ -199,8 +197,15 @@ def _say_result(report: dict[str, Any], out: Path, say: Say) -> None:
         say(f"note: {copies['crowded']:,} records have more look-alikes than were compared; altered copies may be left")
     for name, told in report["labels"]["not_numbers"].items():
         say(f"labels: {told['count']:,} cells of {name} are no number and left unknown, the first in {told['first']}")
+    for name, told in report["labels"]["columns"].items():
+        if told.get("odd"):
+            values = ", ".join(f"{value:g}" for value in told["odd"])
+            say(
+                f"labels: {name} is 0 or 1 but for {told['odd_count']:,} of {told['known']:,} records ({values}), "
+                "which makes it one of ordered classes: are they slips?"
+            )
     if report["labels"]["unknown"]:
-        say(f"labels for {report['labels']['unknown']:,} unknown records were left out")
+        say(f"labels of {report['labels']['unknown']:,} lines name no stored record; the report lists them")
     if report["labels"]["file"] and not report["labels"]["labelled"]:
         say(f"note: no line of {report['labels']['file']} names a record; compare its first column with the report")
     say(f"wrote {out}")

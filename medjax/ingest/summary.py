@@ -21,6 +21,7 @@ from medjax.ingest.reading import Refusal
 LISTED = 200  # lines of a list, at most
 EINTHOVEN_MV = 0.02  # rounding of three leads stays below
 _COMMON = 30  # codes and notes
+_ODD = 0.02  # share of a label's values
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])[-+]?\d+(\.\d+)?(e[-+]?\d+)?")  # not the 1 of V1
 
 
@@ -196,4 +197,8 @@ def _column(values: np.ndarray) -> dict[str, Any]:
     told: dict[str, Any] = {"known": len(known), "binary": binary, "mean": float(known.mean())}
     if binary:
         return told | {"positive": int(known.sum())}
+    others = known[~np.isin(known, (0, 1))]
+    # a handful beside zeros and ones: slips, or rare classes
+    told["odd"] = sorted({float(value) for value in others}) if len(others) <= max(1, _ODD * len(known)) else []
+    told["odd_count"] = len(others) if told["odd"] else 0
     return told | {"sd": float(known.std()), "least": float(known.min()), "most": float(known.max())}

@@ -67,7 +67,8 @@ def randomisation_figure(check: Mapping[str, Any]) -> str:
             grid_line(x(tick), top, x(tick), bottom),
             text(x(tick), bottom + 17, plain(tick), 12, "muted", anchor="middle"),
         ]
-    parts.append(text((left + right) / 2, bottom + 36, "rank correlation of the maps", 12, "muted", anchor="middle"))
+    axis = "rank correlation of the maps, without its sign"
+    parts.append(text((left + right) / 2, bottom + 36, axis, 12, "muted", anchor="middle"))
     for number, (stage, value) in enumerate(zip(stages, values, strict=True)):
         y = top + row * (number + 0.5)
         kind = "bad" if number == len(stages) - 1 and abs(value) >= _ALIKE else "accent"
@@ -75,6 +76,6 @@ def randomisation_figure(check: Mapping[str, Any]) -> str:
             text(left - 10, y + 4, f"{'' if number == 0 else '+ '}{stage}", 12, "ink", anchor="end"),
             curve([(left, y), (x(abs(value)), y)], kind, 5),
             dot(x(abs(value)), y, kind),
-            text(right + 10, y + 4, f"{value:.2f}".replace("-", "−"), 12, "muted"),
+            text(right + 10, y + 4, f"{abs(value):.2f}", 12, "muted"),
         ]
     return Markup("\n").join([*parts, Markup("</svg>\n")])

@@ -196,9 +196,12 @@ def _learning_rate(metrics: Sequence[Line], x: Any) -> list[Markup]:
     if not rates:
         return [plane.grid_line(_LEFT, _LOSS[1], _RIGHT, _LOSS[1])]
     most = max(rate for _, rate in rates) or 1.0
+    if len(rates) < 2:
+        only = f"learning rate {most:.3g} at step {rates[0][0]}, the only one logged"
+        return [plane.text(_LEFT, top - 8, only, 12, "muted"), plane.grid_line(_LEFT, bottom, _RIGHT, bottom)]
     curve = [(x(step), bottom - (bottom - top) * rate / most) for step, rate in plane.thinned(rates)]
     return [
-        plane.text(_LEFT, top - 8, f"learning rate, up to {most:.3g}", 12, "muted"),
+        plane.text(_LEFT, top - 8, f"learning rate, up to {most:.3g} at the steps that were logged", 12, "muted"),
         plane.grid_line(_LEFT, bottom, _RIGHT, bottom),
         plane.curve(curve, "muted", 1.2),
     ]

@@ -58,7 +58,7 @@ class RunFolder:
                     found = {}
                 changed = changes(found, json.loads(json.dumps(identity)))
                 if changed:
-                    aside = _free_name(path)
+                    aside = free_name(path)
                     path.rename(aside)
                     moved, lock = lock, _lock(path)  # a lock goes with its folder
                     _close(moved)
@@ -247,7 +247,8 @@ def _close(lock: IO[str] | None) -> None:
         lock.close()
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """The first of PATH.old1, PATH.old2, … that is not taken: where a former result is moved to."""
     number = 1
     while (candidate := path.with_name(f"{path.name}.old{number}")).exists():
         number += 1

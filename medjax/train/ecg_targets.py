@@ -1,6 +1,6 @@
 """What the labels of an ECG run say of its targets: numbers, yes or no, ordered classes, and what these are called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,21 @@ def _classes(settings: EcgTrainSettings, name: str, known: Mapping[str, np.ndarr
         return Target(name, "ordinal", classes=names or tuple(str(number) for number in range(count)))
     weights = (1.0, float((train == 0).sum() / (train == 1).sum())) if settings.finetune.balance else ()
     return Target(name, "binary", classes=names, class_weights=weights)
+
+
+def told_targets(targets: Sequence[Target], data: EcgData) -> Iterator[str]:
+    """One line a target: what it was taken for, and how the training records divide."""
+    assert data.targets is not None
+    for column, target in enumerate(targets):
+        values = data.targets[data.sets["train"], column]
+        known = values[~np.isnan(values)]
+        if target.kind == "regression":
+            yield f"target {target.name}: a number, {known.mean():.4g} (SD {known.std():.3g}) in {len(known):,} records"
+            continue
+        found = np.unique(known, return_counts=True)
+        what = "yes or no" if target.kind == "binary" else f"{len(target.classes)} ordered classes"
+        counts = ", ".join(f"{value:g}: {count:,}" for value, count in zip(*found, strict=True))
+        yield f"target {target.name}: {what}; training records of {counts}"
 
 
 def target_facts(targets: Sequence[Target], data: EcgData) -> dict[str, Any]:

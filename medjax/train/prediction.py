@@ -27,6 +27,7 @@ from medjax.models.ecg_mae import MaeConfig
 from medjax.models.predictor import PredictorConfig
 from medjax.nn.patches import valid_tokens
 from medjax.parallel.distributed import barrier, is_main
+from medjax.statistics import delong
 from medjax.statistics.agreement import fit_gap_correction
 from medjax.statistics.detector import fit_detector
 from medjax.store.encoders import encoder_folder, load_encoder, save_encoder
@@ -43,7 +44,7 @@ from medjax.train.ecg_program import (
     predictor_program,
 )
 from medjax.train.ecg_settings import EcgTrainSettings
-from medjax.train.ecg_targets import target_facts, targets_of
+from medjax.train.ecg_targets import target_facts, targets_of, told_targets
 from medjax.train.flops import vit_flops
 from medjax.train.job import Job, Progress, Work
 from medjax.train.program import StepProgram
@@ -82,6 +83,8 @@ def prediction_job(settings: EcgTrainSettings, say: Callable[[str], None]) -> Jo
         )
     data = ecg_data(settings, say, start.folder.parent if start else None)
     config = PredictorConfig(vit, targets_of(settings, data), settings.finetune.pooling)
+    for line in told_targets(config.targets, data):
+        say(line)
     train = data.batches(settings)
     steps = settings.train.steps or train.steps(settings.train.epochs)
     say(f"{train.rows_per_epoch:,} records an epoch, {steps:,} steps of {settings.train.batch_size}")
@@ -247,11 +250,13 @@ def _export(
     """Write RUN/seen.json, and RUN/model with its decision rules; returns the command to go on with."""
     rules: dict[str, Any] = {}
     errors: dict[str, Any] = {}
+    worth: dict[str, Any] = {}
     held_out, leads = data.held_out(settings), data.leads(settings)
     if held_out:
         places, outputs = predict(program, settings, config, variables, held_out, leads)
         rules = decision_rules(settings, config, data, places, outputs)
         errors = prediction_errors(config, data, places, outputs)
+        worth = validation_areas(config, data, places, outputs)
     place = folder / "model"
     if is_main():
         shutil.rmtree(place, ignore_errors=True)
@@ -262,6 +267,7 @@ def _export(
         "leads": list(leads),
         "rules": rules,
         "errors": errors,
+        "validation": worth,
         "split": data.rule.to_json(),
         "training": {"digest": data.dataset.digest},  # no path: a model may be given away
         "start": identity["start"],
@@ -318,6 +324,26 @@ def prediction_errors(
         mean, sd = target.scale
         errors = outputs[known][:, config.columns[target.name]][:, 0] * sd + mean - values[known]
         found[target.name] = {"sd": float(errors.std(ddof=1)), "records": int(known.sum())}
+    return found
+
+
+def validation_areas(
+    config: PredictorConfig, data: EcgData, places: np.ndarray, outputs: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Target -> AUROC on these validation records with DeLong's interval, and their number; detectors only.
+
+    Arguments are those of decision_rules. The threshold was chosen on the same records, which an AUROC does not see.
+    """
+    assert data.targets is not None
+    patients = patient_keys(data.dataset.index)[places]
+    found = {}
+    for column, target in enumerate(config.targets):
+        values = data.targets[places, column]
+        known = ~np.isnan(values)
+        if target.kind == "binary":
+            own = outputs[known][:, config.columns[target.name]][:, 0]
+            area = delong.interval(values[known], own, patients[known]).to_json()
+            found[target.name] = area | {"records": int(known.sum()), "positive": int(values[known].sum())}
     return found
 
 

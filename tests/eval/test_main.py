@@ -106,6 +106,11 @@ def test_a_wrong_call_exits_before_anything_is_loaded(arguments, message, capsys
     assert capsys.readouterr().err.startswith(message)
 
 
+def test_options_of_ecgs_without_a_model_of_ecgs(tmp_path, capsys):
+    assert main(["--model", str(tmp_path / "nope"), "--data", "records"]) == 2
+    assert f"model.name: got {tmp_path / 'nope'}, which is no model of ECGs" in capsys.readouterr().err
+
+
 def test_a_folder_with_other_files_is_left_alone(tiny_folder, exam, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")

@@ -74,8 +74,8 @@ def test_a_folder_is_judged_and_what_cannot_be_is_listed(run, model, folder, tmp
         assert row["notes"] == list(expected.notes)
         lvsd, age = expected.outputs["lvsd"], expected.outputs["age"]
         assert line == (
-            f"{row['file']}: lvsd {100 * lvsd.probability:.1f} % ({100 * lvsd.low:.1f}-{100 * lvsd.high:.1f}) "
-            f"{lvsd.decision}; age {age.value:.1f} ± 9.5 years"
+            f"{row['file']}: lvsd: reduced {100 * lvsd.probability:.1f} % ({100 * lvsd.low:.1f}-"
+            f"{100 * lvsd.high:.1f}), so {lvsd.decision}; age {age.value:.1f} ± 9.5 years"
         )
     assert results["model"]["digest"] == model.digest
     assert results["command"].startswith("python -m medjax.infer --model")
@@ -95,6 +95,8 @@ def test_a_folder_is_judged_and_what_cannot_be_is_listed(run, model, folder, tmp
     assert f"{100 * found.low:.1f} – {100 * found.high:.1f}" in page
     assert "judged by 7 of 12 leads; without V2 V3 V4 V5 V6" in page
     assert "validation: sensitivity at least 0.9" in page
+    worth = "On the validation patients of training: lvsd AUROC 0.87 (0.82–0.91), 1,200 records, 130 positive."
+    assert worth in page
 
 
 def test_nothing_that_is_given_away_says_whose_a_record_is(run, folder, tmp_path, capsys):
@@ -107,7 +109,7 @@ def test_nothing_that_is_given_away_says_whose_a_record_is(run, folder, tmp_path
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     for number, (line, name) in enumerate(zip(lines, ("b/one.csv", "one.csv"), strict=False), 1):
-        assert line.startswith(f"ecg-{number} = {source / name}: lvsd ")
+        assert line.startswith(f"ecg-{number} = {source / name}: lvsd: reduced ")
     results = _results(out)
     assert [row["file"] for row in results["records"]] == ["ecg-1", "ecg-2", "ecg-4"]
     assert results["records"][0]["pages"] == ["ecg-1.html", "ecg-1.lvsd.svg", "ecg-1.age.svg"]
@@ -180,11 +182,29 @@ def test_real_files_of_several_formats(run, model, shared_data, tmp_path, capsys
     assert [row["record"]["format"] for row in (dicom, muse)] == [read_ecg(file)[0].format for file in files[:2]]
 
 
+def test_a_second_call_keeps_what_the_first_one_wrote(run, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ("--model", str(run), "--out", str(out), *STATED, *FAST)
+    assert main([str(folder / "one.csv"), *given]) == 0
+    first = _results(out)
+    assert main([str(tmp_path / "misspelt.csv"), *given]) == 1
+    assert f"moved the former {out} to {out}.old1" in capsys.readouterr().err
+    assert _results(tmp_path / "out.old1") == first
+    assert _results(out)["records"] == []
+
+
+def test_an_ecg_is_not_asked_of_a_language_model(folder, tmp_path, capsys):
+    for given, got in (((), "no --model"), (("--model", "runs/nope"), "--model runs/nope, which is no model of ECGs")):
+        for path in (folder, folder / "cut.edf"):
+            assert main([str(path), *given]) == 2
+            assert f"got {got}, for the ECG file or folder {path}, expected" in capsys.readouterr().err
+
+
 def test_exit_statuses(run, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([str(folder / "cut.edf"), "nowhere.xml", "--model", str(run), *FAST]) == 1
     told = capsys.readouterr().err
-    assert "nowhere.xml: got nothing there, expected a file" in told
+    assert "nowhere.xml: got nothing there, expected an ECG file" in told
     assert "0 records judged, 2 refused; runs/infer/detector/predictions.json" in told
     assert _results(tmp_path / "runs" / "infer" / "detector")["records"] == []
     for arguments, message in (

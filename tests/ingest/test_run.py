@@ -83,13 +83,27 @@ def test_what_the_user_is_told(made):
     assert told[0] == f"9 files in {settings.source}; writing to {settings.out}"
     assert told[1] == "6 records of 0 named patients; 3 files or records refused"
     assert "copies of recordings: 1 exact, 1 altered" in told
-    assert "labels for 1 unknown records were left out" in told
+    assert "labels of 1 lines name no stored record; the report lists them" in told
     assert told[-1].startswith(f"next: open {settings.out}/report.html; then python -m medjax.train ")
     page = (Path(settings.out) / "report.html").read_text()
     assert all(text in page for text in ("bad/B1.hea", "ghost", "perhaps", "east/E1", "mm/mV"))
     assert sorted(p.name for p in Path(settings.out).iterdir()) == [
         *("ecg_records", "index.parquet", "refused.jsonl", "report.html", "report.json"),
     ]
+
+
+def test_a_slip_among_zeros_and_ones_is_told(tmp_path):
+    for number in range(6):
+        write_wfdb(tmp_path / "in", f"r{number}", number)
+    (tmp_path / "labels.csv").write_text("id,lvsd\n" + "".join(f"r{n},{2 if n == 3 else n % 2}\n" for n in range(6)))
+    told = []
+    settings = IngestSettings(
+        source=str(tmp_path / "in"), labels=str(tmp_path / "labels.csv"), out=str(tmp_path / "out"), processes=1
+    )
+    ingest(settings, say=told.append)
+    assert (
+        "labels: lvsd is 0 or 1 but for 1 of 6 records (2), which makes it one of ordered classes: are they slips?"
+    ) in told
 
 
 def test_real_recordings(shared_data, tmp_path):

@@ -137,7 +137,7 @@ def test_a_spike_is_cut_off_and_a_lost_loss_is_marked():
 
 def test_the_learning_rate_is_drawn_below_to_its_own_scale():
     tree = figure(lines())
-    assert "learning rate, up to 0.000199" in texts(tree, "muted")
+    assert "learning rate, up to 0.000199 at the steps that were logged" in texts(tree, "muted")
     points = [y for _, y in curve(tree, "muted")]
     assert points[0] == 330.0  # the top of its panel
     assert points[-1] == 374.0

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from tiny_ecg import made_record, settings_of
 
 from medjax.data.batches import to_global
@@ -20,7 +21,7 @@ from medjax.models.predictor import Predictor, PredictorConfig, Target
 from medjax.store.encoders import load_encoder, save_encoder
 from medjax.train.ecg_data import ecg_data
 from medjax.train.ecg_program import encoder_config, mae_config, predictor_program
-from medjax.train.prediction import decision_rules, predict, prediction_job
+from medjax.train.prediction import decision_rules, predict, prediction_job, validation_areas
 from medjax.train.state import path_name, split
 
 # windows of 1.5 s: 4 leads x 3 patches
@@ -193,6 +194,33 @@ def test_the_report_is_told_of_known_and_positive_records(data):
             values = index["labels"][name][at]
             assert facts["targets"][name][part] == {"records": len(at), "mean": round(values.mean(), 4)}
     assert [facts["targets"][name]["kind"] for name in ("high", "grade")] == ["binary", "ordinal"]
+
+
+def test_the_user_is_told_what_targets_were_taken_for(data):
+    said = []
+    prediction_job(settings_of(data, data__targets=("high", "grade"), **OPTIONS), said.append)
+    found = ecg_data(settings_of(data, data__targets=("high", "grade"), **OPTIONS), nothing)
+    counts = [np.bincount(found.targets[found.sets["train"], column].astype(int)) for column in (0, 1)]
+    assert f"target high: yes or no; training records of 0: {counts[0][0]}, 1: {counts[0][1]}" in said
+    listed = ", ".join(f"{value}: {count}" for value, count in enumerate(counts[1]))
+    assert f"target grade: 3 ordered classes; training records of {listed}" in said
+    prediction_job(settings_of(data, data__targets=("age",), **(OPTIONS | {"objective": "regress"})), said.append)
+    assert said[-2].startswith("target age: a number, ")
+
+
+def test_a_checkpoint_says_how_good_it_was_on_validation_patients(data):
+    settings = settings_of(data, data__targets=("high", "grade"), **OPTIONS)
+    found = ecg_data(settings, nothing)
+    targets = (Target("high", "binary"), Target("grade", "ordinal", classes=("0", "1", "2")))
+    config = PredictorConfig(encoder_config(settings), targets)
+    outputs = np.random.default_rng(0).normal(size=(50, 3))
+    outputs[:, 0] += found.targets[:50, 0]
+    area = validation_areas(config, found, np.arange(50), outputs)
+    assert list(area) == ["high"]
+    truth = found.targets[:50, 0]
+    assert area["high"]["value"] == pytest.approx(roc_auc_score(truth, outputs[:, 0]), abs=1e-12)
+    assert area["high"]["low"] < area["high"]["value"] < area["high"]["high"]
+    assert (area["high"]["records"], area["high"]["positive"]) == (50, int(truth.sum()))
 
 
 @pytest.mark.parametrize("trained", ["full", "probe"])

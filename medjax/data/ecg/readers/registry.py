@@ -68,7 +68,7 @@ def read_ecg(path: str | Path, stated: Stated | None = None) -> list[EcgRecord]:
     path = Path(path)
     if not path.is_file():
         what = "a folder" if path.is_dir() else "nothing there"
-        raise EcgFileError(str(path), f"got {what}, expected a file; find_ecgs lists the ECGs of a folder.")
+        raise EcgFileError(str(path), f"got {what}, expected an ECG file; see the path.")
     if not path.stat().st_size:
         raise EcgFileError(str(path), "got an empty file, expected an ECG; copy it again.")
     reader = _reader_of(path)
