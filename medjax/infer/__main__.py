@@ -1,6 +1,7 @@
 """python -m medjax.infer: answer prompts with a language model, or judge ECG files with a detector or regressor."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _refuse_ecgs(argv: Sequence[str], model: str | None) -> None:
     """Raise ValueError where a language model would be asked for an ECG file."""
     first = next(iter(argv), "-")
-    if first.startswith("-") or "\n" in first or not Path(first).expanduser().exists():
+    if first.startswith("-") or not os.path.exists(os.path.expanduser(first)):  # a long prompt is no path
         return
     if Path(first).suffix.lower() in ECG_SUFFIXES or Path(first).is_dir():
         got = f"--model {model}, which is no model of ECGs" if model else "no --model"
