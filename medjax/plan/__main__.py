@@ -39,10 +39,10 @@ def _run(settings: RunPlanSettings) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not settings.plan.topology.startswith("gpu"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if found := re.fullmatch(r"cpu[:-](\d+)", settings.plan.topology):
+    if cpus := re.fullmatch(r"cpu[:-](\d+)", settings.plan.topology):
         flag = "--xla_force_host_platform_device_count"
         if flag not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={found[1]}".strip()
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={cpus[1]}".strip()
     from medjax.plan.compiled import GIB
     from medjax.plan.run import plan, tables, write_json
 

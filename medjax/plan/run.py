@@ -6,19 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.collectives import Collective, by_kind, collectives
 from medjax.plan.compiled import GIB, Compiled, DoesNotFitError, compile_step
 from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, kernels, matmul_flops
+from medjax.plan.memory import Estimate, estimate, tree_bytes
 from medjax.plan.program import PlannedStep, planned_step
 from medjax.plan.roofline import Roofline, roofline
 from medjax.plan.settings import RunPlanSettings, run_settings
 from medjax.report.table import text_table
 from medjax.store.provenance import command, versions
-from medjax.train.state import Tree
 
 Say = Callable[[str], None]
 
@@ -29,6 +26,7 @@ class Plan:
 
     usable     bytes of HBM that a program can have; 0 where the device has no figure
     groups     bytes by group: trained, optimiser, frozen, batch
+    estimated  the memory by arithmetic alone; None for what is no decoder
     refused    what the compiler said where it found no room; then the figures after it are None or empty
     """
 
@@ -36,6 +34,7 @@ class Plan:
     topology: Topology
     usable: int
     groups: dict[str, int]
+    estimated: Estimate | None = None
     compiled: Compiled | None = None
     refused: DoesNotFitError | None = None
     flops: float = 0.0
@@ -85,11 +84,11 @@ def plan(settings: RunPlanSettings, say: Say = lambda line: None) -> Plan:
 
 def planned(step: PlannedStep, place: Topology) -> Plan:
     """Compile a step and take its figures."""
-    usable, groups = place.chip.device.usable_hbm_bytes, bytes_by_group(step)
+    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), estimate(step)
     try:
         found = compile_step(step)
     except DoesNotFitError as error:
-        return Plan(step, place, usable, groups, refused=error)
+        return Plan(step, place, usable, groups, guess, refused=error)
     module = found.module(step.turns)
     mesh = step.program.mesh
     sent = collectives(module, mesh.shape)
@@ -100,6 +99,7 @@ def planned(step: PlannedStep, place: Topology) -> Plan:
         place,
         usable,
         groups,
+        guess,
         found,
         flops=flops,
         hbm_bytes=moved,
@@ -130,21 +130,6 @@ def bytes_by_group(step: PlannedStep) -> dict[str, int]:
     }
 
 
-def tree_bytes(tree: Tree) -> int:
-    """Bytes of one device: jax.ShapeDtypeStructs with shardings."""
-    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(leaf: Any) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-    return int(np.prod(shape, dtype=np.int64) * _bits(leaf.dtype)) // 8
-
-
-def _bits(dtype: Any) -> int:
-    name = np.dtype(dtype).name
-    return 4 if name in ("int4", "uint4") else np.dtype(dtype).itemsize * 8
-
-
 def to_json(found: Plan, settings: RunPlanSettings) -> dict[str, Any]:
     """Every figure of a plan as plain JSON values."""
     memory = found.compiled.memory.to_json() if found.compiled else None
@@ -167,6 +152,7 @@ def to_json(found: Plan, settings: RunPlanSettings) -> dict[str, Any]:
         "unit": found.step.unit,
         "per_step": found.step.per_step,
         "memory": memory,
+        "estimated": asdict(found.estimated) | {"peak": found.estimated.peak} if found.estimated else None,
         "groups": found.groups,
         "refused": str(found.refused) if found.refused else None,
         "model_flops": found.step.model_flops,
@@ -219,6 +205,9 @@ def _memory(found: Plan) -> str:
         ]
         rows += [("on the host", f"{m.host / GIB:.3f}")] if m.host else []
         rows += [("peak", f"{m.peak / GIB:.3f}")]
+    if found.estimated:
+        away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
+        rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
     return text_table(rows, ("memory of a device", "GiB"))
 
 
