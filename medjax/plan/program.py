@@ -114,8 +114,8 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
         flops = 3 * (vit_flops(config.vit, shown) + vit_flops(config.decoder_vit, tokens))
     else:
         kind = "regression" if settings.objective == "regress" else "binary"
-        sd = {"sd": 1.0} if kind == "regression" else {}
-        targets = tuple(Target(name, kind, **sd) for name in settings.data.targets or ("target",))
+        sd = 1.0 if kind == "regression" else None
+        targets = tuple(Target(name, kind, sd=sd) for name in settings.data.targets or ("target",))
         vit = encoder_config(settings)
         program = predictor_program(
             settings, PredictorConfig(vit, targets, settings.finetune.pooling), settings.train.steps or _STEPS, devices
@@ -126,4 +126,4 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
 
 def with_batch(settings: RunSettings, rows: int) -> RunSettings:
     """The same run with another batch size."""
-    return replace(settings, train=replace(settings.train, batch_size=rows))  # type: ignore[type-var,call-arg]
+    return replace(settings, train=replace(settings.train, batch_size=rows))  # type: ignore[type-var]

@@ -83,7 +83,7 @@ def link(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, fl
     """
     chip = topology.chip.device
     index = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-    members = np.asarray(mesh.devices[index]).reshape(-1)
+    members = list(np.asarray(mesh.devices[index]).reshape(-1))
     name = " ".join(axes)
     if not chip.is_tpu:
         return network(topology, axes) if len(members) > chip.host_chips else (name, chip.ici_bytes_per_s)
