@@ -114,8 +114,8 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
         flops = 3 * (vit_flops(config.vit, shown) + vit_flops(config.decoder_vit, tokens))
     else:
         kind = "regression" if settings.objective == "regress" else "binary"
-        sd = 1.0 if kind == "regression" else None
-        targets = tuple(Target(name, kind, sd=sd) for name in settings.data.targets or ("target",))
+        mean, sd = (0.0, 1.0) if kind == "regression" else (None, None)  # no figure depends on them
+        targets = tuple(Target(name, kind, mean=mean, sd=sd) for name in settings.data.targets or ("target",))
         vit = encoder_config(settings)
         program = predictor_program(
             settings, PredictorConfig(vit, targets, settings.finetune.pooling), settings.train.steps or _STEPS, devices
