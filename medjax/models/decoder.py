@@ -51,6 +51,8 @@ class Decoder(nn.Module):
     quantisation  how the kernels of all projections are stored, of nn.quant.KINDS; None: as they are
     remat         of REMAT, what the backward pass may reuse
     constrain     holds activations to the sharding of their logical axes (parallel.sharding.Constraint)
+    context       of nn.context: how attention treats rows that the mesh splits; with gather and ring, tokens and
+                  positions come in its zig-zag order, a Forest in the order of the rows
     """
 
     config: DecoderConfig
@@ -61,6 +63,7 @@ class Decoder(nn.Module):
     quantisation: str | None = None
     remat: str = "none"
     constrain: Constrain = unconstrained
+    context: str = "heads"
 
     @nn.compact
     def __call__(
@@ -113,7 +116,7 @@ class Decoder(nn.Module):
         remat: Any = Block
         if self.remat != "none":
             remat = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
-        block = remat(c, self.backend, self.lora, self.quantisation, self.constrain, name="layers")
+        block = remat(c, self.backend, self.lora, self.quantisation, self.constrain, self.context, name="layers")
         x, kv = scan(block, x, (kinds, own, shared))
         return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name="norm")(x), kv
 

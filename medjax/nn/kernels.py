@@ -12,9 +12,10 @@ out as NaN: a wrong mask would train without a sign (google/maxtext issue 4476).
 models whose layers differ in reach have `blockwise`.
 
 On a mesh the kernels run in jax.shard_map, each device on its own rows and heads. Key/value heads are repeated as
-often as is needed to split them like the query heads: 8 of them over tensor=16 become 16.
+often as is needed to split them like the query heads: 8 of them over tensor=16 become 16. Rows whose tokens are split
+too are for nn.context.
 
-Sources: jax.experimental.pallas.ops.tpu.splash_attention; jax.nn.dot_product_attention.
+Sources: nn.splash; jax.nn.dot_product_attention.
 """
 
 import math
@@ -24,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medjax.nn import splash
+
 KERNELS = ("splash", "cudnn")
-_LANES = 128  # splash takes blocks in multiples of it
-_LONGEST_BLOCK = 512  # 1024 overflow the vector memory of v4 and, in float32 with 256 components a head, of v5e
 
 Local = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -88,25 +89,44 @@ def kernel_attention(
 
     Raises ValueError for a window that is data, and for `ends` that are known and out of the back end's reach.
     """
+    t = ends.shape[1]
+    if backend == "splash":
+        q = splash_queries(q, ends, scale, window)
+        return _by_device(_splash(_limit(window, t), interpret), sharding, q, k, v, ends)
+    _check_window(window, backend)
+    fits = _is_one_document(ends)
+    _check_rows(fits, "one document and padding", backend)
+    return _marked(_by_device(_cudnn(scale, _limit(window, t)), sharding, q, k, v, ends), fits, 1.0)
+
+
+def splash_queries(q: jax.Array, ends: jax.Array, scale: float, window: jax.Array | int | None) -> jax.Array:
+    """Queries [b, t, n, h] as nn.splash wants them: scaled, and NaN in the rows of `ends` that it cannot express.
+
+    Raises ValueError as kernel_attention does.
+    """
+    _check_window(window, "splash")
+    fits = _are_documents(ends)
+    _check_rows(fits, "whole documents: no tree may branch", "splash")
+    return _marked(q, fits, scale)
+
+
+def _check_window(window: jax.Array | int | None, backend: str) -> None:
     if window is not None and not isinstance(window, int):
         raise ValueError(
             f"attention: got a sliding window that is data for backend={backend}, expected one number for all layers; "
             "use backend=blockwise."
         )
-    t = ends.shape[1]
-    limit = window if window is not None and window < t else None
-    if backend == "splash":
-        fits, expected = _are_documents(ends), "whole documents: no tree may branch"
-        local = _splash(limit, interpret)
-        q = _marked(q, fits, scale)
-    else:
-        fits, expected = _is_one_document(ends), "one document and padding"
-        local = _cudnn(scale, limit)
+
+
+def _limit(window: jax.Array | int | None, t: int) -> int | None:
+    return window if isinstance(window, int) and window < t else None
+
+
+def _check_rows(fits: jax.Array, expected: str, backend: str) -> None:
+    """Raise where rows are known; inside jit they are not."""
     if not isinstance(fits, jax.core.Tracer) and not fits.all():
         row = int(jnp.argmin(fits))
         raise ValueError(f"attention: row {row} has other than {expected}; use backend=blockwise instead of {backend}.")
-    out = _by_device(local, sharding, q, k, v, ends)
-    return out if backend == "splash" else _marked(out, fits, 1.0)
 
 
 def _are_documents(ends: jax.Array) -> jax.Array:
@@ -126,6 +146,12 @@ def _marked(x: jax.Array, fits: jax.Array, factor: float) -> jax.Array:
     return (x * jnp.where(fits, factor, jnp.nan)[:, None, None, None]).astype(x.dtype)
 
 
+def repeat_heads(x: jax.Array, ways: int) -> jax.Array:
+    """Keys or values [b, s, kv, h] with each head as often as is needed to split them into `ways` parts."""
+    copies = ways // math.gcd(ways, x.shape[2])
+    return jnp.repeat(x, copies, axis=2) if copies > 1 else x
+
+
 def _by_device(local: Local, sharding: NamedSharding | None, q, k, v, ends) -> jax.Array:
     """local(q, k, v, ends) on every device's own rows and heads."""
     if sharding is None:
@@ -133,9 +159,7 @@ def _by_device(local: Local, sharding: NamedSharding | None, q, k, v, ends) -> j
     rows, _, heads, _ = sharding.spec
     mesh = sharding.mesh
     ways = math.prod(mesh.shape[axis] for axis in ((heads,) if isinstance(heads, str) else heads or ()))
-    copies = ways // math.gcd(ways, k.shape[2])
-    if copies > 1:
-        k, v = jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2)
+    k, v = (repeat_heads(x, ways) for x in (k, v))
     place = PartitionSpec(rows, None, heads, None)
     specs = (place, place, place, PartitionSpec(rows, None))
     # check_vma: the kernels' outputs do not say over which axes they vary
@@ -146,25 +170,10 @@ def _splash(window: int | None, interpret: bool) -> Local:
     """Queries come scaled. Forward and backward kernels skip the blocks above the diagonal and beyond the window."""
 
     def local(q, k, v, ends):
-        from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-        t, n = q.shape[1:3]
-        block = max(size for size in range(_LANES, min(t, _LONGEST_BLOCK) + 1, _LANES) if t % size == 0)
-        mask = splash.CausalMask((t, t)) if window is None else splash.LocalMask((t, t), (window - 1, 0), 0)
-        kernel = splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * n),
-            head_shards=1,
-            q_seq_shards=1,
-            block_sizes=splash.BlockSizes(*(block,) * 8),
-            residual_checkpoint_name="attention",
-            interpret=interpret,
-        )
-
-        def row(q, k, v, ends):  # [n, t, h], [kv, t, h], [kv, t, h], [t]
-            return kernel(q, k, v, splash.SegmentIds(ends, ends))
-
+        _, t, n, h = q.shape
+        kernel = splash.make_kernel(t, t, n, h, q.dtype, window=window, interpret=interpret)
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        return jax.vmap(row)(q, k, v, ends).transpose(0, 2, 1, 3)
+        return splash.whole_rows(kernel, q, k, v, ends).transpose(0, 2, 1, 3)
 
     return local
 

@@ -220,6 +220,7 @@ class Attention(nn.Module):
     lora: LoraConfig | None = None
     quantisation: str | None = None
     constrain: Constrain = unconstrained
+    context: str = "heads"
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
@@ -243,7 +244,8 @@ class Attention(nn.Module):
         with jax.named_scope("rope"):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         with jax.named_scope("attention"):
-            axes = "batch", None, "attention_heads", None
+            whole = self.context == "heads"
+            axes = ("batch", None, "attention_heads", None) if whole else ("batch", "seq", "heads", None)
             q, k, v = (self.constrain(x, *axes) for x in (q, k, v))
             if isinstance(where, Cache):
                 y = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
@@ -258,6 +260,7 @@ class Attention(nn.Module):
                     prefix=prefix,
                     backend=self.backend,
                     sharding=self.constrain.sharding(q.shape, *axes),
+                    context=self.context,
                 )
         y = self.constrain(y, "batch", "seq", None, None)
         y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)
@@ -295,6 +298,7 @@ class Block(nn.Module):
     lora: LoraConfig | None = None
     quantisation: str | None = None
     constrain: Constrain = unconstrained
+    context: str = "heads"
 
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
@@ -303,7 +307,9 @@ class Block(nn.Module):
         def norm(name):
             return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name=name)
 
-        attend = Attention(c, self.backend, self.lora, self.quantisation, self.constrain, name="attention")
+        attend = Attention(
+            c, self.backend, self.lora, self.quantisation, self.constrain, self.context, name="attention"
+        )
         mlp = Mlp(c, self.lora, self.quantisation, name="mlp")
         x = self.constrain(x, "batch", "seq", None)
         y, kv = attend(norm("attention_norm")(x), rotation, window, where, prefix)

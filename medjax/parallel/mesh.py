@@ -9,6 +9,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -66,7 +67,27 @@ def make_mesh(text: str = "", devices: list | None = None) -> Mesh:
             f"{_fitting(sizes, len(devices)) or 'change the sizes'}, or use -1 for one axis."
         )
     shape = tuple(sizes.get(name, 1) for name in AXES)
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_placed(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _placed(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    """Devices in the shape of the mesh: on TPU so that its axes lie along those of the torus, slices along `data`.
+
+    Raises ValueError when `data` does not hold whole slices.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh: got data={shape[0]} for {slices} slices, expected a multiple of {slices}, as only this axis goes "
+            f"over the network between slices; set it to {slices} or a multiple."
+        )
+    if slices > 1:
+        inside = (shape[0] // slices, *shape[1:])
+        across = (slices,) + (1,) * (len(shape) - 1)
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _fitting(sizes: dict[str, int], devices: int) -> str:

@@ -21,7 +21,7 @@ MeshAxes = str | tuple[str, ...] | None
 class Rules:
     """Mesh axes of each logical axis; None keeps it whole.
 
-    seq              tokens of a row, outside attention
+    seq              tokens of a row, outside attention; inside too where heads do not suffice (nn.context)
     rank             of adapters: the factor without an embed axis is split by it, with its optimiser state
     attention_heads  heads inside attention, where every token of a row is needed: the axis that splits tokens elsewhere
                      splits heads there (arXiv 2309.14509)

@@ -20,7 +20,7 @@ LoRA's 4 N is the usual figure. It counts the gradients of the first layer's inp
 1/layers of 2 N too much.
 
 Sources: Chowdhery et al., arXiv 2204.02311, appendix B (MFU, 6 N; that appendix counts the full square of attention);
-peaks: the table below.
+peaks: `medjax.parallel.chips`.
 """
 
 import functools
@@ -32,38 +32,9 @@ import numpy as np
 from medjax.models.decoder_config import DecoderConfig
 from medjax.models.vit import VitConfig
 from medjax.nn.lora import LoraConfig
+from medjax.parallel.chips import chip_of
 
 TRAINED = ("full", "lora", "head")
-
-# Dense bfloat16 operations a second of one JAX device; the first entry that begins the device's name counts.
-# TPU: jax 0.10.2, jax/_src/pallas/mosaic/tpu_info.py. A device is a chip, but one of two cores on v2, v3 and 7x.
-# GPU: NVIDIA's data sheets, without sparsity (half of the figure with it); T4 and V100 have no bfloat16: float16.
-PEAKS: tuple[tuple[str, float], ...] = (
-    ("TPU v2", 23e12),
-    ("TPU v3", 70e12),
-    ("TPU v4 lite", 137e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 920e12),
-    ("TPU7x", 1155e12),
-    ("NVIDIA GB200", 2500e12),
-    ("NVIDIA B200", 2250e12),
-    ("NVIDIA GH200", 989e12),
-    ("NVIDIA H200 NVL", 836e12),
-    ("NVIDIA H200", 989e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 NVL", 836e12),
-    ("NVIDIA H100", 989e12),
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA L40S", 362e12),
-    ("NVIDIA L4", 121e12),
-    ("NVIDIA A10G", 70e12),
-    ("NVIDIA A10", 125e12),
-    ("Tesla T4", 65e12),
-    ("Tesla V100", 125e12),
-)
 
 
 @dataclass(frozen=True)
@@ -182,8 +153,9 @@ def peak_flops() -> float | None:
 
 
 def peak_of(device_kind: str) -> float | None:
-    """The table's peak for a name as in `jax.devices()[0].device_kind`."""
-    return next((peak for name, peak in PEAKS if device_kind.startswith(name)), None)
+    """The peak of a JAX device of a kind as in `jax.devices()[0].device_kind`; None for one that the table lacks."""
+    found = chip_of(device_kind)
+    return found.device.bf16_flops if found else None
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float | None) -> float | None:

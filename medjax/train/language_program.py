@@ -11,6 +11,7 @@ from medjax.data.text.packing import Batch
 from medjax.models.decoder import Decoder, abstract_variables, unembedding
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import forest
+from medjax.nn.context import choose_context, zigzag
 from medjax.nn.kernels import choose_backend
 from medjax.nn.lora import TARGETS, LoraConfig
 from medjax.nn.loss import cross_entropy
@@ -28,10 +29,12 @@ class LanguageProgram(StepProgram):
     """The step of a decoder; its batch is a data.text.packing.Batch.
 
     backend  of nn.attention, resolved
+    context  of nn.context, resolved
     """
 
     lora: LoraConfig | None
     backend: str
+    context: str
     settings: TrainSettings
 
 
@@ -53,6 +56,16 @@ def step_program(
         layers_differ=config.is_mixed,
         dtype=settings.model.dtype,
     )
+    heads = (1, settings.data.window, config.heads, config.head_dim)
+    context = choose_context(
+        settings.model.context,
+        shards=ways(mesh, rules.seq),
+        heads=config.heads,
+        other_ways=ways(mesh, partition_spec((None, None, "heads", None), heads, mesh, rules)[2]),
+        window=None if config.is_mixed else config.windows[0] or None,
+        backend=backend,
+        tokens=settings.data.window,
+    )
     lora = _lora_config(settings, config)
     variables = abstract_variables(config, lora, settings.model.quantisation)
     chosen = choose_trainable(variables, settings.train.trainable)
@@ -71,8 +84,9 @@ def step_program(
         dtype=settings.model.dtype,
         dropout=bool(lora and lora.dropout),
         backend=backend,
+        context=context,
         steps=settings.train,
-        loss=_loss(settings, config, backend, lora, mesh, rules, chosen),
+        loss=_loss(settings, config, backend, context, lora, mesh, rules, chosen),
         tx=tx,
         state=abstract_state(variables, chosen, tx, mesh, rules),
         frozen=frozen,
@@ -113,6 +127,7 @@ def _loss(
     settings: TrainSettings,
     config: DecoderConfig,
     backend: str,
+    context: str,
     lora: LoraConfig | None,
     mesh: Mesh,
     rules: Rules,
@@ -120,6 +135,7 @@ def _loss(
 ) -> Loss:
     """Next-token cross-entropy over the counted targets of a Batch; means: loss (with z-loss), nll, accuracy."""
     m, t = settings.model, settings.train
+    place = Constraint(mesh, rules)
     decoder = Decoder(
         config,
         dtype=jnp.dtype(m.dtype),
@@ -127,13 +143,19 @@ def _loss(
         lora=lora,
         quantisation=m.quantisation,
         remat=t.remat,
-        constrain=Constraint(mesh, rules),
+        constrain=place,
+        context=context,
     )
     shards = ways(mesh, rules.batch), ways(mesh, rules.seq)
     table = "params/embedding" if config.tied else "params/unembedding"
 
     def loss(variables: Tree, batch: Batch, key: jax.Array | None):
-        trees = forest(batch.positions, batch.ends)
+        if context == "heads":
+            trees = forest(batch.positions, batch.ends)
+        else:  # every device has all numbers of its rows, and takes those of its tokens
+            whole = Batch(*(place(x, "batch", None) for x in batch))
+            trees = forest(whole.positions, whole.ends)
+            batch = Batch(*(place(zigzag(x, shards[1]), "batch", "seq") for x in whole))
         hidden, _ = decoder.apply(
             variables, batch.tokens, batch.positions, trees, rngs={} if key is None else {"dropout": key}
         )

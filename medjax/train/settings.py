@@ -40,6 +40,12 @@ class ModelSettings:
         help="attention; auto: splash on TPU, else blockwise; cudnn: GPU, bfloat16 and data.packing=false",
         choices=("auto", "splash", "cudnn", "blockwise", "reference"),
     )
+    context: str = field(
+        "auto",
+        help="attention of rows split by the mesh axis sequence: all-to-all over heads, all-gather of keys and values, "
+        "or keys and values in a ring; auto: heads where there are enough of them, else ring",
+        choices=("auto", "heads", "gather", "ring"),
+    )
 
 
 @dataclass(frozen=True)

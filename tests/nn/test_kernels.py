@@ -1,6 +1,5 @@
 """Kernels against the reference on rows of documents, what they refuse, and the training step compiled for TPU."""
 
-import importlib.util
 import re
 from functools import partial
 
@@ -14,9 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medjax.config import load
 from medjax.models.decoder import Decoder, abstract_params
 from medjax.models.decoder_config import from_hugging_face
-from medjax.nn import kernels
+from medjax.nn import splash as splash_kernel
 from medjax.nn.attention import BLOCK, Prefix, attention, forest
 from medjax.nn.kernels import choose_backend, kernel_attention
+from medjax.nn.splash import Blocks
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint
 from medjax.train.language_program import step_program
@@ -35,7 +35,7 @@ LLAMA3_8B: dict = {
 
 @pytest.fixture(autouse=True)
 def _two_blocks_a_row(monkeypatch):
-    monkeypatch.setattr(kernels, "_LONGEST_BLOCK", BLOCK)
+    monkeypatch.setattr(splash_kernel, "block_sizes", lambda *_, **__: Blocks((BLOCK,) * 3, (BLOCK,) * 3, (BLOCK,) * 2))
 
 
 def rows(lengths):
@@ -209,43 +209,30 @@ def test_a_decoder_on_a_mesh_calls_each_kernel_once_on_its_own_rows_and_heads():
         assert (q, k, v) == (f"3x2x{T}x16", f"3x1x{T}x16", f"3x1x{T}x16")
 
 
-@pytest.fixture
-def topology(monkeypatch):
-    """The devices of a TPU topology that is not there, to compile for."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("compiling for TPU needs libtpu: pip install libtpu")
-    from jax.experimental import topologies
-
-    monkeypatch.undo()  # blocks of their usual size
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    return lambda name: list(topologies.get_topology_desc(name, "tpu").devices)
+def kernels_of(compiled_text):
+    return sorted(re.findall(r"%splash_mha_(\w+?)_\S* = ", compiled_text))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2"])
-def test_the_kernels_fit_the_vector_memory(topology, name):
-    """At their largest: float32 in full precision, 256 components a head, many blocks."""
-    mesh = Mesh(np.asarray(topology(name)[:1]), ("rows",), axis_types=(AxisType.Auto,))
-    one = NamedSharding(mesh, PartitionSpec())
-    q = jax.ShapeDtypeStruct((1, 4096, 2, 256), jnp.float32, sharding=one)
-    ends = jax.ShapeDtypeStruct((1, 4096), jnp.int32, sharding=one)
-
-    def total(q, ends):
-        return jnp.sum(kernel_attention("splash", q, q, q, ends, scale=SCALE, window=None, sharding=None))
-
-    with jax.default_matmul_precision("highest"):
-        text = jax.jit(jax.grad(total)).lower(q, ends).compile().as_text()
-    assert sorted(re.findall(r"%splash_mha_(\w+?)_\S* = ", text)) == ["dkv", "dq", "fwd"]
+def test_a_tiny_training_step_has_the_kernels_on_tpu(tpu_devices):
+    """Compiled for four chips: forward, and two backward kernels that use the saved output."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = from_hugging_face(LLAMA3_8B | sizes | {"vocab_size": 512, "num_hidden_layers": 2})
+    given = {"model.dtype": "bfloat16", "data.window": "256", "train.batch_size": "4", "train.remat": "attention"}
+    settings = load(TrainSettings, overrides=given | {"mesh.shape": "fsdp=2,tensor=2"})
+    program = step_program(settings, config, 100, devices=tpu_devices("v5e:2x2"))
+    text = program.lower().compile().as_text()
+    assert kernels_of(text) == ["dkv", "dq", "fwd"]
+    assert f"bf16[2,1,{T},64]" in next(line for line in text.splitlines() if "%splash_mha_fwd" in line)
 
 
 @pytest.mark.slow
-def test_the_training_step_of_llama3_8b_compiles_for_tpu(topology):
+def test_the_training_step_of_llama3_8b_compiles_for_tpu(tpu_devices):
     """LoRA of an 8B model on 8 chips of 16 GiB, ahead of time: which kernels the step has, and its memory."""
     given = {"model.dtype": "bfloat16", "data.window": "2048", "train.batch_size": "8", "train.remat": "attention"}
     settings = load(TrainSettings, overrides=given | {"mesh.shape": "fsdp=4,tensor=2"})
-    program = step_program(settings, from_hugging_face(LLAMA3_8B), 100, devices=topology("v5e:2x4"))
+    program = step_program(settings, from_hugging_face(LLAMA3_8B), 100, devices=tpu_devices("v5e:2x4"))
     assert program.backend == "splash"
     step = program.lower().compile()
-    assert sorted(re.findall(r"%splash_mha_(\w+?)_\S* = ", step.as_text())) == ["dkv", "dq", "fwd"]
+    assert kernels_of(step.as_text()) == ["dkv", "dq", "fwd"]
     found = step.memory_analysis()
     assert 4 < (found.argument_size_in_bytes + found.temp_size_in_bytes) / 2**30 < 8

@@ -1,0 +1,98 @@
+"""The least time that a step can take on a slice: computing, memory, links; the largest of the three is the limit.
+
+  compute  operations of a chip / its peak
+  memory   bytes that a chip reads and writes in HBM / its bandwidth
+  links    bytes that a chip sends along each mesh axis / the bandwidth along it; axes work at the same time, and the
+           network between slices is an axis of its own
+
+Every figure is an ESTIMATE and a bound from below: nothing is ever perfectly overlapped or at its peak. A mesh axis has
+the links of those axes of the torus along which its members differ: two directions on a ring, one on a line.
+
+Source: J. Austin et al., "How to Scale Your Model", parts 1 to 5.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+from medjax.parallel.topology import Topology
+from medjax.plan.collectives import Collective
+
+DCN = "dcn"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step at the limits of one device; None where the chip's figure is not known.
+
+    links  by mesh axes ("fsdp", "data dcn"): seconds
+    """
+
+    compute: float
+    memory: float
+    links: Mapping[str, float]
+
+    @property
+    def link(self) -> float:
+        """Of the busiest axis."""
+        return max(self.links.values(), default=0.0)
+
+    @property
+    def step(self) -> float:
+        return max(self.compute, self.memory, self.link)
+
+    @property
+    def limit(self) -> str:
+        """What takes longest: "compute", "HBM", or "interconnect" with the axis."""
+        busiest = max(self.links, key=lambda axis: self.links[axis], default="")
+        times = {"compute": self.compute, "HBM": self.memory, f"interconnect ({busiest})": self.link}
+        return max(times, key=lambda name: times[name])
+
+
+def roofline(
+    topology: Topology, mesh: Mesh, flops: float, hbm_bytes: float, collectives: list[Collective]
+) -> Roofline | None:
+    """Bound the step of a program from below; None on CPU, which has no figures.
+
+    flops, hbm_bytes  of one device in a step
+    """
+    chip = topology.chip.device
+    if not chip.bf16_flops:
+        return None
+    links: dict[str, float] = {}
+    for one in collectives:
+        if not one.step_bytes:
+            continue
+        name, bandwidth = network(topology, one.axes) if one.network else link(topology, mesh, one.axes)
+        if bandwidth:
+            links[name] = links.get(name, 0.0) + one.step_bytes / bandwidth
+    return Roofline(flops / chip.bf16_flops, hbm_bytes / chip.hbm_bytes_per_s, links)
+
+
+def network(topology: Topology, axes: tuple[str, ...]) -> tuple[str, float]:
+    """The network between slices or nodes: its name, and one device's bytes/s; 0 where it is not known."""
+    return " ".join((*axes, DCN)), topology.chip.device.dcn_bytes_per_s
+
+
+def link(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, float]:
+    """What joins the members of a group along some mesh axes in a slice: its name, and one device's bytes/s, one way.
+
+    0 where it is not known.
+    """
+    chip = topology.chip.device
+    index = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+    members = list(np.asarray(mesh.devices[index]).reshape(-1))
+    name = " ".join(axes)
+    if not chip.is_tpu:
+        return network(topology, axes) if len(members) > chip.host_chips else (name, chip.ici_bytes_per_s)
+    own = getattr(members[0], "slice_index", None)
+    members = [device for device in members if getattr(device, "slice_index", None) == own]
+    places = np.array([device.coords for device in members])
+    ways = 0
+    for axis, (size, ring) in enumerate(zip(topology.shape, topology.rings, strict=True)):
+        extent = len(np.unique(places[:, axis]))
+        if extent > 1:
+            ways += 2 if ring and extent == size and size > 2 else 1
+    return name, chip.ici_bytes_per_s * max(ways, 1)

@@ -1,0 +1,248 @@
+"""Planning a run, from settings to figures and tables: the story that `python -m medjax.plan` tells."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medjax.parallel.topology import Topology, topology
+from medjax.plan.collectives import Collective, by_kind, collectives
+from medjax.plan.compiled import GIB, Compiled, DoesNotFitError, compile_step
+from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, kernels, matmul_flops
+from medjax.plan.memory import Estimate, estimate, tree_bytes
+from medjax.plan.program import PlannedStep, planned_step
+from medjax.plan.roofline import Roofline, roofline
+from medjax.plan.settings import RunPlanSettings, run_settings
+from medjax.report.table import text_table
+from medjax.store.provenance import command, versions
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a step on a slice. Bytes and operations are of one device; a device is a chip but on 7x.
+
+    usable     bytes of HBM that a program can have; 0 where the device has no figure
+    groups     bytes by group: trained, optimiser, frozen, batch
+    estimated  the memory by arithmetic alone; None for what is no decoder
+    refused    what the compiler said where it found no room; then the figures after it are None or empty
+    """
+
+    step: PlannedStep
+    topology: Topology
+    usable: int
+    groups: dict[str, int]
+    estimated: Estimate | None = None
+    compiled: Compiled | None = None
+    refused: DoesNotFitError | None = None
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    cycles: int = 0
+    collectives: tuple[Collective, ...] = ()
+    kernels: tuple[str, ...] = ()
+    donated: int = 0
+    roofline: Roofline | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device at the step's peak."""
+        return self.compiled.memory.peak if self.compiled else self.refused.needed if self.refused else 0
+
+    def fits(self, spare: float = 0.0) -> bool | None:
+        """Whether it fits with so many bytes to spare; None where the device's memory is not known."""
+        if self.refused:
+            return False
+        return self.peak + spare <= self.usable if self.usable else None
+
+    @property
+    def per_chip_s(self) -> float | None:
+        """Tokens or records a second and chip, at the roofline."""
+        return self.step.per_step / self.roofline.step / self.topology.chips if self.roofline else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model operations over the chips' peak, at the roofline."""
+        if not self.roofline:
+            return None
+        return self.step.model_flops / (self.roofline.step * self.topology.chips * self.topology.chip.bf16_flops)
+
+
+def plan(settings: RunPlanSettings, say: Say = lambda line: None) -> Plan:
+    """Compile the step of a run for the slice that the settings name.
+
+    Raises ValueError for an unknown slice, for settings that do not fit together or on it, and without libtpu.
+    """
+    p = settings.plan
+    place = topology(p.topology, p.slices)
+    step = planned_step(run_settings(settings), place.devices())
+    place.check_slices(step.program.mesh.shape)
+    say(f"{describe(step, place)}; compiling")
+    return planned(step, place)
+
+
+def planned(step: PlannedStep, place: Topology) -> Plan:
+    """Compile a step and take its figures."""
+    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), estimate(step)
+    try:
+        found = compile_step(step)
+    except DoesNotFitError as error:
+        return Plan(step, place, usable, groups, guess, refused=error)
+    module = found.module(step.turns)
+    mesh = step.program.mesh
+    sent = collectives(module, mesh.shape)
+    flops = matmul_flops(module) + step.kernel_flops / mesh.size
+    moved = hbm_bytes(module)
+    return Plan(
+        step,
+        place,
+        usable,
+        groups,
+        guess,
+        found,
+        flops=flops,
+        hbm_bytes=moved,
+        cycles=estimated_cycles(module),
+        collectives=tuple(sent),
+        kernels=tuple(f"{one.times} x {one.name}" for one in kernels(module)),
+        donated=donation(module).bytes,
+        roofline=roofline(place, mesh, flops, moved, sent),
+    )
+
+
+def describe(step: PlannedStep, place: Topology) -> str:
+    """What is planned where, in one line."""
+    mesh = ", ".join(f"{axis}={size}" for axis, size in step.program.mesh.shape.items() if size > 1) or "one device"
+    slices = f"{place.slices} x " if place.slices > 1 else ""
+    chips = f"{place.chips} chip{'s' if place.chips > 1 else ''}"
+    return f"{step.per_step:,} {step.unit} a step on {slices}{place.name} ({chips}, {mesh})"
+
+
+def bytes_by_group(step: PlannedStep) -> dict[str, int]:
+    """Bytes of one device that the arguments of the step take."""
+    program = step.program
+    return {
+        "trained parameters": tree_bytes(program.state.trainable),
+        "optimiser": tree_bytes(program.state.optimizer),
+        "frozen parameters": tree_bytes(program.frozen),
+        "batch": tree_bytes(program.batch),
+    }
+
+
+def to_json(found: Plan, settings: RunPlanSettings) -> dict[str, Any]:
+    """Every figure of a plan as plain JSON values."""
+    memory = found.compiled.memory.to_json() if found.compiled else None
+    line = found.roofline
+    return {
+        "fits": found.fits(settings.plan.spare_gib * GIB),
+        "peak_gib": found.peak / GIB,
+        "hbm_gib": found.usable / GIB,
+        "tokens_per_s_per_chip" if found.step.unit == "tokens" else "records_per_s_per_chip": found.per_chip_s,
+        "mfu": found.mfu,
+        "limit": line.limit if line else None,
+        "compile_s": found.compiled.compile_s if found.compiled else None,
+        "lower_s": found.compiled.lower_s if found.compiled else None,
+        "host_peak_gib": found.compiled.host_peak / GIB if found.compiled else None,
+        "estimate": "roofline: computing, HBM and links at their peaks and perfectly overlapped; not measured",
+        "topology": found.topology.name,
+        "slices": found.topology.slices,
+        "chips": found.topology.chips,
+        "mesh": {axis: size for axis, size in found.step.program.mesh.shape.items() if size > 1},
+        "unit": found.step.unit,
+        "per_step": found.step.per_step,
+        "memory": memory,
+        "estimated": asdict(found.estimated) | {"peak": found.estimated.peak} if found.estimated else None,
+        "groups": found.groups,
+        "refused": str(found.refused) if found.refused else None,
+        "model_flops": found.step.model_flops,
+        "device_flops": found.flops,
+        "compiler_flops_loops_once": found.compiled.flops if found.compiled else None,
+        "hbm_bytes": found.hbm_bytes,
+        "estimated_cycles": found.cycles,
+        "collectives": [
+            {"kind": kind, "axes": list(axes), "bytes": moved}
+            for (kind, axes), moved in by_kind([*found.collectives]).items()
+        ],
+        "seconds": asdict(line) | {"step": line.step} if line else None,
+        "kernels": list(found.kernels),
+        "donated_bytes": found.donated,
+        "command": command(settings, "medjax.plan"),
+        "versions": versions("libtpu") if found.topology.chip.is_tpu else versions(),
+    }
+
+
+def tables(found: Plan, spare: float) -> str:
+    """Everything that the user asked for, as text.
+
+    spare  bytes of each chip that must stay free
+    """
+    return "\n\n".join(part for part in (_verdict(found, spare), _memory(found), _time(found), _sent(found)) if part)
+
+
+def _verdict(found: Plan, spare: float) -> str:
+    fits = found.fits(spare)
+    if found.refused:
+        return f"{describe(found.step, found.topology)}\n{found.refused}"
+    if fits is None:
+        return f"{describe(found.step, found.topology)}\n{found.peak / GIB:.2f} GiB on each device"
+    room = (found.usable - found.peak) / GIB
+    words = f"fits, {room:.2f} GiB to spare" if fits else f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
+    return (
+        f"{describe(found.step, found.topology)}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on "
+        "each device"
+    )
+
+
+def _memory(found: Plan) -> str:
+    rows = [(name, f"{size / GIB:.3f}") for name, size in found.groups.items()]
+    if found.compiled:
+        m = found.compiled.memory
+        rows += [("arguments, as compiled", f"{m.argument / GIB:.3f}"), ("temporaries", f"{m.temporary / GIB:.3f}")]
+        rows += [
+            ("outputs that are no arguments", f"{(m.output - m.alias) / GIB:.3f}"),
+            ("code", f"{m.code / GIB:.3f}"),
+        ]
+        rows += [("on the host", f"{m.host / GIB:.3f}")] if m.host else []
+        rows += [("peak", f"{m.peak / GIB:.3f}")]
+    if found.estimated:
+        away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
+        rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
+    return text_table(rows, ("memory of a device", "GiB"))
+
+
+def _time(found: Plan) -> str:
+    line = found.roofline
+    if not line:
+        return ""
+    chip = found.topology.chip
+    rows = [
+        ("computing", f"{found.flops / 1e12:.2f} TFLOP", f"{line.compute * 1e3:.1f}"),
+        ("HBM", f"{found.hbm_bytes / 1e9:.1f} GB", f"{line.memory * 1e3:.1f}"),
+        *((f"links {axis}", "", f"{seconds * 1e3:.1f}") for axis, seconds in line.links.items()),
+    ]
+    if found.cycles and chip.clock_hz:
+        rows.append(
+            (
+                "compiler's own schedule",
+                f"{found.cycles / 1e6:.0f} M cycles",
+                f"{found.cycles / chip.clock_hz * 1e3:.1f}",
+            )
+        )
+    shown = text_table(rows, ("estimate of a step, one device", "work", "ms at the least"))
+    return (
+        f"{shown}\nestimate at that limit ({line.limit}): {found.per_chip_s:,.1f} {found.step.unit}/s/chip, MFU "
+        f"{100 * (found.mfu or 0):.1f} %; a bound from above, nothing was run"
+    )
+
+
+def _sent(found: Plan) -> str:
+    rows = [
+        (kind, " ".join(axes), f"{moved / 1e6:,.1f}") for (kind, axes), moved in by_kind([*found.collectives]).items()
+    ]
+    return text_table(rows, ("sent by a device in a step", "mesh axis", "MB")) if rows else ""
+
+
+def write_json(path: str, found: Plan, settings: RunPlanSettings) -> None:
+    text = json.dumps(to_json(found, settings), indent=1, ensure_ascii=False, allow_nan=False)
+    Path(path).expanduser().write_text(text + "\n", "utf-8")

@@ -1,0 +1,62 @@
+"""What `python -m medjax.plan` can be told: the run that is planned, by its own keys, and where it is to run."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from medjax.config import field
+from medjax.train.ecg_settings import EcgTrainSettings, settings_class
+from medjax.train.settings import RunSettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """The slice that the run is planned for, and what is written."""
+
+    topology: str = field(
+        "v5e:4x4",
+        help="kind and shape (v5e:4x4, v5p:2x2x4, v6e:4x4, tpu7x:2x2x1), kind and number of chips (v5p-128), "
+        "gpu:h100:8 or cpu:8",
+        alias="--topology",
+    )
+    slices: int = field(1, help="of that shape, joined by the data-centre network along mesh axis data")
+    search: bool = field(
+        False, help="try meshes, batches, remat, quantisation and attention, and write the best", alias="--search"
+    )
+    compile: bool = field(True, help="ask the compiler; false: the analytic model alone, in a second")
+    spare_gib: float = field(0.0, help="memory of each chip that must stay free for the run to fit")
+    json: str | None = field(None, help="file for every figure", alias="--json")
+    hlo: str | None = field(None, help="file for the compiled program's text")
+
+    def __post_init__(self):
+        if self.slices < 1:
+            raise ValueError(f"slices: got {self.slices}, expected 1 or more.")
+        if self.spare_gib < 0:
+            raise ValueError(f"spare_gib: got {self.spare_gib}, expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class LanguagePlanSettings(TrainSettings):
+    """A training run of a language model, and where it is planned."""
+
+    plan: PlanSettings = PlanSettings()
+
+
+@dataclass(frozen=True)
+class EcgPlanSettings(EcgTrainSettings):
+    """A training run of an encoder of ECGs, and where it is planned."""
+
+    plan: PlanSettings = PlanSettings()
+
+
+RunPlanSettings = LanguagePlanSettings | EcgPlanSettings
+
+
+def plan_class(objective: str | None) -> type:
+    """The settings of a plan for an objective of medjax.train. Raises ValueError for another."""
+    return EcgPlanSettings if settings_class(objective) is EcgTrainSettings else LanguagePlanSettings
+
+
+def run_settings(settings: RunPlanSettings) -> RunSettings:
+    """The settings of the run alone, as medjax.train takes them."""
+    cls: Any = EcgTrainSettings if isinstance(settings, EcgTrainSettings) else TrainSettings
+    return cls(**{key.name: getattr(settings, key.name) for key in fields(cls)})
