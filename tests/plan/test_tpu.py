@@ -1,0 +1,126 @@
+"""Steps compiled for TPU slices that nobody here owns: what the compiler really made of them."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from medjax.config import load
+from medjax.models.decoder_config import from_hugging_face
+from medjax.nn.loss import CHUNK
+from medjax.parallel.topology import topology
+from medjax.plan import program as plan_program
+from medjax.plan.figures import arrays_with
+from medjax.plan.run import planned
+from medjax.train.ecg_settings import EcgTrainSettings
+from medjax.train.settings import TrainSettings
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for TPU needs libtpu: pip install 'medjax[tpu]'"
+)
+LLAMA = {
+    **{"model_type": "llama", "vocab_size": 8192, "num_hidden_layers": 3, "hidden_size": 512, "head_dim": 128},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024, "hidden_act": "silu"},
+    **{"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": False},
+}
+OPTIONS = {
+    **{"model.dtype": "bfloat16", "data.window": "1024", "train.batch_size": "4", "train.remat": "attention"},
+    **{"mesh.shape": "fsdp=2,tensor=2", "model.quantisation": "int8"},
+}
+
+
+@pytest.fixture(scope="module")
+def place():
+    return topology("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def decoder(place):
+    """The plan of a tiny decoder's QLoRA step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_program, "decoder_of", lambda name: from_hugging_face(LLAMA))
+        step = plan_program.planned_step(load(TrainSettings, overrides=OPTIONS), place.devices())
+    return planned(step, place)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(place):
+    """The plan of a tiny masked autoencoder's step."""
+    given = {
+        **{"objective": "mae", "encoder.size": "nano", "encoder.patch": "50", "signal.samples": "500"},
+        **{"signal.sampling_rate_hz": "100", "train.batch_size": "16", "encoder.dtype": "bfloat16"},
+        **{"mae.decoder_embed": "64", "mae.decoder_layers": "1", "mae.decoder_heads": "2", "mesh.shape": "fsdp=4"},
+    }
+    return planned(plan_program.planned_step(load(EcgTrainSettings, overrides=given), place.devices()), place)
+
+
+def test_the_kernels_of_attention_are_in_the_program(decoder):
+    """Forward and both backward, once a layer: none is computed again under remat=attention."""
+    assert decoder.step.program.backend == "splash"
+    names = sorted(name for name in decoder.kernels if "splash" in name)
+    assert [(name.split(" x ")[0], name.split("splash_mha_")[1].split("_")[0]) for name in names] == [
+        ("3", "dkv"),
+        ("3", "dq"),
+        ("3", "fwd"),
+    ]
+
+
+def test_no_base_is_gathered_whole(decoder):
+    """A chip holds one kernel of one layer at a time, or the table of the vocabulary, which is gathered once a step."""
+    kernel = LLAMA["hidden_size"] * LLAMA["intermediate_size"] * 2
+    table = LLAMA["vocab_size"] // 2 * LLAMA["hidden_size"] * 2
+    gathers = [one for one in decoder.collectives if one.kind == "all-gather"]
+    assert max(one.largest_array_bytes for one in gathers) == max(kernel, table)
+    assert sum(one.times for one in gathers if one.largest_array_bytes == table) == 1
+
+
+def test_logits_exist_of_a_chunk_of_tokens_only(decoder):
+    module = decoder.compiled.module(decoder.step.turns)
+    logits = [
+        array for array in arrays_with(module, LLAMA["vocab_size"] // 2) if array.dims[-1] != LLAMA["hidden_size"]
+    ]
+    tokens = {array.elements // (LLAMA["vocab_size"] // 2) for array in logits}
+    assert tokens
+    assert max(tokens) <= max(CHUNK, LLAMA["hidden_size"])  # the table itself has as many rows
+
+
+def test_the_state_is_donated_and_arguments_are_what_shapes_say(decoder):
+    state = decoder.groups["trained parameters"] + decoder.groups["optimiser"]
+    assert decoder.donated >= state
+    held = sum(decoder.groups.values())
+    assert held <= decoder.compiled.memory.argument <= 1.05 * held + 2**20  # tiles pad small arrays
+    assert decoder.fits() is True
+    assert decoder.compiled.memory.peak < 0.25 * 2**30
+
+
+def test_work_is_that_of_the_model(decoder):
+    """With LoRA and remat=attention the layers' products are made thrice: forward, again, gradient of the inputs."""
+    tokens, chips = decoder.step.per_step, 4
+    config = decoder.step.config
+    layers = 3 * 2 * config.matmul_params * tokens
+    assert layers < chips * decoder.flops < 1.9 * layers  # and adapters, attention, vocabulary
+    assert decoder.step.model_flops < chips * decoder.flops
+    assert 0 < decoder.mfu < 1
+    assert {axis for one in decoder.collectives for axis in one.axes} <= {"fsdp", "tensor"}
+    assert decoder.roofline.limit.startswith(("compute", "HBM", "interconnect"))
+
+
+def test_an_autoencoder_is_compiled(autoencoder):
+    assert autoencoder.step.unit == "records"
+    assert autoencoder.fits() is True
+    assert autoencoder.donated >= autoencoder.groups["trained parameters"] + autoencoder.groups["optimiser"]
+    assert autoencoder.per_chip_s > 0
+    assert len(jax.tree.leaves(autoencoder.step.program.frozen)) == 0
+
+
+@pytest.mark.slow
+def test_two_slices_meet_over_the_network():
+    """The adapters' gradients alone pass between slices."""
+    place = topology("v5e:2x2", slices=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_program, "decoder_of", lambda name: from_hugging_face(LLAMA))
+        given = OPTIONS | {"mesh.shape": "data=2,fsdp=2,tensor=2", "train.batch_size": "8"}
+        found = planned(plan_program.planned_step(load(TrainSettings, overrides=given), place.devices()), place)
+    between = sum(one.step_bytes for one in found.collectives if one.network)
+    assert 0 < between < 4 * found.groups["trained parameters"]
+    assert "data dcn" in found.roofline.links
