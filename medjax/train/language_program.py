@@ -161,7 +161,8 @@ def _loss(
         )
         total, sums = cross_entropy(
             hidden,
-            unembedding(variables["params"]),
+            # whole over fsdp before the loop over chunks, or each of them would gather it anew
+            place(unembedding(variables["params"]), "vocab", None),
             batch.targets,
             batch.weights,
             z_weight=t.z_loss,
