@@ -196,6 +196,30 @@ def test_matmul_and_its_gradient_are_those_of_the_dequantised_matrix(kind, dtype
     np.testing.assert_allclose(got, expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int4"])
+def test_accelerators_take_even_and_odd_columns_apart(kind):
+    """What is lowered for a TPU, run here: the same product and gradient, and no matrix that is put together again."""
+    arrays = quantise(kind, bell(1, 40, 192))
+    x, dy = jnp.asarray(bell(2, 6, 192)), jnp.asarray(bell(3, 6, 40))
+    matrix = np.asarray(expanded(kind, arrays), np.float64)
+    np.testing.assert_allclose(quant._halved_product(x, arrays, kind=kind), x @ matrix.T, atol=1e-5)
+    np.testing.assert_allclose(quant._halved_gradient(dy, arrays, kind=kind), dy @ matrix, atol=1e-5)
+    even, odd = quant._halves(kind, arrays, jnp.float32)
+    np.testing.assert_array_equal(even, np.asarray(expanded(kind, arrays))[:, 0::2])
+    np.testing.assert_array_equal(odd, np.asarray(expanded(kind, arrays))[:, 1::2])
+
+    def product(x):
+        return quantised_matmul(x, arrays, kind)
+
+    texts = {
+        platform: jax.jit(product).trace(x).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu")
+    }
+    assert "tensor<40x96xf32>" in texts["tpu"]
+    assert "tensor<40x192xf32>" not in texts["tpu"]
+    assert "tensor<40x192xf32>" in texts["cpu"]
+
+
 def test_arrays_get_no_gradient():
     arrays = {name: jnp.asarray(array) for name, array in quantise("int8", bell(1, 8, 64)).items()}
     x = jnp.ones((2, 64))
