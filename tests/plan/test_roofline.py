@@ -1,0 +1,67 @@
+"""Least times against arithmetic by hand, on slices whose devices are made up."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medjax.parallel.chips import chip
+from medjax.parallel.topology import Topology
+from medjax.plan.roofline import link, roofline
+
+V5E, V5P = chip("v5e"), chip("v5p")
+
+
+def mesh(shape, places, slices=1):
+    """What roofline reads of a mesh: axes data, fsdp, tensor, sequence over devices at these places."""
+    devices = np.empty(len(places) * slices, object)
+    for number in range(len(devices)):
+        devices[number] = SimpleNamespace(coords=places[number % len(places)], slice_index=number // len(places))
+    names = ("data", "fsdp", "tensor", "sequence")
+    return SimpleNamespace(axis_names=names, devices=devices.reshape(shape), shape=dict(zip(names, shape, strict=True)))
+
+
+FLAT = [(x, y, 0) for x in range(4) for y in range(4)]
+
+
+def sent(axes, moved, network=False):
+    return SimpleNamespace(axes=axes, step_bytes=moved, network=network)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "links"),
+    [
+        ((1, 4, 4, 1), ("fsdp",), 1),  # a line along x
+        ((1, 4, 4, 1), ("tensor",), 1),
+        ((1, 16, 1, 1), ("fsdp",), 2),  # over both axes of the torus
+        ((1, 4, 4, 1), ("fsdp", "tensor"), 2),
+    ],
+)
+def test_links_of_a_mesh_axis(shape, axes, links):
+    name, found = link(Topology("v5e:4x4", V5E, (4, 4)), mesh(shape, FLAT), axes)
+    assert name == " ".join(axes)
+    assert found == links * 4.5e10
+
+
+def test_a_ring_has_two_directions():
+    places = [(x, y, z) for x in range(4) for y in range(4) for z in range(4)]
+    place = Topology("v5p:4x4x4", V5P, (4, 4, 4))
+    assert link(place, mesh((1, 4, 16, 1), places), ("fsdp",)) == ("fsdp", 2 * 9e10)
+    assert link(place, mesh((1, 4, 16, 1), places), ("tensor",)) == ("tensor", 4 * 9e10)
+
+
+def test_times_are_work_over_peaks_and_the_largest_is_the_limit():
+    place, flat = Topology("v5e:4x4", V5E, (4, 4)), mesh((1, 4, 4, 1), FLAT)
+    found = roofline(place, flat, 197e12, 0.5 * 819e9, [sent(("fsdp",), 9e10), sent(("fsdp",), 4.5e10)])
+    assert (found.compute, found.memory, found.links) == (1.0, 0.5, {"fsdp": 3.0})
+    assert (found.step, found.limit) == (3.0, "interconnect (fsdp)")
+    found = roofline(place, flat, 197e12, 0.5 * 819e9, [sent(("fsdp",), 4.5e9), sent(("tensor",), 9e9)])
+    assert found.links == {"fsdp": 0.1, "tensor": 0.2}
+    assert (found.link, found.step, found.limit) == (0.2, 1.0, "compute")
+    assert roofline(place, flat, 0.0, 819e9, []).limit == "HBM"
+
+
+def test_what_passes_between_slices_goes_over_the_network():
+    place, both = Topology("v5e:4x4", V5E, (4, 4), slices=2), mesh((2, 4, 4, 1), FLAT, slices=2)
+    found = roofline(place, both, 0.0, 0.0, [sent(("data",), 3.125e9, network=True), sent(("fsdp",), 4.5e10)])
+    assert found.links == {"data dcn": 1.0, "fsdp": 1.0}
