@@ -14,7 +14,7 @@ It takes every key of medjax.train and its own below [plan]. TPU slices need the
 
 _EXAMPLES = """examples:
   python -m medjax.plan configs/sft/llama2_70b_qlora.toml --topology v5e:4x4
-  python -m medjax.plan configs/sft/llama3_8b_lora.toml --topology v5p-16 --search
+  python -m medjax.plan configs/sft/llama3_8b_lora.toml --topology v5p-16
   python -m medjax.plan configs/ecg/mae_huge_paper.toml --topology v5e:4x4 --json plan.json
 
 Exit status: 0 it fits, 1 it does not, 2 the call or the input was wrong."""

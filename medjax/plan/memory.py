@@ -7,8 +7,8 @@
   gradients     float32, of what is trained, and once more where a batch comes in parts
   vocabulary    logits of a chunk of tokens, the table as it meets them, and the gradient of the hidden states
 
-The step's peak is arguments + kept + gradients + the larger of layer and vocabulary. It prunes the search;
-`medjax.plan` prints how far it was from the compiler.
+The step's peak is arguments + kept + gradients + the larger of layer and vocabulary. Rough so far: what the compiler
+needs to expand NF4 weights is missing, and `medjax.plan` prints how far it was from the compiler.
 """
 
 from dataclasses import dataclass

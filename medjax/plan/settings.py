@@ -19,10 +19,6 @@ class PlanSettings:
         alias="--topology",
     )
     slices: int = field(1, help="of that shape, joined by the data-centre network along mesh axis data")
-    search: bool = field(
-        False, help="try meshes, batches, remat, quantisation and attention, and write the best", alias="--search"
-    )
-    compile: bool = field(True, help="ask the compiler; false: the analytic model alone, in a second")
     spare_gib: float = field(0.0, help="memory of each chip that must stay free for the run to fit")
     json: str | None = field(None, help="file for every figure", alias="--json")
     hlo: str | None = field(None, help="file for the compiled program's text")
