@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from medjax.data.text.tokenizer import Tokenizer
-from medjax.infer.packing import MIN_ROW, Plan, Row, plan
+from medjax.infer.packing import Plan, Row, plan
 from medjax.infer.programs import Programs
 from medjax.infer.scorer import Work
 from medjax.nn.attention import Prefix
@@ -38,10 +38,9 @@ class Generator:
     """
 
     def __init__(self, programs: Programs, tokenizer: Tokenizer, *, batch_size: int = 64, row_tokens: int = 2048):
-        shards = programs.data_shards
         self.programs = programs
         self.tokenizer = tokenizer
-        self.batch_size = -(-batch_size // shards) * shards
+        self.batch_size = slots(batch_size, programs.data_shards)
         self.row_tokens = row_tokens
         self.work = Work()
 
@@ -83,12 +82,12 @@ class Generator:
             plan([own[i] for i in b], row_tokens=self.row_tokens, min_prefix=limit, shorten=len(batches) == 1)
             for b in batches
         ]
-        room = -(-(max(map(len, own), default=0) + max_new_tokens) // _CACHE_STEP) * _CACHE_STEP
+        room = cache_room(max(map(len, own), default=0) + max_new_tokens)
         prefix = None
         for batch, rows in zip(batches, packed, strict=True):
             if all(i in results for i in batch):
                 continue
-            prefix = prefix or self.programs.prefix(shared, max(MIN_ROW, min(self.row_tokens, 512)))
+            prefix = prefix or self.programs.prefix(shared, self.row_tokens)
             tell = partial(_tell, on_text, batch) if on_text else None
             found = self._run([own[i] for i in batch], rows, room, len(shared), prefix, max_new_tokens, stop, tell)
             new = dict(zip(batch, found, strict=True))
@@ -156,6 +155,16 @@ class Generator:
         if kept is None and len(ids) < max_new:
             return None
         return Generation(tuple(body), text, reason)
+
+
+def slots(batch_size: int, data_shards: int) -> int:
+    """Sequences of the cache: the batch size, rounded up to a multiple of the data shards."""
+    return -(-batch_size // data_shards) * data_shards
+
+
+def cache_room(tokens: int) -> int:
+    """Tokens of a sequence in the cache when the longest, without the prefix, has so many, its new ones included."""
+    return -(-tokens // _CACHE_STEP) * _CACHE_STEP
 
 
 def _tell(on_text: Callable[[int, str], None], batch: Sequence[int], slot: int, text: str) -> None:

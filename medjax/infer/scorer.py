@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medjax.infer.packing import MIN_ROW, Plan, Request, Row, plan
+from medjax.infer.packing import Plan, Request, Row, plan
 from medjax.infer.programs import READ_CHUNK, Programs
 
 
@@ -86,9 +86,9 @@ class Scorer:
         self.work += self._planned_work(requests, packed)
         pending, prefix = None, None
         for batch, length in self._batches(packed, results):
-            prefix = prefix or self.programs.prefix(packed.prefix, max(MIN_ROW, min(self.row_tokens, 512)))
+            prefix = prefix or self.programs.prefix(packed.prefix, self.row_tokens)
             reads = [_reads(row, requests, len(packed.prefix)) for row in batch]
-            arrays = _stack_reads(reads, length, self.programs.data_shards)
+            arrays = stack_reads(reads, length, self.programs.data_shards)
             running = (batch, self.programs.score(batch, length, prefix, arrays))
             if pending:  # collect the batch before, while this one runs
                 self._collect(pending, requests, results, on_scores)
@@ -155,7 +155,9 @@ class Scorer:
 
 
 @dataclass
-class _Read:
+class Read:
+    """Where logits are read in a row: places; per target token the index of its place."""
+
     places: list[int]
     entry: list[int]
     target: list[int]
@@ -168,10 +170,10 @@ def _tails(row: Row, requests: Sequence[Request]):
             yield s, k
 
 
-def _reads(row: Row, requests: Sequence[Request], shared: int) -> _Read:
+def _reads(row: Row, requests: Sequence[Request], shared: int) -> Read:
     """Where a row's logits are needed: distinct places, and per continuation token its place and target."""
     index: dict[int, int] = {}
-    read = _Read([], [], [])
+    read = Read([], [], [])
     for s, k in _tails(row, requests):
         place = row.places[s][-k]
         if place not in index:
@@ -182,7 +184,7 @@ def _reads(row: Row, requests: Sequence[Request], shared: int) -> _Read:
     return read
 
 
-def _stack_reads(reads: Sequence[_Read], length: int, count: int) -> dict[str, np.ndarray]:
+def stack_reads(reads: Sequence[Read], length: int, count: int) -> dict[str, np.ndarray]:
     """Fixed shapes: as many places as the row has tokens, entries in powers of two above that."""
     entries = length
     while entries < max(len(read.entry) for read in reads):

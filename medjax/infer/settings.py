@@ -47,7 +47,7 @@ class EngineSettings:
         "weights, or one CPU",
         alias="--mesh",
     )
-    row_tokens: int = field(2048, help="tokens of a packed row, a multiple of 128")
+    row_tokens: int = field(2048, help="tokens of a packed row, a multiple of 128", alias="--row-tokens")
     batch_size: int = field(64, help="sequences that are generated together", alias="--batch-size")
     backend: str = field("blockwise", help="attention", choices=("blockwise", "reference"))
     compilation_cache: bool = field(True, help="keep compiled programs on disk for the next run")

@@ -112,10 +112,12 @@ def blockwise(
 
         whole = prefix.length // PREFIX_BLOCK
         first, last = whole * (PREFIX_BLOCK // BLOCK), (prefix.length + BLOCK - 1) // BLOCK
-        running = jax.lax.fori_loop(
-            0, whole, lambda j, r: add(r, j * PREFIX_BLOCK, PREFIX_BLOCK, ends_inside=False), running
-        )
-        return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
+        with jax.named_scope("prefix"):
+            running = jax.lax.fori_loop(
+                0, whole, lambda j, r: add(r, j * PREFIX_BLOCK, PREFIX_BLOCK, ends_inside=False), running
+            )
+        with jax.named_scope("prefix_end"):
+            return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
 
     def over_row(args):
         bounds, q_block, running = args

@@ -86,14 +86,32 @@ class RowStatistics(NamedTuple):
     argmax: jax.Array
 
 
-def row_statistics(hidden: jax.Array, unembedding: jax.Array, vocab_chunk: int) -> RowStatistics:
+def row_statistics(hidden: jax.Array, unembedding: jax.Array, vocab_chunk: int, shards: int = 1) -> RowStatistics:
     """Reduce the logits hidden @ unembedding.T over the vocabulary without ever holding them all.
 
     hidden       [rows, d]
     unembedding  [v, d]
     vocab_chunk  vocabulary entries whose logits exist at one time; the last chunk overlaps the one before it
+    shards       parts that the mesh splits v into: each meets the rows where it lies, chunk by chunk, and the parts'
+                 results are merged. A chunk of the whole would have to be brought together first, every time
     returns      float32 log-sum-exp and int32 arg-max (the lowest id on a tie)
     """
+    v, d = unembedding.shape
+    if shards == 1 or v % shards:
+        top, total, best = _running_statistics(hidden, unembedding, vocab_chunk)
+        return RowStatistics(top + jnp.log(total), best)
+    parts = unembedding.reshape(shards, v // shards, d)
+    top, total, best = jax.vmap(lambda part: _running_statistics(hidden, part, vocab_chunk))(parts)  # [shards, rows]
+    highest = jnp.max(top, axis=0)
+    first = jnp.argmax(top, axis=0)
+    best = jnp.take_along_axis(best, first[None], axis=0)[0] + first.astype(jnp.int32) * (v // shards)
+    return RowStatistics(highest + jnp.log(jnp.sum(total * jnp.exp(top - highest), axis=0)), best)
+
+
+def _running_statistics(
+    hidden: jax.Array, unembedding: jax.Array, vocab_chunk: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest logit of each row, the sum of exponentials relative to it, and the arg-max."""
     v, rows = unembedding.shape[0], hidden.shape[0]
     size = min(vocab_chunk, v)
 
@@ -111,8 +129,7 @@ def row_statistics(hidden: jax.Array, unembedding: jax.Array, vocab_chunk: int) 
         return new_top, total, best
 
     start = jnp.full(rows, -jnp.inf, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
-    top, total, best = jax.lax.fori_loop(0, -(-v // size), body, start)
-    return RowStatistics(top + jnp.log(total), best)
+    return jax.lax.fori_loop(0, -(-v // size), body, start)
 
 
 def target_logits(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:

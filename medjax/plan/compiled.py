@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from medjax.parallel.topology import quiet
+from medjax.plan.engine import EngineStep
 from medjax.plan.hlo import Module, parse
 from medjax.plan.program import PlannedStep
 
@@ -74,7 +75,7 @@ class Compiled:
         return parse(self.text, turns)
 
 
-def compile_step(step: PlannedStep) -> Compiled:
+def compile_step(step: PlannedStep | EngineStep) -> Compiled:
     """Lower and compile the step of a plan.
 
     Raises DoesNotFitError where the compiler finds no room for it.

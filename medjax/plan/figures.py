@@ -98,7 +98,7 @@ def traffic_of(module: Module, computation: Computation, one: Instruction) -> in
         return 0
     operands = [computation.instructions[name] for name in one.operands]
     if one.opcode == "fusion":
-        return _fusion(module.computations[one.called[0]], one, operands)
+        return _fusion(module, one, operands)
     if one.opcode in _SLICES or one.opcode == "slice-start":
         piece = one.arrays[-1 if one.opcode == "dynamic-slice" else 0]
         if one.opcode == "slice-start":  # (source), piece, flag
@@ -188,16 +188,13 @@ def _size(array: Array, space: int | None = None) -> int:
     return array.padded_bytes if (array.space if space is None else space) == 0 else 0
 
 
-def _fusion(inner: Computation, one: Instruction, operands: list[Instruction]) -> int:
+def _fusion(module: Module, one: Instruction, operands: list[Instruction]) -> int:
     """Traffic of a fusion: operands read as far as they are used, the result written as far as it changes."""
-    users: dict[str, list[Instruction]] = {}
-    for other in inner.instructions.values():
-        for name in other.operands:
-            users.setdefault(name, []).append(other)
+    inner = module.computations[one.called[0]]
     total = 0
     changed = _updates(inner)
     for number, parameter in inner.parameters().items():
-        total += 0 if parameter.name in changed else _read(users, parameter, operands[number].arrays)
+        total += 0 if parameter.name in changed else _read(module, inner, parameter, operands[number].arrays)
     roots = [inner.root]
     if inner.root.opcode == "tuple":
         roots = [inner.instructions[name] for name in inner.root.operands]
@@ -216,10 +213,11 @@ def _updates(inner: Computation) -> dict[str, Instruction]:
     """Slices that a fusion writes into a parameter in place, by the name of the parameter and that of the update."""
     found = {}
     for other in inner.instructions.values():
-        if other.opcode == "dynamic-update-slice":
+        if other.opcode in ("dynamic-update-slice", "scatter"):
             target = _behind_views(inner, inner.instructions[other.operands[0]])
             if target.opcode == "parameter":
-                found[target.name] = found[other.name] = inner.instructions[other.operands[1]]
+                update = inner.instructions[other.operands[1 if other.opcode == "dynamic-update-slice" else -1]]
+                found[target.name] = found[other.name] = update
     return found
 
 
@@ -229,19 +227,28 @@ def _behind_views(inner: Computation, one: Instruction) -> Instruction:
     return one
 
 
-def _read(users: dict[str, list[Instruction]], parameter: Instruction, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion reads of one operand: the slices alone where nothing else touches it."""
+def _read(module: Module, inner: Computation, parameter: Instruction, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion, and fusions in it, read of one operand: the slices alone where nothing else touches it."""
     whole = sum(_size(array) for array in arrays)
     if not whole:
         return 0
+    users: dict[str, list[Instruction]] = {}
+    for other in inner.instructions.values():
+        for name in other.operands:
+            users.setdefault(name, []).append(other)
     read, seen = 0, [parameter]
     while seen:
         current = seen.pop()
         for other in users.get(current.name, []):
             if other.opcode in _SLICES and other.operands[0] == current.name:
                 read += sum(array.padded_bytes for array in other.arrays)
-            elif other.opcode in _VIEWS:
-                seen.append(other)
+            elif other.opcode in _VIEWS or "output_to_operand_aliasing={{}: (0, {})}" in other.rest:
+                seen.append(other)  # the second: the same array in tiles of another size
+            elif other.opcode == "fusion":
+                nested = module.computations[other.called[0]]
+                for place, name in enumerate(other.operands):
+                    if name == current.name:
+                        read += _read(module, nested, nested.parameters()[place], arrays)
             elif _target(other) not in _HELD:
                 return whole
     return min(read, whole)

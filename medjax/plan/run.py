@@ -9,8 +9,13 @@ from typing import Any
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.collectives import Collective, by_kind, collectives
 from medjax.plan.compiled import GIB, Compiled, DoesNotFitError, compile_step
+from medjax.plan.devices import devices_to_compile_for, named_devices
+from medjax.plan.engine import EngineStep
+from medjax.plan.engine_settings import EnginePlanSettings
+from medjax.plan.estimate import bound, work
 from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, kernels, matmul_flops
-from medjax.plan.memory import Estimate, estimate, tree_bytes
+from medjax.plan.layout import layout, tree_bytes
+from medjax.plan.memory import Estimate, estimate, memory
 from medjax.plan.program import PlannedStep, planned_step
 from medjax.plan.roofline import Roofline, roofline
 from medjax.plan.settings import RunPlanSettings, run_settings
@@ -18,6 +23,7 @@ from medjax.report.table import text_table
 from medjax.store.provenance import command, versions
 
 Say = Callable[[str], None]
+Step = PlannedStep | EngineStep
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Plan:
     refused    what the compiler said where it found no room; then the figures after it are None or empty
     """
 
-    step: PlannedStep
+    step: Step
     topology: Topology
     usable: int
     groups: dict[str, int]
@@ -48,7 +54,9 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes of a device at the step's peak."""
-        return self.compiled.memory.peak if self.compiled else self.refused.needed if self.refused else 0
+        if self.compiled:
+            return self.compiled.memory.peak
+        return self.refused.needed if self.refused else self.estimated.peak if self.estimated else 0
 
     def fits(self, spare: float = 0.0) -> bool | None:
         """Whether it fits with so many bytes to spare; None where the device's memory is not known."""
@@ -76,15 +84,45 @@ def plan(settings: RunPlanSettings, say: Say = lambda line: None) -> Plan:
     """
     p = settings.plan
     place = topology(p.topology, p.slices)
-    step = planned_step(run_settings(settings), place.devices())
+    devices = devices_to_compile_for(place, say) if p.compile else None
+    step = planned_step(run_settings(settings), devices or named_devices(place))
     place.check_slices(step.program.mesh.shape)
+    if devices is None:
+        say(f"{describe(step, place)}; by arithmetic alone")
+        return by_arithmetic(step, place)
     say(f"{describe(step, place)}; compiling")
     return planned(step, place)
 
 
-def planned(step: PlannedStep, place: Topology) -> Plan:
+def by_arithmetic(step: PlannedStep, place: Topology) -> Plan:
+    """What is known of a step without a compiler.
+
+    Raises ValueError for what is no decoder, of which nothing is known without one.
+    """
+    found = layout(step)
+    if found is None:
+        raise ValueError(
+            "plan.compile: got a run of an ECG encoder to plan by arithmetic alone, expected a language model; compile "
+            "it, for cpu:8 or a TPU slice."
+        )
+    todo = work(found)
+    return Plan(
+        step,
+        place,
+        place.chip.device.usable_hbm_bytes,
+        bytes_by_group(step),
+        memory(found),
+        flops=todo.flops,
+        hbm_bytes=todo.hbm_bytes,
+        roofline=bound(found, place),
+    )
+
+
+def planned(step: Step, place: Topology) -> Plan:
     """Compile a step and take its figures."""
-    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), estimate(step)
+    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), None
+    if isinstance(step, PlannedStep):
+        guess = estimate(step)
     try:
         found = compile_step(step)
     except DoesNotFitError as error:
@@ -111,7 +149,7 @@ def planned(step: PlannedStep, place: Topology) -> Plan:
     )
 
 
-def describe(step: PlannedStep, place: Topology) -> str:
+def describe(step: Step, place: Topology) -> str:
     """What is planned where, in one line."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in step.program.mesh.shape.items() if size > 1) or "one device"
     slices = f"{place.slices} x " if place.slices > 1 else ""
@@ -119,8 +157,10 @@ def describe(step: PlannedStep, place: Topology) -> str:
     return f"{step.per_step:,} {step.unit} a step on {slices}{place.name} ({chips}, {mesh})"
 
 
-def bytes_by_group(step: PlannedStep) -> dict[str, int]:
+def bytes_by_group(step: Step) -> dict[str, int]:
     """Bytes of one device that the arguments of the step take."""
+    if isinstance(step, EngineStep):
+        return step.groups
     program = step.program
     return {
         "trained parameters": tree_bytes(program.state.trainable),
@@ -130,7 +170,7 @@ def bytes_by_group(step: PlannedStep) -> dict[str, int]:
     }
 
 
-def to_json(found: Plan, settings: RunPlanSettings) -> dict[str, Any]:
+def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict[str, Any]:
     """Every figure of a plan as plain JSON values."""
     memory = found.compiled.memory.to_json() if found.compiled else None
     line = found.roofline

@@ -5,7 +5,7 @@ from typing import Any
 
 from medjax.config import field
 from medjax.train.ecg_settings import EcgTrainSettings, settings_class
-from medjax.train.settings import RunSettings, TrainSettings
+from medjax.train.settings import QUANTISATIONS, RunSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,24 @@ class PlanSettings:
         alias="--topology",
     )
     slices: int = field(1, help="of that shape, joined by the data-centre network along mesh axis data")
+    search: bool = field(
+        False, help="try meshes, batches, remat, quantisation and attention, and write the best", alias="--search"
+    )
+    compile: bool = field(True, help="ask the compiler; false: the analytic model alone, in a second")
     spare_gib: float = field(0.0, help="memory of each chip that must stay free for the run to fit")
+    tries: int = field(3, help="search: candidates that are compiled, the most promising first; 0: none")
+    margin: float = field(0.15, help="search: share of a chip's memory that candidates must leave by arithmetic alone")
+    batches: tuple[int, ...] = field(
+        (), help="search: sizes of a step's batch; default: train.batch_size, twice and four times as many"
+    )
+    quantisations: tuple[str, ...] = field(
+        (),
+        help="search: how frozen projections may be stored; default: none, int8, nf4",
+        choices=("none", *QUANTISATIONS),
+    )
+    out: str | None = field(
+        None, help="search: folder for plan.toml, plan.svg and plan.json; default: runs/plan/<name>"
+    )
     json: str | None = field(None, help="file for every figure", alias="--json")
     hlo: str | None = field(None, help="file for the compiled program's text")
 
@@ -28,6 +45,12 @@ class PlanSettings:
             raise ValueError(f"slices: got {self.slices}, expected 1 or more.")
         if self.spare_gib < 0:
             raise ValueError(f"spare_gib: got {self.spare_gib}, expected 0 or more.")
+        if self.tries < 0:
+            raise ValueError(f"tries: got {self.tries}, expected 0 or more.")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin: got {self.margin}, expected 0 or more and below 1; 0.15 is usual.")
+        if any(size < 1 for size in self.batches):
+            raise ValueError(f"batches: got {min(self.batches)}, expected sizes of 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,15 @@ def test_finished_batches_are_not_run_again(programs, monkeypatch):
     assert again.work == generator.work
 
 
-def test_data_parallel_devices_give_the_same_tokens(tiny_folder, programs):
+@pytest.mark.parametrize(
+    ("mesh", "size", "held"),
+    [
+        ("data=4,tensor=2", 8, (1, 3)),  # 3 kv heads are not split in 2: sequences are
+        ("data=2,tensor=3", 6, (4, 1)),
+    ],
+)
+def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
+    """held: sequences and kv heads of the cache on each device."""
     import jax
 
     from medjax.parallel.mesh import make_mesh
@@ -90,8 +98,11 @@ def test_data_parallel_devices_give_the_same_tokens(tiny_folder, programs):
         pytest.skip(f"needs 8 devices, there are {len(jax.devices())}")
     prompts = _prompts(6, 150)
     expected = Generator(programs, _Letters(), batch_size=4, row_tokens=512).generate(prompts, max_new_tokens=9)
-    model = load_decoder(tiny_folder, mesh=make_mesh("data=4,tensor=2"))
-    sharded = Generator(Programs(model, dtype="float32", backend="blockwise"), _Letters(), batch_size=4, row_tokens=512)
+    loaded = load_decoder(tiny_folder, mesh=make_mesh(mesh, jax.devices()[:size]))
+    model = Programs(loaded, dtype="float32", backend="blockwise")
+    cache = model.empty_cache(8, 128)[0]
+    assert cache.sharding.shard_shape(cache.shape)[1:3] == held
+    sharded = Generator(model, _Letters(), batch_size=8, row_tokens=512)
     assert sharded.generate(prompts, max_new_tokens=9) == expected
 
 

@@ -98,6 +98,20 @@ def test_ties_go_to_the_lowest_id(chunk):
     assert got.argmax.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("shards", [2, 4, 12])
+def test_row_statistics_in_parts(shards):
+    """Parts that are reduced alone and merged; a tie between two parts goes to the lower id. 5 parts do not divide."""
+    hidden, table = RNG.normal(size=(5, 6)).astype(np.float32), RNG.normal(size=(96, 6)).astype(np.float32) * 4
+    table[[30, 70]] = hidden[0] * 9
+    logits = hidden.astype(np.float64) @ table.T
+    want = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    for parts in (shards, 5):
+        got = ops.row_statistics(jnp.asarray(hidden), jnp.asarray(table), 7, parts)
+        np.testing.assert_allclose(got.logsumexp, want, rtol=1e-5)
+        np.testing.assert_array_equal(got.argmax, logits.argmax(-1))
+    assert int(got.argmax[0]) == 30
+
+
 def test_row_statistics_of_large_logits():
     """Logits near 1e4 overflow exp; in bfloat16 the sum still runs in float32."""
     table = jnp.asarray([[10000.0], [10000.0], [-10000.0]])

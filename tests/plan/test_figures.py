@@ -179,6 +179,63 @@ def test_only_what_lies_in_main_memory_is_traffic():
     assert hbm_bytes(parse(TPU)) == 2 * layer + kernel + column + index
 
 
+# As TPU prints a product with one layer of stacked weights: the slice is in a fusion inside a fusion, behind a copy of
+# the whole stack that exists by name alone; and new rows scattered into an array in place.
+NESTED = """HloModule jit_step, num_partitions=1
+
+%retiled (s.0: s8[6,128,256]) -> s8[6,128,256] {
+  %s.0 = s8[6,128,256]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %again = s8[6,128,256]{2,1,0:T(8,128)(4,1)} copy(%s.0)
+}
+
+%kernel (k.0: s8[6,128,256], k.1: s32[]) -> bf16[128,256] {
+  %k.0 = s8[6,128,256]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %stack = s8[6,128,256]{2,1,0:T(8,128)(4,1)} fusion(%k.0), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, \
+calls=%retiled
+  %k.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = s8[1,128,256]{2,1,0:T(8,128)(4,1)} dynamic-slice(%stack, %k.1, %zero, %zero), dynamic_slice_sizes={1,128,256}
+  %wide = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} convert(%layer)
+  ROOT %flat = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%wide)
+}
+
+%product (x.0: bf16[16,128], x.1: s8[6,128,256], x.2: s32[]) -> bf16[16,256] {
+  %x.0 = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %x.1 = s8[6,128,256]{2,1,0:T(32,128)(4,1)} parameter(1)
+  %x.2 = s32[] parameter(2)
+  %w = bf16[128,256]{1,0:T(8,128)(2,1)} fusion(%x.1, %x.2), kind=kLoop, calls=%kernel
+  ROOT %y = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} convolution(%x.0, %w), dim_labels=bf_io->bf
+}
+
+%rows (r.0: bf16[512,256], r.1: s32[16,1], r.2: bf16[16,256]) -> bf16[512,256] {
+  %r.0 = bf16[512,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %r.1 = s32[16,1]{1,0:T(8,128)S(1)} parameter(1)
+  %r.2 = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} parameter(2)
+  ROOT %put = bf16[512,256]{1,0:T(8,128)(2,1)} scatter(%r.0, %r.1, %r.2), update_window_dims={1}, \
+inserted_window_dims={0}, scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%second
+}
+
+%second (a.0: bf16[], a.1: bf16[]) -> bf16[] {
+  %a.0 = bf16[] parameter(0)
+  ROOT %a.1 = bf16[] parameter(1)
+}
+
+ENTRY %main (a: bf16[16,128], b: s8[6,128,256], c: s32[], d: bf16[512,256], e: s32[16,1]) -> bf16[512,256] {
+  %a = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %b = s8[6,128,256]{2,1,0:T(32,128)(4,1)} parameter(1)
+  %c = s32[]{:S(6)} parameter(2)
+  %d = bf16[512,256]{1,0:T(8,128)(2,1)} parameter(3)
+  %e = s32[16,1]{1,0:T(8,128)S(1)} parameter(4)
+  %new = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} fusion(%a, %b, %c), kind=kOutput, calls=%product
+  ROOT %out = bf16[512,256]{1,0:T(8,128)(2,1)} fusion(%d, %e, %new), kind=kCustom, calls=%rows
+}
+"""
+
+
+def test_a_slice_inside_fusions_and_a_scatter_in_place():
+    assert hbm_bytes(parse(NESTED)) == 128 * 256 + 16 * 256 * 2  # one layer's codes read, sixteen rows written
+
+
 def test_kernels_cycles_and_donation():
     module = parse(TPU)
     assert kernels(module) == [Kernel("splash_mha_fwd", "tpu_custom_call", 2)]

@@ -1,0 +1,138 @@
+"""What a decoder's training step computes, moves and sends, by arithmetic alone, and the time that this takes at least.
+
+  operations  kernels: 2 a number and token forward, 2 for the gradient of the input, 2 for that of the kernel if it is
+              trained; attention 4 a pair and component forward, 10 backward (14 with splash, which computes scores in
+              both of its kernels); what remat computes again comes on top
+  HBM         weights once for every pass over them, twice more where they are gathered or expanded first; activations
+              as they are written and read between matrix products; the optimiser's state read and written
+  links       by mesh axis, of one device, ring algorithms: (n - 1) / n of what is gathered or scattered, twice that
+              of what is summed
+                fsdp      weights for each of two passes, in the compute dtype; gradients
+                tensor    sums after the projections back to the embedding, forward and backward
+                sequence  queries, keys, values and outputs (heads), keys and values (gather, ring); gradients
+                data      gradients
+
+`medjax.plan` compiles the best by this and takes the compiler's program for the figures that it prints.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medjax.parallel.topology import Topology
+from medjax.plan.layout import Layout
+from medjax.plan.roofline import Roofline, link, network
+from medjax.train.flops import attended_pairs, lora_params
+
+_NOT_HIDDEN = 0.1  # share of what is not the limit that counts all the same: of two equal limits the one with less wins
+_PASSES = {"full": 3, "attention": 3, "dots": 2, "none": 2}  # over the activations between matrix products
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one device in a step.
+
+    sent  bytes by mesh axis
+    """
+
+    flops: float
+    hbm_bytes: float
+    sent: dict[str, float]
+
+
+def work(of: Layout) -> Work:
+    """The work of a step with full rows."""
+    return Work(_flops(of), _hbm_bytes(of), _sent(of))
+
+
+def bound(of: Layout, place: Topology) -> Roofline | None:
+    """The least time of a step on a slice, from its work; None where the chip has no figures."""
+    chip = place.chip.device
+    if not chip.bf16_flops:
+        return None
+    todo = work(of)
+    peak = chip.bf16_flops if of.width == 2 else chip.bf16_flops / 6  # float32 products: six bfloat16 ones on TPU
+    links = {}
+    for axis, moved in todo.sent.items():
+        name, bandwidth = link(place, of.mesh, (axis,))
+        if bandwidth:
+            links[name] = moved / bandwidth
+    if place.slices > 1:
+        name, bandwidth = network(place, ("data",))
+        if bandwidth:
+            links[name] = 2 * (place.slices - 1) / place.slices * of.trained / bandwidth
+    return Roofline(todo.flops / peak, todo.hbm_bytes / chip.hbm_bytes_per_s, links)
+
+
+def seconds(line: Roofline) -> float:
+    """By which candidates are ranked: the limit, and a tenth of the rest, as nothing overlaps perfectly."""
+    every = (line.compute, line.memory, *line.links.values())
+    return line.step + _NOT_HIDDEN * (sum(every) - line.step)
+
+
+def _tokens(of: Layout) -> int:
+    """Of one device in a whole step."""
+    return of.tokens * of.accumulation
+
+
+def _flops(of: Layout) -> float:
+    c, tokens = of.config, _tokens(of)
+    again = of.remat in ("full", "attention")
+    kernels = 2 + (2 if of.trains != "head" else 0) + (2 if of.trains == "full" else 0) + (2 if again else 0)
+    total: float = kernels * tokens * of.layer_weights * c.layers
+    if of.lora:  # adapters are split as their kernels are
+        share = of.layer_weights * c.layers / c.matmul_params
+        total += (8 if again else 6) * tokens * lora_params(c, of.lora) * share
+    backward = 0 if of.trains == "head" else 14 if of.backend == "splash" else 10
+    pair = 4 + backward + (4 if of.remat == "full" else 0)
+    pairs = of.rows * attended_pairs(c, np.arange(of.window)) / of.mesh.size * of.mesh.shape["tensor"]
+    total += pair * pairs * c.heads // of.ways("heads") * c.head_dim
+    return total + (6 if of.trains_table else 4) * tokens * (c.vocab_size // of.ways("vocab")) * c.embed
+
+
+def _hbm_bytes(of: Layout) -> float:
+    c, tokens = of.config, _tokens(of)
+    again = of.remat in ("full", "attention")
+    uses = 2 + (1 if again else 0) + (1 if of.trains == "full" else 0)
+    touched = 1 + (2 if of.gathered > 1 or of.quantisation else 0)
+    weights = uses * touched * of.layer_weights * c.layers * of.width * of.accumulation
+    heads = c.heads // of.ways("heads") + 2 * c.kv_heads // of.ways("kv_heads")
+    inside = 6 * c.embed + 4 * heads * c.head_dim + (4 if c.gated else 3) * c.mlp // of.ways("mlp")
+    activations = 2 * _PASSES[of.remat] * tokens * c.layers * inside * of.width
+    state = 2 * of.optimizer + (4 + 2 * of.accumulation) * of.trained
+    chunks = -(-of.tokens // 512) * of.accumulation
+    table = chunks * 2 * (c.vocab_size // of.ways("vocab")) * c.embed * of.width
+    return weights + activations + state + table
+
+
+def _sent(of: Layout) -> dict[str, float]:
+    c, tokens, sizes = of.config, _tokens(of), of.mesh.shape
+    again = of.remat in ("full", "attention")
+    found = {}
+    if (n := sizes["fsdp"]) > 1:
+        share = (n - 1) / n
+        weights = 2 * of.layer_weights * c.layers * of.width * of.accumulation if of.gathered > 1 else 0
+        found["fsdp"] = share * (weights + 2 * _gradients(of, "fsdp"))
+    if (n := sizes["tensor"]) > 1 and of.ways("mlp") > 1:
+        sums = 2 + (2 if of.trains != "head" else 0) + (1 if again else 0)
+        found["tensor"] = 2 * (n - 1) / n * sums * tokens * c.layers * c.embed * of.width
+    if (n := sizes["sequence"]) > 1:
+        found["sequence"] = _context(of, n) + 2 * (n - 1) / n * _gradients(of, "sequence")
+    if (n := sizes["data"]) > 1:
+        found["data"] = 2 * (n - 1) / n * _gradients(of, "data")
+    return found
+
+
+def _gradients(of: Layout, axis: str) -> float:
+    """Bytes of gradients that are summed over an axis; over fsdp before they are split, so as large as all parts."""
+    return of.trained * (of.mesh.shape["fsdp"] / 2 if axis == "fsdp" and of.gathered > 1 else 1)
+
+
+def _context(of: Layout, n: int) -> float:
+    c, tokens = of.config, _tokens(of)
+    passes = 3 if of.remat == "full" else 2
+    heads = c.heads // of.ways("heads") * c.head_dim
+    kv = c.kv_heads // of.ways("kv_heads") * c.head_dim
+    if of.context == "heads":  # an all-to-all of q, k, v and back of the output
+        return passes * (n - 1) / n * tokens * c.layers * 2 * (heads + kv) * of.width
+    return (passes + 1) * (n - 1) * tokens * c.layers * 2 * kv * of.width

@@ -1,0 +1,192 @@
+"""What a search leaves behind: tables for the terminal, and a folder with plan.toml, plan.svg and plan.json.
+
+plan.toml is the best way to run, as `python -m medjax.train` takes it; its first lines say for what, and what is
+estimated. The run's own out is kept, plan's settings are not in it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medjax.config import to_dict, to_toml
+from medjax.plan.compiled import GIB
+from medjax.plan.estimate import seconds
+from medjax.plan.roofline import Roofline
+from medjax.plan.search import Search, Tried, described, first_of, front, rank_compiled
+from medjax.plan.settings import LanguagePlanSettings
+from medjax.report.plan import pareto_figure
+from medjax.report.table import text_table
+from medjax.store.provenance import command, versions
+from medjax.store.runs import named, shortened
+
+_SHOWN = 12  # ways in the table besides the compiled ones
+
+
+def folder(settings: LanguagePlanSettings) -> Path:
+    """Where the results of a search go."""
+    p = settings.plan
+    usual = settings.name or shortened(f"{Path(settings.model.name).name}-{p.topology.replace(':', '-')}")
+    return named(p.out or Path("runs") / "plan" / usual)
+
+
+def search_tables(found: Search) -> str:
+    """What was tried and what is best, as text."""
+    compiled = {id(one.way) for one in found.compiled}
+    others = first_of(
+        (one for one in found.ways if not found.usable or one.estimated.peak <= found.usable), lambda one: one.kind
+    )
+    shown = [*found.compiled, *[one for one in others if id(one.way) not in compiled][:_SHOWN]]
+    parts = []
+    if shown:
+        parts.append(text_table([_row(one, found) for one in shown], _HEADER, align="lllrrrrl"))
+    if distances := [abs(one.away) for one in found.compiled if one.away is not None]:
+        parts.append(
+            f"arithmetic alone was {100 * max(distances):.0f} % off the peak at the most, of {len(distances)} compiled"
+        )
+    parts.append(f"best: {described(found.best)}\n{_verdict(found.best, found)}" if found.best else found.lacking)
+    return "\n\n".join(parts)
+
+
+def write(found: Search, settings: LanguagePlanSettings, place: Path) -> list[Path]:
+    """Write plan.json, plan.svg and, where something fits, plan.toml; returns their paths."""
+    place.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "plan.json": json.dumps(to_json(found, settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "plan.svg": picture(found),
+    }
+    if found.best:
+        texts["plan.toml"] = run_toml(found, settings, place)
+    for name, text in texts.items():
+        (place / name).write_text(text, "utf-8")
+    return [place / name for name in sorted(texts)]
+
+
+def run_toml(found: Search, settings: LanguagePlanSettings, place: Path) -> str:
+    """The best way to run as medjax.train reads it, with what is known of it."""
+    assert found.best
+    best = found.best
+    source = "by the compiler" if best.found else "by arithmetic alone, not compiled"
+    memory = f"{best.peak / GIB:.2f} of {found.usable / GIB:.2f}" if found.usable else f"{best.peak / GIB:.2f}"
+    chips = f"{found.topology.slices} x {found.topology.name}, {found.topology.chips} chips"
+    lines = [
+        f"# python -m medjax.train {place / 'plan.toml'}",
+        f"# hardware: {chips}",
+        f"# memory:   {memory} GiB on each device, {source}",
+        f"# estimate: {_speed(best, found) or 'no time: this device has no figures'}",
+        f"# made by:  {command(settings, 'medjax.plan')}",
+    ]
+    return "\n".join(line.replace("\n", " ") for line in lines) + "\n\n" + to_toml(best.way.settings)
+
+
+def picture(found: Search) -> str:
+    """Memory against time of every way, as SVG."""
+    ways = [one for one in found.ways if one.line]
+    best = found.best if found.best and found.best.best_line else None
+    return pareto_figure(
+        [_point(one, found) for one in ways],
+        [_point(one, found) for one in front(ways)],
+        [(one.peak / GIB, _ms(rank_compiled(one), found)) for one in found.compiled if one.best_line],
+        (best.peak / GIB, _ms(rank_compiled(best), found)) if best else None,
+        found.usable / GIB,
+        found.topology.name,
+    )
+
+
+def to_json(found: Search, settings: LanguagePlanSettings) -> dict[str, Any]:
+    """Everything that was tried, as plain JSON values."""
+    best = found.best
+    return {
+        "fits": best is not None,
+        "peak_gib": best.peak / GIB if best else None,
+        "hbm_gib": found.usable / GIB,
+        "tokens_per_s_per_chip": _per_chip(best, found) if best else None,
+        "limit": best.best_line.limit if best and best.best_line else None,
+        "lacking": found.lacking or None,
+        "topology": found.topology.name,
+        "slices": found.topology.slices,
+        "chips": found.topology.chips,
+        "estimated_ways": found.count,
+        "fitting_by_arithmetic": found.fitting,
+        "best": _entry(best, found) if best else None,
+        "compiled": [_entry(one, found) for one in found.compiled],
+        "ways": [_entry(one, found) for one in found.ways],
+        "estimate": "roofline: computing, HBM and links at their peaks and overlapped but for a tenth; not measured",
+        "command": command(settings, "medjax.plan"),
+        "versions": versions("libtpu") if found.compiled and found.topology.chip.is_tpu else versions(),
+    }
+
+
+_HEADER = ("mesh", "batch", "remat, base, attention", "GiB by arithmetic", "compiled", "off", "tokens/s/chip", "limit")
+
+
+def _row(one: Tried, found: Search) -> tuple[str, ...]:
+    s, line = one.way.settings, one.best_line
+    parts = f" in {s.train.accumulation}" if s.train.accumulation > 1 else ""
+    split = f", {one.way.layout.context}" if one.way.layout.mesh.shape["sequence"] > 1 else ""
+    speed = _per_chip(one, found)
+    return (
+        s.mesh.shape,
+        f"{s.train.batch_size}{parts}",
+        f"{s.train.remat}, {s.model.quantisation or s.model.dtype}{split}",
+        f"{one.estimated.peak / GIB:.2f}",
+        f"{one.found.peak / GIB:.2f}" if one.found else "–",
+        f"{100 * one.away:+.0f} %" if one.away is not None else "–",
+        f"{speed:,.0f}" if speed else "–",
+        line.limit if line else "–",
+    )
+
+
+def _entry(one: Tried, found: Search) -> dict[str, Any]:
+    s = one.way.settings
+    return {
+        "mesh": s.mesh.shape,
+        "batch_size": s.train.batch_size,
+        "accumulation": s.train.accumulation,
+        "remat": s.train.remat,
+        "quantisation": s.model.quantisation,
+        "backend": one.way.layout.backend,
+        "context": one.way.layout.context,
+        "estimated_gib": one.estimated.peak / GIB,
+        "compiled_gib": one.found.peak / GIB if one.found else None,
+        "fits": one.found.fits(0.0) if one.found else None,
+        "step_s": _step(one.best_line),
+        "tokens_per_s_per_chip": _per_chip(one, found),
+        "limit": one.best_line.limit if one.best_line else None,
+        "settings": to_dict(s) if one is found.best else None,
+    }
+
+
+def _verdict(best: Tried, found: Search) -> str:
+    source = "by the compiler" if best.found else "by arithmetic alone, not compiled"
+    room = f", {(found.usable - best.peak) / GIB:.2f} to spare" if found.usable else ""
+    speed = _speed(best, found)
+    return f"{best.peak / GIB:.2f} GiB on each device {source}{room}" + (f"\n{speed}" if speed else "")
+
+
+def _speed(one: Tried, found: Search) -> str:
+    line, speed = one.best_line, _per_chip(one, found)
+    if not line or not speed:
+        return ""
+    return (
+        f"{_step(line):.2f} s a step, {speed:,.0f} tokens/s/chip at the limit ({line.limit}); a bound from above, "
+        "nothing was run"
+    )
+
+
+def _step(line: Roofline | None) -> float | None:
+    return line.step if line else None
+
+
+def _per_chip(one: Tried, found: Search) -> float | None:
+    line = one.best_line
+    return one.way.tokens / line.step / found.topology.chips if line else None
+
+
+def _point(one: Tried, found: Search) -> tuple[float, float]:
+    assert one.line
+    return one.estimated.peak / GIB, _ms(seconds(one.line) / one.way.tokens, found)
+
+
+def _ms(seconds_a_token: float, found: Search) -> float:
+    """Of a thousand tokens on a chip."""
+    return seconds_a_token * 1e6 * found.topology.chips

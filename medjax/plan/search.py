@@ -1,0 +1,250 @@
+"""The best way to run a training on a slice: all ways estimated, the promising ones compiled, the best written down.
+
+Ways that do not fit by arithmetic, with a margin, are left out; the others are ranked by the time that a token takes at
+the roofline. The best of each mesh, quantisation and attention is compiled, in that order, until so many were; where
+the compiler needs more memory than was thought, what is left is pruned by that ratio too. Of those that fit by the
+compiler the fastest by its own figures is the best.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from medjax.parallel.topology import Topology, topology
+from medjax.plan.candidates import Candidate, candidates
+from medjax.plan.compiled import GIB
+from medjax.plan.devices import devices_to_compile_for
+from medjax.plan.estimate import bound, seconds, work
+from medjax.plan.memory import Estimate, memory
+from medjax.plan.program import planned_step
+from medjax.plan.roofline import Roofline
+from medjax.plan.run import Plan, Say, planned
+from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings
+
+Compile = Callable[[Candidate], Plan]
+_MOST_GPUS = 1024
+_BATCH_HANDICAP, _PART_HANDICAP = 0.03, 0.002  # shares of the time a token
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A way to run, as far as it was looked at.
+
+    estimated  its memory by arithmetic
+    line       its time by arithmetic; None where the chip has no figures
+    rank       seconds a token of all devices, or operations where there is no time
+    found      what the compiler found; None where it was not asked
+    """
+
+    way: Candidate
+    estimated: Estimate
+    line: Roofline | None
+    rank: float
+    found: Plan | None = None
+
+    @property
+    def kind(self) -> tuple[str, str | None, str]:
+        """Mesh, quantisation, attention: what tells ways apart that are worth compiling both."""
+        s = self.way.settings
+        return s.mesh.shape, s.model.quantisation, self.way.layout.context
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device: by the compiler, else by arithmetic."""
+        return self.found.peak if self.found else self.estimated.peak
+
+    @property
+    def away(self) -> float | None:
+        """How far arithmetic was from the compiler, as a share of the compiler's peak."""
+        return self.estimated.peak / self.found.peak - 1 if self.found and self.found.peak else None
+
+    @property
+    def best_line(self) -> Roofline | None:
+        """Time by the compiler's program, else by arithmetic."""
+        return self.found.roofline if self.found and self.found.roofline else self.line
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    usable   bytes of a device; 0 where it has no figure
+    count    ways that were estimated, fitting: those that fit by arithmetic
+    ways     the fastest of each mesh, quantisation, attention and remat, fitting or not, fastest first
+    compiled in the order of compilation
+    best     None where none fits; then lacking says by how much, and what would hold it
+    """
+
+    topology: Topology
+    usable: int
+    count: int
+    fitting: int
+    ways: tuple[Tried, ...]
+    compiled: tuple[Tried, ...]
+    best: Tried | None
+    lacking: str = ""
+
+
+def search(settings: RunPlanSettings, say: Say = lambda line: None) -> Search:
+    """Search the best way to run on the slice that the settings name.
+
+    Raises ValueError for an unknown slice, a run that is no language model's, and without libtpu.
+    """
+    if not isinstance(settings, LanguagePlanSettings):
+        raise ValueError(
+            f"plan.search: got objective={settings.objective}, expected language; plan an ECG run for one mesh and "
+            "batch at a time, without --search."
+        )
+    p = settings.plan
+    place = topology(p.topology, p.slices)
+    devices = devices_to_compile_for(place, say) if p.compile and p.tries else None
+
+    def compiles(way: Candidate) -> Plan:
+        import jax
+
+        jax.clear_caches()  # programs of other meshes, which would stay in memory
+        return planned(planned_step(way.settings, devices), place)
+
+    return searched(settings, place, compiles if devices else None, say)
+
+
+def searched(
+    settings: LanguagePlanSettings, place: Topology, compiles: Compile | None, say: Say = lambda line: None
+) -> Search:
+    """Search with a compiler, or by arithmetic alone."""
+    p, usable = settings.plan, place.chip.device.usable_hbm_bytes
+    own = settings.train.batch_size
+    every = [tried(way, place) for way in candidates(settings, place)]
+    every.sort(key=lambda one: choice(one.rank, one.way, own))
+    if not every:
+        raise ValueError(
+            f"plan.search: no mesh of {place.device_count} devices can split batches of "
+            f"{', '.join(map(str, p.batches or (settings.train.batch_size,)))} rows of {settings.data.window} tokens "
+            f"and {settings.model.name}; change plan.batches, data.window or the topology."
+        )
+    room = (usable * (1 - p.margin) - p.spare_gib * GIB) if usable else float("inf")
+    fitting = [one for one in every if one.estimated.peak <= room]
+    ways = tuple(first_of(every, lambda one: (*one.kind, one.way.layout.remat)))
+    say(
+        f"{len(every):,} ways to run on {place.name} ({len(fitting):,} fit by arithmetic"
+        f"{f', {100 * p.margin:.0f} % left free' if usable else ''})"
+    )
+    if not fitting:
+        return Search(place, usable, len(every), 0, ways, (), None, lacking(settings, place, every))
+    if not compiles or not p.tries:
+        return Search(place, usable, len(every), len(fitting), ways, (), fitting[0])
+    asked = _compiled(fitting, compiles, usable, p.tries, p.spare_gib * GIB, say)
+    good = [one for one in asked if one.found and one.found.fits(p.spare_gib * GIB) is not False]
+    best = min(good, key=lambda one: choice(rank_compiled(one), one.way, own)) if good else None
+    least = min((one.peak for one in asked), default=0)
+    words = (
+        f"none of the {len(asked)} compiled fits: the smallest needs {least / GIB:.2f} of {usable / GIB:.2f} GiB; "
+        "compile more (plan.tries), or leave more room (plan.margin)"
+    )
+    return Search(place, usable, len(every), len(fitting), ways, tuple(asked), best, "" if best else words)
+
+
+def tried(way: Candidate, place: Topology) -> Tried:
+    """Estimate a way to run."""
+    line = bound(way.layout, place)
+    cost = seconds(line) if line else work(way.layout).flops
+    return Tried(way, memory(way.layout), line, cost / way.tokens)
+
+
+def choice(cost: float, way: Candidate, own_batch: int) -> float:
+    """A time a token with a handicap: another batch is another training, and many parts are many small programs."""
+    steps = way.settings.train
+    return cost * (1 + _BATCH_HANDICAP * (steps.batch_size != own_batch) + _PART_HANDICAP * (steps.accumulation - 1))
+
+
+def rank_compiled(one: Tried) -> float:
+    """Seconds a token by the compiler's program, where there is a time."""
+    line = one.found.roofline if one.found else None
+    return seconds(line) / one.way.tokens if line else one.rank
+
+
+def first_of(ranked: Iterable[Tried], kind: Callable[[Tried], tuple]) -> list[Tried]:
+    """The first of each kind, in order."""
+    found: dict[tuple, Tried] = {}
+    for one in ranked:
+        found.setdefault(kind(one), one)
+    return list(found.values())
+
+
+def front(ways: Sequence[Tried]) -> list[Tried]:
+    """Those that no other beats in both memory and time, by memory."""
+    found: list[Tried] = []
+    for one in sorted(ways, key=lambda one: (one.estimated.peak, one.rank)):
+        if not found or one.rank < found[-1].rank:
+            found.append(one)
+    return found
+
+
+def lacking(settings: LanguagePlanSettings, place: Topology, every: Sequence[Tried]) -> str:
+    """By how much a run is too large for a slice, and the smallest slice of that kind that would hold it."""
+    p, usable = settings.plan, place.chip.device.usable_hbm_bytes
+    smallest = min(every, key=lambda one: one.estimated.peak)
+    needed = smallest.estimated.peak + p.margin * usable + p.spare_gib * GIB
+    text = (
+        f"too large for any mesh of {place.name}: {smallest.estimated.peak / GIB:.2f} GiB by arithmetic on each device "
+        f"at the least ({described(smallest)}), {(needed - usable) / GIB:.2f} GiB more than there are of "
+        f"{usable / GIB:.2f} GiB with plan.margin and plan.spare_gib free"
+    )
+    for larger in larger_slices(place):
+        # a batch that the larger slice can split: the search is for memory, not for this batch
+        rows = max(settings.train.batch_size, 1)
+        sizes = {rows * larger.device_count, *(p.batches or (rows,))}
+        wider = replace(settings, plan=replace(p, batches=tuple(sorted(sizes))))
+        peaks = [memory(way.layout).peak for way in candidates(wider, larger, least=True)]
+        if peaks and min(peaks) <= larger.chip.device.usable_hbm_bytes * (1 - p.margin) - p.spare_gib * GIB:
+            return f"{text}; the smallest slice that would hold it is {larger.name} ({min(peaks) / GIB:.2f} GiB)"
+    return (
+        f"{text}; no slice of {place.chip.name} would hold it: take another chip, a smaller model or a shorter window"
+    )
+
+
+def larger_slices(place: Topology) -> Iterable[Topology]:
+    """Slices of the same kind with 2, 4, 8, … times as many chips, as far as they are made."""
+    kind = place.chip.name if place.chip.is_tpu else f"gpu:{place.chip.name}"
+    most = prod(place.chip.pod) if place.chip.is_tpu else _MOST_GPUS
+    chips = 2 * place.chips // place.slices
+    while chips <= most:
+        with contextlib.suppress(ValueError):  # no usual shape has so many
+            yield topology(f"{kind}-{chips}" if place.chip.is_tpu else f"{kind}:{chips}", place.slices)
+        chips *= 2
+
+
+def described(one: Tried) -> str:
+    """A way to run in a few words."""
+    s, context = one.way.settings, one.way.layout.context
+    parts = f" in {s.train.accumulation} parts" if s.train.accumulation > 1 else ""
+    split = f", {context} attention" if one.way.layout.mesh.shape["sequence"] > 1 else ""
+    return (
+        f"{s.mesh.shape}, batch {s.train.batch_size}{parts}, remat {s.train.remat}, "
+        f"{s.model.quantisation or 'not quantised'}{split}"
+    )
+
+
+def _compiled(
+    fitting: Sequence[Tried], compiles: Compile, usable: int, most: int, spare: float, say: Say
+) -> list[Tried]:
+    asked: list[Tried] = []
+    ratio, kinds = 1.0, set()
+    for one in fitting:
+        if len(asked) == most:
+            break
+        if one.kind in kinds or (usable and one.estimated.peak * ratio + spare > usable):
+            continue
+        say(f"compiling {len(asked) + 1} of {most}: {described(one)}")
+        asked.append(replace(one, found=compiles(one.way)))
+        found = asked[-1].found
+        assert found is not None
+        if found.fits(spare) is not False:
+            kinds.add(one.kind)
+        ratio = max(ratio, found.peak / one.estimated.peak)
+        say(
+            f"  {'does not fit' if found.fits(spare) is False else 'fits'}: {found.peak / GIB:.2f} GiB, by arithmetic "
+            f"{one.estimated.peak / GIB:.2f}"
+        )
+    return asked

@@ -1,0 +1,58 @@
+"""The ways to run a training on a slice, drawn: memory of a device against the estimated time of a thousand tokens."""
+
+from collections.abc import Sequence
+
+from medjax.report.plane import Plane, Point, padded, plain
+
+_SLOWEST = 2.0  # times the fastest: what is slower is left out
+
+
+def pareto_figure(
+    ways: Sequence[Point],
+    front: Sequence[Point],
+    compiled: Sequence[Point],
+    best: Point | None,
+    usable: float,
+    name: str,
+) -> str:
+    """Every way a dot, a line through those that no other beats, those that the compiler saw, the best, the limit.
+
+    ways, front, compiled, best  (GiB of a device, ms for a thousand tokens a chip); compiled and best by the compiler
+    usable  GiB of a device that a program can have; 0: not known
+    name    of the slice
+    """
+    known = [point for point in (*ways, *compiled, *((best,) if best else ()))]
+    fastest = min((y for _, y in known), default=1.0)
+    near = [point for point in ways if point[1] <= _SLOWEST * fastest and (not usable or point[0] <= 2 * usable)]
+    shown = [*near, *compiled, *((best,) if best else ())] or [(0.0, 0.0), (1.0, 1.0)]
+    widest = 1.05 * max([*(x for x, _ in shown), usable])
+    low, slowest = padded([y for _, y in shown], 0.15)
+    plane = Plane(
+        f"Memory and time on {name}",
+        f"{len(near)} ways to run, by arithmetic; {len(compiled)} of them compiled"
+        + (f"; a device has {usable:.2f} GiB" if usable else ""),
+        "memory of a device at the step's peak, GiB",
+        "estimate of a thousand tokens on a chip, ms",
+        (0.0, widest),
+        (max(0.0, low), slowest),
+        x_shown=plain,
+    )
+    plane.explain("dot", "muted", "by arithmetic")
+    plane.explain("line", "accent", "no other is smaller and faster")
+    if compiled:
+        plane.explain("dot", "held", "compiled")
+    if best:
+        plane.explain("dot", "ink", "the best")
+    if usable:
+        plane.explain("dashed", "bad", "the device's memory")
+        plane.curve([usable, usable], [max(0.0, low), slowest], "bad", width=1.6, dashed=True)
+    for x, y in near:
+        plane.dot(x, y, "muted", radius=2, opacity=0.45)
+    line = [point for point in front if point in set(near)]
+    plane.curve([x for x, _ in line], [y for _, y in line], "accent")
+    for x, y in compiled:
+        plane.dot(x, y, "held", radius=4)
+    if best:
+        plane.dot(*best, "ink", radius=5)
+        plane.note(*best, f"{plain(round(best[1], 1))} ms, {best[0]:.1f} GiB", "ink", dx=9, dy=-8)
+    return plane.svg()

@@ -1,0 +1,168 @@
+"""The search: what is compiled, what is chosen, what is said where nothing fits, and the files that it leaves."""
+
+import json
+import re
+import tomllib
+
+import pytest
+
+from medjax.config import load
+from medjax.parallel.topology import topology
+from medjax.plan import found as results
+from medjax.plan.compiled import GIB
+from medjax.plan.devices import named_devices
+from medjax.plan.program import planned_step
+from medjax.plan.run import Plan
+from medjax.plan.search import choice, described, first_of, front, larger_slices, search, searched
+from medjax.plan.settings import EcgPlanSettings
+from medjax.train.language_program import step_program
+from medjax.train.settings import TrainSettings
+
+V5E = {"plan.topology": "v5e:2x2", "plan.compile": "false", "train.batch_size": "4"}
+
+
+@pytest.fixture
+def fake(tiny):
+    """A compiler that needs so many bytes for every program, and keeps what it was asked for."""
+    asked = []
+
+    def make(place, needed):
+        def compiles(way):
+            asked.append(way.settings)
+            step = planned_step(way.settings, named_devices(place))
+            return Plan(
+                step, place, place.chip.usable_hbm_bytes, {}, refused=None, compiled=_Compiled(needed(len(asked)))
+            )
+
+        return compiles, asked
+
+    return make
+
+
+class _Compiled:
+    def __init__(self, peak):
+        self.memory = type("Memory", (), {"peak": peak})()
+
+
+def test_by_arithmetic_alone(tiny):
+    found = search(tiny(V5E))
+    assert found.compiled == ()
+    assert found.best.found is None
+    assert found.fitting == found.count
+    assert choice(found.best.rank, found.best.way, 4) == min(choice(one.rank, one.way, 4) for one in found.ways)
+    assert "by arithmetic alone, not compiled" in results.search_tables(found)
+
+
+def test_so_many_are_compiled_and_no_kind_twice(tiny, fake):
+    settings, place = tiny(V5E | {"plan.tries": "4"}), topology("v5e:2x2")
+    compiles, asked = fake(place, lambda number: GIB)
+    found = searched(settings, place, compiles)
+    assert len(found.compiled) == len(asked) == 4
+    assert len({one.kind for one in found.compiled}) == 4
+    assert found.best in found.compiled
+    assert found.best.away == pytest.approx(found.best.estimated.peak / GIB - 1)
+
+
+def test_what_does_not_fit_is_not_chosen(tiny, fake):
+    place = topology("v5e:2x2")
+    lines = []
+    compiles, _ = fake(place, lambda number: 20 * GIB if number == 1 else GIB)
+    found = searched(tiny(V5E | {"plan.tries": "2"}), place, compiles, lines.append)
+    # 20 GiB for some MiB by arithmetic: everything else of that size would be left out by the ratio
+    assert found.compiled[0].found.fits() is False
+    assert found.best is None or found.best.found.fits()
+    assert any("does not fit: 20.00 GiB" in line for line in lines)
+
+
+def test_none_fits(tiny, fake):
+    place = topology("v5e:2x2")
+    compiles, _ = fake(place, lambda number: 20 * GIB)
+    found = searched(tiny(V5E | {"plan.tries": "1"}), place, compiles)
+    assert found.best is None
+    assert found.lacking.startswith("none of the 1 compiled fits: the smallest needs 20.00 of 15.75 GiB")
+
+
+def test_too_large_for_any_mesh(tiny, monkeypatch):
+    """Llama 2 70B in bfloat16: 137 GB of weights alone."""
+    from medjax.models.published import published
+    from medjax.plan import program
+
+    monkeypatch.setattr(program, "decoder_of", published)
+    found = search(tiny(V5E | {"model.name": "meta-llama/Llama-2-70b-hf", "plan.quantisations": "none"}))
+    assert found.best is None
+    needed, missing = map(float, re.findall(r"([\d.]+) GiB (?:by arithmetic on|more)", found.lacking))
+    assert needed > 137.9e9 / 4 / GIB
+    assert missing == pytest.approx(needed + 0.15 * 15.75 - 15.75, abs=0.02)
+    assert "the smallest slice that would hold it is v5e:4x4" in found.lacking
+
+
+def test_larger_slices_of_a_kind():
+    assert [one.name for one in larger_slices(topology("v5e-64"))] == ["v5e:8x16", "v5e:16x16"]
+    assert next(iter(larger_slices(topology("v5e-1")))).name == "v5e:2x2"
+    assert next(iter(larger_slices(topology("gpu:h100:8")))).chips == 16
+
+
+def test_the_front_has_no_beaten_way(tiny):
+    found = search(tiny(V5E))
+    best = front(found.ways)
+    assert [one.estimated.peak for one in best] == sorted(one.estimated.peak for one in best)
+    for one in found.ways:
+        assert any(kept.estimated.peak <= one.estimated.peak and kept.rank <= one.rank for kept in best)
+        assert not any(
+            one.estimated.peak <= kept.estimated.peak and one.rank < kept.rank for kept in best if one not in best
+        )
+    assert first_of([3, 5, 4], lambda number: number % 2) == [3, 4]
+
+
+def test_the_files_of_a_search(tiny, tmp_path):
+    """plan.toml is read by medjax.train as it stands and makes the step that was planned."""
+    settings = tiny(V5E)
+    found = search(settings)
+    paths = results.write(found, settings, tmp_path / "plan")
+    assert [path.name for path in paths] == ["plan.json", "plan.svg", "plan.toml"]
+    back = load(TrainSettings, paths[-1])
+    assert back == found.best.way.settings
+    program = step_program(back, found.best.way.layout.config, 10, named_devices(topology("v5e:2x2")))
+    assert dict(program.mesh.shape) == dict(found.best.way.layout.mesh.shape)
+    head = paths[-1].read_text("utf-8").splitlines()[:5]
+    assert head[0] == f"# python -m medjax.train {paths[-1]}"
+    assert head[1] == "# hardware: 1 x v5e:2x2, 4 chips"
+    assert (
+        head[2]
+        == f"# memory:   {found.best.peak / GIB:.2f} of 15.75 GiB on each device, by arithmetic alone, not compiled"
+    )
+    assert "nothing was run" in head[3]
+    assert head[4].startswith("# made by:  python -m medjax.plan")
+    figures = json.loads(paths[0].read_text("utf-8"))
+    assert figures["fits"] is True
+    assert figures["best"]["settings"]["mesh"]["shape"] == back.mesh.shape
+    assert figures["estimated_ways"] == found.count
+    assert "plan" not in tomllib.loads(paths[-1].read_text("utf-8"))
+
+
+def test_a_search_with_a_compiler(tiny):
+    """On eight fake devices, whose memory is not known: everything fits, ranked by operations."""
+    settings = tiny({"plan.tries": "1", "plan.quantisations": "none", "plan.batches": "8"})
+    lines = []
+    found = search(settings, lines.append)
+    assert len(found.compiled) == 1
+    assert found.best.found.compiled.memory.argument == pytest.approx(found.best.estimated.arguments, rel=0.01)
+    assert lines[1] == f"compiling 1 of 1: {described(found.best)}"
+
+
+def test_no_batch_can_be_split(tiny):
+    with pytest.raises(ValueError, match="no mesh of 8 devices can split batches of 3 rows of 384 tokens"):
+        search(tiny({"plan.batches": "3", "data.window": "384", "plan.compile": "false"}))
+
+
+def test_encoders_of_ecgs_are_not_searched():
+    with pytest.raises(ValueError, match=r"plan\.search: got objective=mae, expected language"):
+        search(EcgPlanSettings(objective="mae"))
+
+
+def test_gpus_that_are_not_here(tiny):
+    lines = []
+    found = search(tiny({"plan.topology": "gpu:h100:8"}), lines.append)
+    assert "this machine has 0 GPUs of that kind, expected 8" in lines[0]
+    assert found.best.found is None
+    assert found.usable == 60 * 10**9
