@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 KINDS = ("nf4", "int8", "int4")
 
@@ -98,6 +99,9 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: tuple[str | None, ...]
+
+
+Places = tuple[tuple[str, NamedSharding], ...]  # of arrays, by name
 
 
 def leaves(kind: str, out: int, in_: int) -> dict[str, Leaf]:
@@ -166,21 +170,31 @@ def dequantise(kind: str, arrays: Mapping[str, Any], dtype: Any = jnp.float32) -
         return _scaled(_nf4_values(codes), _absmax(arrays)).astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def quantised_matmul(x: jax.Array, arrays: Mapping[str, Any], kind: str) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def quantised_matmul(x: jax.Array, arrays: Mapping[str, Any], kind: str, gathered: Places | None = None) -> jax.Array:
     """x @ W.T for a quantised W [out, in].
 
-    x        [..., in], its dtype is the dtype of the computation and of the result
-    arrays   of quantise(kind, W)
-    returns  [..., out]
+    x         [..., in], its dtype is the dtype of the computation and of the result
+    arrays    of quantise(kind, W)
+    gathered  where arrays, by name, are brought before they are expanded, here and once more in the backward pass
+    returns   [..., out]
 
     Differentiable in x only, in reverse mode; the arrays get no gradient. Its residuals are the arrays themselves.
     """
+    arrays = _gather(arrays, gathered)
     if kind == "int8":
         return _whole_product(x, arrays, kind=kind)
     return jax.lax.platform_dependent(
         x, arrays, cpu=partial(_whole_product, kind=kind), default=partial(_halved_product, kind=kind)
     )
+
+
+def _gather(arrays: Mapping[str, Any], gathered: Places | None) -> Mapping[str, Any]:
+    places = dict(gathered or ())
+    return {
+        name: jax.lax.with_sharding_constraint(array, places[name]) if name in places else array
+        for name, array in arrays.items()
+    }
 
 
 def _whole_product(x: jax.Array, arrays: Mapping[str, Any], *, kind: str) -> jax.Array:
@@ -209,11 +223,12 @@ def _halves(kind: str, arrays: Mapping[str, Any], dtype: Any) -> tuple[jax.Array
         return expanded(codes >> 4), expanded(codes & 15)
 
 
-def _forward(x: jax.Array, arrays: Mapping[str, Any], kind: str) -> tuple[jax.Array, Mapping[str, Any]]:
-    return quantised_matmul(x, arrays, kind), arrays
+def _forward(x: jax.Array, arrays: Mapping[str, Any], kind: str, gathered: Places | None):
+    return quantised_matmul(x, arrays, kind, gathered), arrays
 
 
-def _backward(kind: str, arrays: Mapping[str, Any], dy: jax.Array) -> tuple[jax.Array, None]:
+def _backward(kind: str, gathered: Places | None, arrays: Mapping[str, Any], dy: jax.Array) -> tuple[jax.Array, None]:
+    arrays = _gather(arrays, gathered)
     if kind == "int8":
         return _whole_gradient(dy, arrays, kind=kind), None
     whole, halved = partial(_whole_gradient, kind=kind), partial(_halved_gradient, kind=kind)

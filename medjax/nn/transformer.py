@@ -84,6 +84,7 @@ class Projection(nn.Module):
     bias          how many trailing kernel axes the bias has, 0 for none
     lora          of its adapter, whose factors a [in..., rank] and b [rank, out...] lie in the collection `lora`
     quantisation  of nn.quant: then `kernel` is a dict of arrays in the checkpoint's [out, in] order
+    constrain     of activations; a quantised kernel that is split along `embed` is brought together by it
     """
 
     equation: str
@@ -92,6 +93,7 @@ class Projection(nn.Module):
     bias: int = 0
     lora: LoraConfig | None = None
     quantisation: str | None = None
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -128,8 +130,8 @@ class Projection(nn.Module):
             thin = nn.Dropout(self.lora.dropout, deterministic=not dropped)(rows)
             added = low_rank(thin, a, b, self.lora.scale)
         if kind:
-            stored = QuantisedKernel(kind, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")()
-            y = quant.quantised_matmul(rows, stored, kind)
+            held = QuantisedKernel(kind, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")
+            y = quant.quantised_matmul(rows, held(), kind, held.gathered(self.constrain))
         elif kernel is not None:
             y = rows @ kernel.astype(x.dtype)
         return (y + added if self.lora else y).reshape(*x.shape[:-1], out)
@@ -144,12 +146,31 @@ class QuantisedKernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:
+        return {
+            name: parameter(self, name, partial(nn.initializers.zeros, dtype=leaf.dtype), leaf.shape, axes)
+            for name, (leaf, axes) in self._leaves().items()
+        }
+
+    def gathered(self, constrain: Constrain) -> quant.Places | None:
+        """Where the arrays are to be when they are expanded: whole along `embed`; None on one device.
+
+        Left to itself the compiler expands its part of a kernel and sends that, up to four times as many bytes.
+        """
+        places = []
+        for name, (leaf, axes) in self._leaves().items():
+            place = constrain.sharding(leaf.shape, *(None if axis == "embed" else axis for axis in axes))
+            if place is None:
+                return None
+            places.append((name, place))
+        return tuple(places)
+
+    def _leaves(self) -> dict[str, tuple[quant.Leaf, tuple[str | None, ...]]]:
+        """Every array with the logical names of its axes."""
         name_of = {"out": self.axes[0], "in": self.axes[1], None: None}
-        stored = {}
-        for name, (shape, dtype, axes) in quant.leaves(self.kind, *self.shape).items():
-            init = partial(nn.initializers.zeros, dtype=dtype)
-            stored[name] = parameter(self, name, init, shape, tuple(name_of[axis] for axis in axes))
-        return stored
+        return {
+            name: (leaf, tuple(name_of[axis] for axis in leaf.axes))
+            for name, leaf in quant.leaves(self.kind, *self.shape).items()
+        }
 
 
 def adapter(
@@ -230,7 +251,7 @@ class Attention(nn.Module):
 
         def project(name, equation, shape, axes, bias):
             lora = self.lora if self.lora and name in self.lora.targets else None
-            return Projection(equation, shape, axes, bias, lora, self.quantisation, name=name)
+            return Projection(equation, shape, axes, bias, lora, self.quantisation, self.constrain, name=name)
 
         q = project("query", "btd,dnh->btnh", (d, n, h), ("embed", "heads", "head_dim"), bias)(x)
         k = project("key", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
@@ -273,6 +294,7 @@ class Mlp(nn.Module):
     config: BlockConfig
     lora: LoraConfig | None = None
     quantisation: str | None = None
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -283,7 +305,7 @@ class Mlp(nn.Module):
 
         def project(name, equation, shape, axes):
             lora = self.lora if self.lora and name in self.lora.targets else None
-            return Projection(equation, shape, axes, bias, lora, self.quantisation, name=name)
+            return Projection(equation, shape, axes, bias, lora, self.quantisation, self.constrain, name=name)
 
         y = project("up", "btd,df->btf", (d, f), ("embed", "mlp"))(x)
         y = act(project("gate", "btd,df->btf", (d, f), ("embed", "mlp"))(x)) * y if c.gated else act(y)
@@ -310,7 +332,7 @@ class Block(nn.Module):
         attend = Attention(
             c, self.backend, self.lora, self.quantisation, self.constrain, self.context, name="attention"
         )
-        mlp = Mlp(c, self.lora, self.quantisation, name="mlp")
+        mlp = Mlp(c, self.lora, self.quantisation, self.constrain, name="mlp")
         x = self.constrain(x, "batch", "seq", None)
         y, kv = attend(norm("attention_norm")(x), rotation, window, where, prefix)
         if c.parallel_residual:
