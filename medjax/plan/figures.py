@@ -38,6 +38,8 @@ _VIEWS = {"bitcast", "reshape"}
 _HELD = {"AsyncCollectiveStart", "AsyncCollectiveDone"}  # marks, not kernels: so are the next, of the TPU compiler
 _MARKS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"} | _HELD
 
+_NO_CYCLES = 2**40  # half an hour of a chip
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -121,12 +123,12 @@ def estimated_cycles(module: Module) -> int:
     """Sum of the cycles that the TPU compiler expects of its fusions, in a step; 0 for other chips.
 
     Cycles of one core, and of all cores of a chip at once where they work as one device. Waiting for other chips, and
-    kernels without an estimate, are not in it.
+    kernels without an estimate, are not in it; the compiler's largest integer is what it writes where it has none.
     """
     return sum(
         times * int(found[1])
         for _, one, times in module.steps()
-        if (found := re.search(r'"estimated_cycles":"(\d+)"', one.rest))
+        if (found := re.search(r'"estimated_cycles":"(\d+)"', one.rest)) and int(found[1]) < _NO_CYCLES
     )
 
 

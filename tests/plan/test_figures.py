@@ -134,7 +134,7 @@ ENTRY %main (a: bf16[6,128,256], b: bf16[4,32,64], c: f32[8,1], d: s32[]) -> (bf
   %w = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} fusion(%a, %d), kind=kLoop, calls=%slice_fusion, \
 backend_config={"window_config":{"estimated_cycles":"1859"}}
   %scores = f32[4,32,32]{2,1,0:T(8,128)S(1)} convolution(%b, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, \
-dim_labels=0bf_0oi->0bf
+dim_labels=0bf_0oi->0bf, backend_config={"window_config":{"estimated_cycles":"9223372036854775807"}}
   %buffer = bf16[6,128,256]{2,1,0:T(8,128)(2,1)} custom-call(), custom_call_target="AllocateBuffer"
   %splash_mha_fwd.3 = bf16[4,32,64]{2,1,0:T(8,128)(2,1)} custom-call(%b), custom_call_target="tpu_custom_call"
   %splash_mha_fwd.4 = bf16[4,32,64]{2,1,0:T(8,128)(2,1)S(1)} custom-call(%b), custom_call_target="tpu_custom_call"
@@ -239,7 +239,7 @@ def test_a_slice_inside_fusions_and_a_scatter_in_place():
 def test_kernels_cycles_and_donation():
     module = parse(TPU)
     assert kernels(module) == [Kernel("splash_mha_fwd", "tpu_custom_call", 2)]
-    assert estimated_cycles(module) == 2000
+    assert estimated_cycles(module) == 2000  # and of one fusion the compiler has no estimate
     found = donation(module)
     assert (found.aliased, found.unused) == ((0, 2), (1,))
     assert found.bytes == 6 * 128 * 256 * 2 + 8 * 4
