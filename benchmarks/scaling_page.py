@@ -16,11 +16,12 @@ overlapped, the largest of the three is the limit. Real steps are slower; MFU an
 `python benchmarks/scaling.py` makes this page. Every row's figures, with the command and versions that made them, lie
 in [benchmarks/results/scaling](../benchmarks/results/scaling)."""
 
-READING = """*Batch* is rows of a step on the whole slice, each of 2,048 packed tokens unless said otherwise. *Peak* is arguments,
-temporaries, outputs and code of a chip, of the HBM that a program can have. *Arithmetic* is how far medjax's memory
-model, which prunes `--search` without a compiler, was from the compiler. *MFU* counts the operations that the model
-needs (for LoRA no gradients of frozen weights, nothing that is computed again), over the chip's bfloat16 peak. *Host*
-is the memory that planning took on this machine."""
+READING = """*Batch* is rows of a step on the whole slice, each of 2,048 packed tokens unless said otherwise. *Peak* is
+arguments, temporaries, outputs and code of a chip, of the HBM that a program can have. *Arithmetic* is how far medjax's
+memory model, which prunes `--search` without a compiler, was from the compiler. *MFU* counts the operations that the
+model needs (for LoRA no gradients of frozen weights, nothing that is computed again), over the chip's bfloat16 peak.
+*Schedule* is a second opinion: the sum of the cycles that the compiler expects of its own fusions, kernels and waiting
+for other chips left out. *Host* is the memory that planning took on the machine that compiled."""
 
 
 def page(rows: list[tuple[Any, dict[str, Any]]]) -> str:
@@ -35,8 +36,11 @@ def page(rows: list[tuple[Any, dict[str, Any]]]) -> str:
 
 def table(rows: list[tuple[Any, dict[str, Any]]]) -> str:
     """One line a row, figures only."""
-    head = "| step | slice | mesh | batch | fits | peak of HBM, GiB/chip | arithmetic | /s/chip | MFU | limit | compile, s | host, GiB |"
-    lines = [head, "|---|---|---|---:|---|---:|---:|---:|---:|---|---:|---:|"]
+    head = (
+        *("step", "slice", "mesh", "batch", "fits", "peak of HBM, GiB/chip", "arithmetic", "/s/chip", "MFU", "limit"),
+        *("compile, s", "host, GiB"),
+    )
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---:|---|---:|---:|---:|---:|---|---:|---:|"]
     for row, found in rows:
         guess, speed = found["estimated"], found.get("tokens_per_s_per_chip") or found.get("records_per_s_per_chip")
         away = f"{100 * (guess['peak'] / 2**30 / found['peak_gib'] - 1):+.0f} %" if guess else ""
@@ -70,23 +74,17 @@ def batch(row: Any, found: dict[str, Any]) -> str:
 def limits(rows: list[tuple[Any, dict[str, Any]]]) -> str:
     """Seconds of a step by what takes them, so that the limit can be seen against the rest."""
     lines = [
-        "| step | slice | computing, s | HBM, s | links, s | bytes sent by a chip, GB |",
-        "|---|---|---:|---:|---|---:|",
+        "| step | slice | computing, s | HBM, s | links, s | schedule, s | sent by a chip, GB |",
+        "|---|---|---:|---:|---|---:|---:|",
     ]
     for row, found in rows:
         if not (seconds := found["seconds"]):
             continue
         links = ", ".join(f"{name} {value:.2f}" for name, value in seconds["links"].items() if value >= 0.005)
-        sent = sum(one["bytes"] for one in found["collectives"]) / 1e9
-        cells = [
-            row.what,
-            row.slice,
-            f"{seconds['compute']:.2f}",
-            f"{seconds['memory']:.2f}",
-            links or "0.00",
-            f"{sent:.1f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        schedule = f"{found['estimated_s']:.2f}" if found["estimated_s"] else ""
+        sent = f"{sum(one['bytes'] for one in found['collectives']) / 1e9:.1f}"
+        times = f"{seconds['compute']:.2f}", f"{seconds['memory']:.2f}", links or "0.00", schedule
+        lines.append("| " + " | ".join((row.what, row.slice, *times, sent)) + " |")
     return "\n".join(lines)
 
 

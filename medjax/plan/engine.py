@@ -27,6 +27,7 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.forest import BLOCK, PREFIX_BLOCK
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Rules
+from medjax.plan.engine_layout import EngineLayout, cached_bytes
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.layout import tree_bytes
 from medjax.plan.program import decoder_of
@@ -62,6 +63,7 @@ class EngineStep:
 
     name    score, prefill or decode
     groups  bytes of one device that its arguments take, by kind
+    layout  what its memory and time depend on
     """
 
     name: str
@@ -71,6 +73,7 @@ class EngineStep:
     model_flops: float
     turns: dict[str, int]
     groups: dict[str, int]
+    layout: EngineLayout
     kernel_flops: float = 0.0
 
 
@@ -169,8 +172,19 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
     tokens = count * DECODE_STEPS
     pairs = attended_pairs(config, np.full(tokens, load.context - 1))
     flops = _forward_flops(config, tokens, pairs, tokens)
-    decode = EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups)
-    return [prefill, decode]
+    held = groups["keys and values"]
+    layout = _layout(
+        programs,
+        groups,
+        flops,
+        tokens=max(count // programs.slot_shards, 1),
+        passes=DECODE_STEPS,
+        keys=load.context,
+        reads=max(count // programs.data_shards, 1),
+        kept=held,
+        cache=held + groups["prefix"],
+    )
+    return [prefill, EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout)]
 
 
 def _row_step(
@@ -189,7 +203,35 @@ def _row_step(
         "prefix": before // PREFIX_BLOCK,
         "attention": ceil((length // BLOCK + 1) / 2),  # a query block meets half of the row's key blocks on average
     }
-    return EngineStep(name, _newest(programs), "tokens", rows * length, flops, turns, groups)
+    config, mesh, rules = programs.config, programs.mesh, programs.model.rules
+    kept = cached_bytes(config, mesh, rules, length, programs.dtype.itemsize) if name == "prefill" else 0
+    layout = _layout(
+        programs,
+        groups,
+        flops,
+        tokens=length,
+        passes=1,
+        keys=before + length / 2,
+        reads=max(min(READ_CHUNK, reads // rows), 1),
+        kept=kept,
+        cache=groups["prefix"],
+    )
+    return EngineStep(name, _newest(programs), "tokens", rows * length, flops, turns, groups, layout)
+
+
+def _layout(programs: ShapePrograms, groups: dict[str, int], flops: float, **sizes: Any) -> EngineLayout:
+    return EngineLayout(
+        config=programs.config,
+        mesh=programs.mesh,
+        rules=programs.model.rules,
+        width=programs.dtype.itemsize,
+        quantisation=programs.model.quantisation,
+        held=sum(groups.values()),
+        weights=groups["weights"],
+        model_flops=flops,
+        on_tpu=programs.mesh.devices.flat[0].platform == "tpu",
+        **sizes,
+    )
 
 
 def _newest(programs: ShapePrograms) -> EngineProgram:

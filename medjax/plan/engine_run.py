@@ -9,10 +9,12 @@ from typing import Any
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.capacity import Capacity, capacity
 from medjax.plan.compiled import GIB, DoesNotFitError, compile_step
+from medjax.plan.devices import devices_to_compile_for, named_devices
 from medjax.plan.engine import engine_steps, shape_programs
 from medjax.plan.engine_settings import EnginePlanSettings
+from medjax.plan.memory import estimate
 from medjax.plan.program import decoder_of
-from medjax.plan.run import Plan, Say, describe, planned, tables, to_json
+from medjax.plan.run import Plan, Say, by_arithmetic, describe, planned, tables, to_json
 from medjax.report.table import text_table
 
 _LONGEST_ROW = 131_072  # tokens: beyond that no row was ever packed
@@ -38,16 +40,18 @@ def plan_engine(settings: EnginePlanSettings, say: Say = lambda line: None) -> E
     and for `largest` on devices whose memory is not known.
     """
     place = topology(settings.plan.topology, settings.plan.slices)
-    devices = place.devices()
+    devices = devices_to_compile_for(place, say) if settings.plan.compile else None
     found = {}
-    for step in engine_steps(settings, devices):
+    for step in engine_steps(settings, devices or named_devices(place)):
         place.check_slices(step.program.mesh.shape)
-        say(f"{step.name}: {describe(step, place)}; compiling")
-        found[step.name] = planned(step, place)
+        say(f"{step.name}: {describe(step, place)}; {'compiling' if devices else 'by arithmetic alone'}")
+        found[step.name] = planned(step, place) if devices else by_arithmetic(step, place)
     return EnginePlan(found, _largest(settings, place, devices, say) if settings.load.largest else ())
 
 
-def _largest(settings: EnginePlanSettings, place: Topology, devices: list[Any], say: Say) -> tuple[Capacity, ...]:
+def _largest(
+    settings: EnginePlanSettings, place: Topology, devices: list[Any] | None, say: Say
+) -> tuple[Capacity, ...]:
     usable = place.chip.device.usable_hbm_bytes
     if not usable:
         raise ValueError(
@@ -57,8 +61,8 @@ def _largest(settings: EnginePlanSettings, place: Topology, devices: list[Any], 
 
     def found(what: str, changed: Callable[[int], EnginePlanSettings], **sizes: int) -> Capacity:
         def needed(size: int) -> int:
-            say(f"{size:,} {what}; compiling")
-            return peak(changed(size), devices)
+            say(f"{size:,} {what}; {'compiling' if devices else 'by arithmetic alone'}")
+            return peak(changed(size), place, compiled_for=devices)
 
         return capacity(what, needed, room=usable - settings.plan.spare_gib * GIB, **sizes)
 
@@ -75,7 +79,7 @@ def _largest(settings: EnginePlanSettings, place: Topology, devices: list[Any], 
         f"sequences of {load.context:,} tokens",
         lambda size: replace(settings, engine=replace(engine, batch_size=size)),
         start=engine.batch_size,
-        step=shape_programs(settings, devices).slot_shards,
+        step=shape_programs(settings, devices or named_devices(place)).slot_shards,
         most=2**20,
     )
     context = found(
@@ -88,10 +92,13 @@ def _largest(settings: EnginePlanSettings, place: Topology, devices: list[Any], 
     return batch, context
 
 
-def peak(settings: EnginePlanSettings, devices: list[Any]) -> int:
-    """Bytes of a device at the peak of the job's largest program."""
+def peak(settings: EnginePlanSettings, place: Topology, compiled_for: list[Any] | None) -> int:
+    """Bytes of a device at the peak of the largest program, by the compiler or, without devices, by arithmetic."""
     sizes = []
-    for step in engine_steps(settings, devices):
+    for step in engine_steps(settings, compiled_for or named_devices(place)):
+        if not compiled_for:
+            sizes.append(estimate(step).peak)
+            continue
         try:
             sizes.append(compile_step(step).memory.peak)
         except DoesNotFitError as error:

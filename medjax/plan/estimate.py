@@ -7,7 +7,7 @@
               as they are written and read between matrix products; the optimiser's state read and written
   links       by mesh axis, of one device, ring algorithms: (n - 1) / n of what is gathered or scattered, twice that
               of what is summed
-                fsdp      weights for each of two passes, in the compute dtype; gradients
+                fsdp      weights for each of two passes, as they are stored; gradients
                 tensor    sums after the projections back to the embedding, forward and backward
                 sequence  queries, keys, values and outputs (heads), keys and values (gather, ring); gradients
                 data      gradients
@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from medjax.parallel.topology import Topology
+from medjax.plan import encoder
+from medjax.plan.encoder import EncoderLayout
+from medjax.plan.engine_layout import EngineLayout
 from medjax.plan.layout import Layout
 from medjax.plan.roofline import Roofline, link, network
 from medjax.train.flops import attended_pairs, lora_params
@@ -40,12 +43,16 @@ class Work:
     sent: dict[str, float]
 
 
-def work(of: Layout) -> Work:
+def work(of: Layout | EncoderLayout | EngineLayout) -> Work:
     """The work of a step with full rows."""
+    if isinstance(of, EngineLayout):
+        return Work(of.flops, of.hbm_bytes, of.sent)
+    if isinstance(of, EncoderLayout):
+        return Work(encoder.flops(of), encoder.hbm_bytes(of), encoder.sent(of))
     return Work(_flops(of), _hbm_bytes(of), _sent(of))
 
 
-def bound(of: Layout, place: Topology) -> Roofline | None:
+def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Roofline | None:
     """The least time of a step on a slice, from its work; None where the chip has no figures."""
     chip = place.chip.device
     if not chip.bf16_flops:
@@ -57,7 +64,7 @@ def bound(of: Layout, place: Topology) -> Roofline | None:
         name, bandwidth = link(place, of.mesh, (axis,))
         if bandwidth:
             links[name] = moved / bandwidth
-    if place.slices > 1:
+    if place.slices > 1 and not isinstance(of, EngineLayout):
         name, bandwidth = network(place, ("data",))
         if bandwidth:
             links[name] = 2 * (place.slices - 1) / place.slices * of.trained / bandwidth
@@ -111,7 +118,7 @@ def _sent(of: Layout) -> dict[str, float]:
     found = {}
     if (n := sizes["fsdp"]) > 1:
         share = (n - 1) / n
-        weights = 2 * of.layer_weights * c.layers * of.width * of.accumulation if of.gathered > 1 else 0
+        weights = 2 * of.layer_weights * c.layers * of.stored_width * of.accumulation if of.gathered > 1 else 0
         found["fsdp"] = share * (weights + 2 * _gradients(of, "fsdp"))
     if (n := sizes["tensor"]) > 1 and of.ways("mlp") > 1:
         sums = 2 + (2 if of.trains != "head" else 0) + (1 if again else 0)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medjax.models.decoder_config import DecoderConfig
+from medjax.nn import quant
 from medjax.nn.lora import LoraConfig
 from medjax.parallel.sharding import Rules, partition_spec, ways
 from medjax.plan.program import PlannedStep
@@ -78,6 +79,15 @@ class Layout:
             "vocab": self.config.vocab_size,
         }[axis]
         return ways(self.mesh, partition_spec((axis,), (size,), self.mesh, self.rules)[0])
+
+    @property
+    def stored_width(self) -> float:
+        """Bytes of a number of a kernel as it is stored, and travels."""
+        if self.quantisation is None:
+            return self.width
+        leaves = quant.leaves(self.quantisation, self.config.mlp, self.config.embed).values()
+        stored = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return stored / (self.config.mlp * self.config.embed)
 
     @property
     def layer_weights(self) -> int:

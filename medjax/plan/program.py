@@ -9,6 +9,7 @@ import numpy as np
 from medjax.models.decoder_config import DecoderConfig
 from medjax.models.predictor import PredictorConfig, Target
 from medjax.models.published import NAMES, published
+from medjax.models.vit import VitConfig
 from medjax.nn.loss import CHUNK
 from medjax.parallel.sharding import ways
 from medjax.train.ecg_program import encoder_config, mae_config, mae_program, predictor_program
@@ -22,6 +23,14 @@ _STEPS = 1000  # of the schedule, where the settings give passes over data that 
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Blocks of an encoder, and the tokens of a record that go through them."""
+
+    vit: VitConfig
+    tokens: int
+
+
+@dataclass(frozen=True)
 class PlannedStep:
     """A step to compile, and what it does in the units of its user.
 
@@ -32,6 +41,7 @@ class PlannedStep:
                  computed again; 0 where attention is spelt out
     turns        of loops whose end is data, by a part of their name: all rows full
     config       of the decoder, where there is one
+    stacks       of blocks, of an encoder
     """
 
     settings: RunSettings
@@ -42,6 +52,7 @@ class PlannedStep:
     kernel_flops: float
     turns: dict[str, int]
     config: DecoderConfig | None = None
+    stacks: tuple[Stack, ...] = ()
 
 
 def planned_step(settings: RunSettings, devices: list[Any] | None) -> PlannedStep:
@@ -112,6 +123,7 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
         program = mae_program(settings, settings.train.steps or _STEPS, devices)
         shown = tokens - round(tokens * config.masked)
         flops = 3 * (vit_flops(config.vit, shown) + vit_flops(config.decoder_vit, tokens))
+        stacks = [Stack(config.vit, shown + config.vit.extra), Stack(config.decoder_vit, tokens)]
     else:
         kind = "regression" if settings.objective == "regress" else "binary"
         mean, sd = (0.0, 1.0) if kind == "regression" else (None, None)  # no figure depends on them
@@ -121,7 +133,8 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
             settings, PredictorConfig(vit, targets, settings.finetune.pooling), settings.train.steps or _STEPS, devices
         )
         flops = vit_flops(vit, tokens) * (3 if settings.finetune.trained == "full" else 1)
-    return PlannedStep(settings, program, "records", rows, flops * rows, 0.0, {})
+        stacks = [Stack(vit, tokens + vit.extra)]
+    return PlannedStep(settings, program, "records", rows, flops * rows, 0.0, {}, stacks=tuple(stacks))
 
 
 def with_batch(settings: RunSettings, rows: int) -> RunSettings:

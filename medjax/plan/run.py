@@ -14,8 +14,8 @@ from medjax.plan.engine import EngineStep
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.estimate import bound, work
 from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, kernels, matmul_flops
-from medjax.plan.layout import layout, tree_bytes
-from medjax.plan.memory import Estimate, estimate, memory
+from medjax.plan.layout import tree_bytes
+from medjax.plan.memory import Estimate, estimate, layout_of, memory
 from medjax.plan.program import PlannedStep, planned_step
 from medjax.plan.roofline import Roofline, roofline
 from medjax.plan.settings import RunPlanSettings, run_settings
@@ -32,7 +32,7 @@ class Plan:
 
     usable     bytes of HBM that a program can have; 0 where the device has no figure
     groups     bytes by group: trained, optimiser, frozen, batch
-    estimated  the memory by arithmetic alone; None for what is no decoder
+    estimated  the memory by arithmetic alone
     refused    what the compiler said where it found no room; then the figures after it are None or empty
     """
 
@@ -40,7 +40,7 @@ class Plan:
     topology: Topology
     usable: int
     groups: dict[str, int]
-    estimated: Estimate | None = None
+    estimated: Estimate
     compiled: Compiled | None = None
     refused: DoesNotFitError | None = None
     flops: float = 0.0
@@ -56,7 +56,7 @@ class Plan:
         """Bytes of a device at the step's peak."""
         if self.compiled:
             return self.compiled.memory.peak
-        return self.refused.needed if self.refused else self.estimated.peak if self.estimated else 0
+        return self.refused.needed if self.refused else self.estimated.peak
 
     def fits(self, spare: float = 0.0) -> bool | None:
         """Whether it fits with so many bytes to spare; None where the device's memory is not known."""
@@ -68,6 +68,12 @@ class Plan:
     def per_chip_s(self) -> float | None:
         """Tokens or records a second and chip, at the roofline."""
         return self.step.per_step / self.roofline.step / self.topology.chips if self.roofline else None
+
+    @property
+    def scheduled_s(self) -> float | None:
+        """Seconds of a step by the compiler's own schedule, kernels and waiting for other chips left out."""
+        clock = self.topology.chip.clock_hz
+        return self.cycles / clock if self.cycles and clock else None
 
     @property
     def mfu(self) -> float | None:
@@ -94,17 +100,9 @@ def plan(settings: RunPlanSettings, say: Say = lambda line: None) -> Plan:
     return planned(step, place)
 
 
-def by_arithmetic(step: PlannedStep, place: Topology) -> Plan:
-    """What is known of a step without a compiler.
-
-    Raises ValueError for what is no decoder, of which nothing is known without one.
-    """
-    found = layout(step)
-    if found is None:
-        raise ValueError(
-            "plan.compile: got a run of an ECG encoder to plan by arithmetic alone, expected a language model; compile "
-            "it, for cpu:8 or a TPU slice."
-        )
+def by_arithmetic(step: Step, place: Topology) -> Plan:
+    """What is known of a step without a compiler."""
+    found = layout_of(step)
     todo = work(found)
     return Plan(
         step,
@@ -120,9 +118,7 @@ def by_arithmetic(step: PlannedStep, place: Topology) -> Plan:
 
 def planned(step: Step, place: Topology) -> Plan:
     """Compile a step and take its figures."""
-    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), None
-    if isinstance(step, PlannedStep):
-        guess = estimate(step)
+    usable, groups, guess = place.chip.device.usable_hbm_bytes, bytes_by_group(step), estimate(step)
     try:
         found = compile_step(step)
     except DoesNotFitError as error:
@@ -192,7 +188,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         "unit": found.step.unit,
         "per_step": found.step.per_step,
         "memory": memory,
-        "estimated": asdict(found.estimated) | {"peak": found.estimated.peak} if found.estimated else None,
+        "estimated": asdict(found.estimated) | {"peak": found.estimated.peak},
         "groups": found.groups,
         "refused": str(found.refused) if found.refused else None,
         "model_flops": found.step.model_flops,
@@ -200,6 +196,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         "compiler_flops_loops_once": found.compiled.flops if found.compiled else None,
         "hbm_bytes": found.hbm_bytes,
         "estimated_cycles": found.cycles,
+        "estimated_s": found.scheduled_s,
         "collectives": [
             {"kind": kind, "axes": list(axes), "bytes": moved}
             for (kind, axes), moved in by_kind([*found.collectives]).items()
@@ -245,9 +242,8 @@ def _memory(found: Plan) -> str:
         ]
         rows += [("on the host", f"{m.host / GIB:.3f}")] if m.host else []
         rows += [("peak", f"{m.peak / GIB:.3f}")]
-    if found.estimated:
-        away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
-        rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
+    away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
+    rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
     return text_table(rows, ("memory of a device", "GiB"))
 
 
@@ -255,20 +251,13 @@ def _time(found: Plan) -> str:
     line = found.roofline
     if not line:
         return ""
-    chip = found.topology.chip
     rows = [
         ("computing", f"{found.flops / 1e12:.2f} TFLOP", f"{line.compute * 1e3:.1f}"),
         ("HBM", f"{found.hbm_bytes / 1e9:.1f} GB", f"{line.memory * 1e3:.1f}"),
         *((f"links {axis}", "", f"{seconds * 1e3:.1f}") for axis, seconds in line.links.items()),
     ]
-    if found.cycles and chip.clock_hz:
-        rows.append(
-            (
-                "compiler's own schedule",
-                f"{found.cycles / 1e6:.0f} M cycles",
-                f"{found.cycles / chip.clock_hz * 1e3:.1f}",
-            )
-        )
+    if scheduled := found.scheduled_s:
+        rows.append(("compiler's own schedule", f"{found.cycles / 1e6:.0f} M cycles", f"{scheduled * 1e3:.1f}"))
     shown = text_table(rows, ("estimate of a step, one device", "work", "ms at the least"))
     return (
         f"{shown}\nestimate at that limit ({line.limit}): {found.per_chip_s:,.1f} {found.step.unit}/s/chip, MFU "

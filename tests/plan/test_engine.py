@@ -186,7 +186,7 @@ def test_the_largest_row_fits_and_the_next_does_not(folder, monkeypatch):
     """On devices that are given a memory: what a row of 896 tokens needs, and a little."""
     settings = settings_of(folder, "score", "data=8", **{"load.largest": "true", "plan.topology": "cpu:8"})
     need = lambda tokens: engine_run.peak(  # noqa: E731
-        replace(settings, engine=replace(settings.engine, row_tokens=tokens)), jax.devices()
+        replace(settings, engine=replace(settings.engine, row_tokens=tokens)), slices.topology("cpu:8"), jax.devices()
     )
     room = need(896) + 100
     _give_memory(monkeypatch, room)
@@ -196,15 +196,18 @@ def test_the_largest_row_fits_and_the_next_does_not(folder, monkeypatch):
     assert need(1024) > room
 
 
-def test_the_largest_batch_and_context(folder, monkeypatch):
-    settings = settings_of(folder, "generate", SPLIT_HEADS, **{"load.largest": "true"})
+def test_the_largest_batch_and_context_by_arithmetic(folder, monkeypatch):
+    """What is found so where no compiler is asked: on GPUs that are not here."""
+    more = {"load.largest": "true", "plan.compile": "false", "plan.topology": "cpu:8"}
+    settings = settings_of(folder, "generate", SPLIT_HEADS, **more)
     need = lambda count, context: engine_run.peak(  # noqa: E731
         replace(
             settings,
             engine=replace(settings.engine, batch_size=count),
             load=replace(settings.load, context=context),
         ),
-        jax.devices(),
+        slices.topology("cpu:8"),
+        None,
     )
     room = need(20, 300) + 100
     _give_memory(monkeypatch, room)

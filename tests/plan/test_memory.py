@@ -15,7 +15,6 @@ from medjax.plan.devices import named_devices
 from medjax.plan.layout import layout, tree_bytes
 from medjax.plan.memory import estimate, memory
 from medjax.plan.settings import run_settings
-from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.settings import TrainSettings
 
 
@@ -84,13 +83,3 @@ def test_it_is_within_15_percent_of_the_compiler(monkeypatch, remat, layers):
     }
     step = program.planned_step(load(TrainSettings, overrides=given), topology("v5e:4x4").devices())
     assert estimate(step).peak == pytest.approx(compile_step(step).memory.peak, rel=0.15)
-
-
-def test_the_estimate_of_an_encoder_is_not_made_up():
-    given = {
-        **{"objective": "mae", "encoder.size": "nano", "encoder.patch": "50", "signal.samples": "500"},
-        **{"signal.sampling_rate_hz": "100", "train.batch_size": "16", "mesh.shape": "fsdp=8"},
-        **{"mae.decoder_embed": "64", "mae.decoder_layers": "1", "mae.decoder_heads": "2"},
-    }
-    step = program.planned_step(load(EcgTrainSettings, overrides=given), named_devices(topology("cpu:8")))
-    assert estimate(step) is None
