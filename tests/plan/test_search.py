@@ -11,6 +11,7 @@ from medjax.parallel.topology import topology
 from medjax.plan import found as results
 from medjax.plan.compiled import GIB
 from medjax.plan.devices import named_devices
+from medjax.plan.memory import estimate
 from medjax.plan.program import planned_step
 from medjax.plan.run import Plan
 from medjax.plan.search import choice, described, first_of, front, larger_slices, search, searched
@@ -31,7 +32,12 @@ def fake(tiny):
             asked.append(way.settings)
             step = planned_step(way.settings, named_devices(place))
             return Plan(
-                step, place, place.chip.usable_hbm_bytes, {}, refused=None, compiled=_Compiled(needed(len(asked)))
+                step,
+                place,
+                place.chip.usable_hbm_bytes,
+                {},
+                estimate(step),
+                compiled=_Compiled(needed(len(asked))),
             )
 
         return compiles, asked
