@@ -129,7 +129,7 @@ def command(row: Row) -> list[str]:
 def compile_row(row: Row, path: Path) -> bool:
     """Plan a row and keep what it wrote; False where it could not be planned. A run that does not fit is a finding."""
     begun = time.monotonic()
-    done = subprocess.run([sys.executable, *command(row), "--json", str(path)], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, *command(row), "--json", str(path.relative_to(ROOT))], cwd=ROOT, check=False)
     print(f"  {time.monotonic() - begun:.0f} s", flush=True)
     return done.returncode in (0, 1)
 
