@@ -6,7 +6,7 @@ import sys
 
 from medjax.config import parse_command, peek
 from medjax.plan.engine_settings import OBJECTIVES, EnginePlanSettings
-from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings, plan_class
+from medjax.plan.settings import RunPlanSettings, plan_class
 
 _DESCRIPTION = """Compile the step that `python -m medjax.train` would run, for chips that are not there, and say
 what it needs: memory, operations, what is sent, and the time of a step at the roofline (an estimate).
@@ -63,7 +63,6 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
         from medjax.plan.search import search
 
         searched = search(settings, say)
-        assert isinstance(settings, LanguagePlanSettings)
         print(results.search_tables(searched))
         files = results.write(searched, settings, results.folder(settings))
         print(f"\nwrote {', '.join(map(str, files))}")

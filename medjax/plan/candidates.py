@@ -8,7 +8,8 @@ What is tried:
   quantisation  of plan.quantisations, where adapters are trained
   context       of attention, where the mesh splits rows: what model.context says, and ring besides heads
 
-Variables are traced once a quantisation; the rest is arithmetic on their shapes.
+Variables are traced once a quantisation; the rest is arithmetic on their shapes. An encoder of ECGs has no rows to
+split and is not quantised: for it there are meshes of data x fsdp x tensor, batches and remat.
 """
 
 import itertools
@@ -25,12 +26,14 @@ from medjax.parallel.mesh import AXES, make_mesh
 from medjax.parallel.sharding import PRESETS, Rules, partition_spec, ways
 from medjax.parallel.topology import Topology
 from medjax.plan.devices import NamedDevice, named_devices
+from medjax.plan.encoder import EncoderLayout, encoder_layout
 from medjax.plan.layout import Layout, layout, tree_bytes, with_rows
 from medjax.plan.program import PlannedStep, planned_step
-from medjax.plan.settings import LanguagePlanSettings, run_settings
+from medjax.plan.settings import EcgPlanSettings, LanguagePlanSettings, RunPlanSettings, run_settings
+from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.language_program import LanguageProgram
 from medjax.train.program import abstract_frozen
-from medjax.train.settings import REMAT, TrainSettings
+from medjax.train.settings import REMAT, RunSettings, TrainSettings
 from medjax.train.state import abstract_state, choose_trainable, split
 
 _BATCH_BYTES = 20  # of a token: five numbers of 4
@@ -40,22 +43,46 @@ _BATCH_BYTES = 20  # of a token: five numbers of 4
 class Candidate:
     """One way to run: its settings, and what estimates are made of."""
 
-    settings: TrainSettings
-    layout: Layout
+    settings: RunSettings
+    layout: Layout | EncoderLayout
 
     @property
-    def tokens(self) -> int:
-        """Of a step on all devices."""
-        return self.layout.rows * self.layout.window
+    def per_step(self) -> int:
+        """Tokens or records of a step on all devices."""
+        return self.layout.rows * (self.layout.window if isinstance(self.layout, Layout) else 1)
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if isinstance(self.layout, Layout) else "records"
+
+    @property
+    def context(self) -> str:
+        """How attention treats rows that the mesh splits; empty where it does not."""
+        of = self.layout
+        return of.context if isinstance(of, Layout) and of.mesh.shape["sequence"] > 1 else ""
+
+    @property
+    def stored(self) -> str:
+        """How weights are stored: a quantisation, or the compute dtype."""
+        if isinstance(self.settings, TrainSettings):
+            return self.settings.model.quantisation or self.settings.model.dtype
+        assert isinstance(self.settings, EcgTrainSettings)
+        return self.settings.encoder.dtype
 
 
-def candidates(settings: LanguagePlanSettings, place: Topology, *, least: bool = False) -> Iterator[Candidate]:
+def candidates(settings: RunPlanSettings, place: Topology, *, least: bool = False) -> Iterator[Candidate]:
     """All ways to run on a slice that medjax.train would accept.
 
     least  only those that take least memory: one row a device at a time, and nothing kept
 
     Raises ValueError where model and settings do not fit together whatever the mesh.
     """
+    if isinstance(settings, EcgPlanSettings):
+        return _encoders(settings, place, least)
+    return _decoders(settings, place, least)
+
+
+def _decoders(settings: LanguagePlanSettings, place: Topology, least: bool) -> Iterator[Candidate]:
     run = run_settings(settings)
     assert isinstance(run, TrainSettings)
     devices = named_devices(place)
@@ -91,6 +118,31 @@ def candidates(settings: LanguagePlanSettings, place: Topology, *, least: bool =
                         )
 
 
+def _encoders(settings: EcgPlanSettings, place: Topology, least: bool) -> Iterator[Candidate]:
+    run, devices, count = run_settings(settings), named_devices(place), place.device_count
+    assert isinstance(run, EcgTrainSettings)
+    for data, fsdp, tensor in itertools.product(_divisors(count), repeat=3):
+        if data * fsdp * tensor != count or data % place.slices:
+            continue
+        mesh = replace(run.mesh, shape=written((data, fsdp, tensor, 1)))
+        first = replace(run.train, batch_size=data * fsdp, accumulation=1)
+        step = planned_step(replace(run, mesh=mesh, train=first), devices)
+        if any(one.vit.embed % fsdp or one.vit.heads % tensor or one.vit.mlp % tensor for one in step.stacks):
+            continue
+        of = encoder_layout(step)
+        for batch, accumulation in batches(settings, data * fsdp, least=least):
+            for remat in ("full",) if least else REMAT:
+                steps = replace(run.train, batch_size=batch, accumulation=accumulation, remat=remat)
+                own = replace(
+                    of,
+                    rows=batch,
+                    accumulation=accumulation,
+                    remat=remat,
+                    batch=of.batch * batch // of.rows,
+                )
+                yield Candidate(replace(run, mesh=mesh, train=steps), own)
+
+
 def meshes(place: Topology, config: DecoderConfig, rules: Rules, window: int) -> list[tuple[int, int, int, int]]:
     """Sizes of data, fsdp, tensor, sequence for all devices: those that split what they are meant to split."""
     count, found = place.device_count, []
@@ -113,7 +165,7 @@ def written(sizes: tuple[int, ...]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1) or "data=1"
 
 
-def batches(settings: LanguagePlanSettings, rows: int, *, least: bool = False) -> list[tuple[int, int]]:
+def batches(settings: RunPlanSettings, rows: int, *, least: bool = False) -> list[tuple[int, int]]:
     """Batch sizes that can be split into `rows` rows at a time, each with its numbers of parts.
 
     least  the smallest, in as many parts as can be

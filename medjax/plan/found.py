@@ -13,7 +13,7 @@ from medjax.plan.compiled import GIB
 from medjax.plan.estimate import seconds
 from medjax.plan.roofline import Roofline
 from medjax.plan.search import Search, Tried, described, first_of, front, rank_compiled
-from medjax.plan.settings import LanguagePlanSettings
+from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings
 from medjax.report.plan import pareto_figure
 from medjax.report.table import text_table
 from medjax.store.provenance import command, versions
@@ -22,10 +22,14 @@ from medjax.store.runs import named, shortened
 _SHOWN = 12  # ways in the table besides the compiled ones
 
 
-def folder(settings: LanguagePlanSettings) -> Path:
+def folder(settings: RunPlanSettings) -> Path:
     """Where the results of a search go."""
     p = settings.plan
-    usual = settings.name or shortened(f"{Path(settings.model.name).name}-{p.topology.replace(':', '-')}")
+    if isinstance(settings, LanguagePlanSettings):
+        what = Path(settings.model.name).name
+    else:
+        what = f"{settings.objective}-{settings.encoder.size}"
+    usual = settings.name or shortened(f"{what}-{p.topology.replace(':', '-')}")
     return named(p.out or Path("runs") / "plan" / usual)
 
 
@@ -38,7 +42,7 @@ def search_tables(found: Search) -> str:
     shown = [*found.compiled, *[one for one in others if id(one.way) not in compiled][:_SHOWN]]
     parts = []
     if shown:
-        parts.append(text_table([_row(one, found) for one in shown], _HEADER, align="lllrrrrl"))
+        parts.append(text_table([_row(one, found) for one in shown], _header(shown[0].way.unit), align="lllrrrrl"))
     if distances := [abs(one.away) for one in found.compiled if one.away is not None]:
         parts.append(
             f"arithmetic alone was {100 * max(distances):.0f} % off the peak at the most, of {len(distances)} compiled"
@@ -47,7 +51,7 @@ def search_tables(found: Search) -> str:
     return "\n\n".join(parts)
 
 
-def write(found: Search, settings: LanguagePlanSettings, place: Path) -> list[Path]:
+def write(found: Search, settings: RunPlanSettings, place: Path) -> list[Path]:
     """Write plan.json, plan.svg and, where something fits, plan.toml; returns their paths."""
     place.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -61,7 +65,7 @@ def write(found: Search, settings: LanguagePlanSettings, place: Path) -> list[Pa
     return [place / name for name in sorted(texts)]
 
 
-def run_toml(found: Search, settings: LanguagePlanSettings, place: Path) -> str:
+def run_toml(found: Search, settings: RunPlanSettings, place: Path) -> str:
     """The best way to run as medjax.train reads it, with what is known of it."""
     assert found.best
     best = found.best
@@ -92,14 +96,14 @@ def picture(found: Search) -> str:
     )
 
 
-def to_json(found: Search, settings: LanguagePlanSettings) -> dict[str, Any]:
+def to_json(found: Search, settings: RunPlanSettings) -> dict[str, Any]:
     """Everything that was tried, as plain JSON values."""
     best = found.best
     return {
         "fits": best is not None,
         "peak_gib": best.peak / GIB if best else None,
         "hbm_gib": found.usable / GIB,
-        "tokens_per_s_per_chip": _per_chip(best, found) if best else None,
+        **({f"{best.way.unit}_per_s_per_chip": _per_chip(best, found)} if best else {}),
         "limit": best.best_line.limit if best and best.best_line else None,
         "lacking": found.lacking or None,
         "topology": found.topology.name,
@@ -116,18 +120,28 @@ def to_json(found: Search, settings: LanguagePlanSettings) -> dict[str, Any]:
     }
 
 
-_HEADER = ("mesh", "batch", "remat, base, attention", "GiB by arithmetic", "compiled", "off", "tokens/s/chip", "limit")
+def _header(unit: str) -> tuple[str, ...]:
+    return (
+        "mesh",
+        "batch",
+        "remat, weights, attention",
+        "GiB by arithmetic",
+        "compiled",
+        "off",
+        f"{unit}/s/chip",
+        "limit",
+    )
 
 
 def _row(one: Tried, found: Search) -> tuple[str, ...]:
     s, line = one.way.settings, one.best_line
     parts = f" in {s.train.accumulation}" if s.train.accumulation > 1 else ""
-    split = f", {one.way.layout.context}" if one.way.layout.mesh.shape["sequence"] > 1 else ""
+    split = f", {one.way.context}" if one.way.context else ""
     speed = _per_chip(one, found)
     return (
         s.mesh.shape,
         f"{s.train.batch_size}{parts}",
-        f"{s.train.remat}, {s.model.quantisation or s.model.dtype}{split}",
+        f"{s.train.remat}, {one.way.stored}{split}",
         f"{one.estimated.peak / GIB:.2f}",
         f"{one.found.peak / GIB:.2f}" if one.found else "–",
         f"{100 * one.away:+.0f} %" if one.away is not None else "–",
@@ -143,14 +157,13 @@ def _entry(one: Tried, found: Search) -> dict[str, Any]:
         "batch_size": s.train.batch_size,
         "accumulation": s.train.accumulation,
         "remat": s.train.remat,
-        "quantisation": s.model.quantisation,
-        "backend": one.way.layout.backend,
-        "context": one.way.layout.context,
+        "weights": one.way.stored,
+        "context": one.way.context or None,
         "estimated_gib": one.estimated.peak / GIB,
         "compiled_gib": one.found.peak / GIB if one.found else None,
         "fits": one.found.fits(0.0) if one.found else None,
         "step_s": _step(one.best_line),
-        "tokens_per_s_per_chip": _per_chip(one, found),
+        f"{one.way.unit}_per_s_per_chip": _per_chip(one, found),
         "limit": one.best_line.limit if one.best_line else None,
         "settings": to_dict(s) if one is found.best else None,
     }
@@ -168,8 +181,8 @@ def _speed(one: Tried, found: Search) -> str:
     if not line or not speed:
         return ""
     return (
-        f"{_step(line):.2f} s a step, {speed:,.0f} tokens/s/chip at the limit ({line.limit}); a bound from above, "
-        "nothing was run"
+        f"{_step(line):.2f} s a step, {speed:,.0f} {one.way.unit}/s/chip at the limit ({line.limit}); a bound from "
+        "above, nothing was run"
     )
 
 
@@ -179,12 +192,12 @@ def _step(line: Roofline | None) -> float | None:
 
 def _per_chip(one: Tried, found: Search) -> float | None:
     line = one.best_line
-    return one.way.tokens / line.step / found.topology.chips if line else None
+    return one.way.per_step / line.step / found.topology.chips if line else None
 
 
 def _point(one: Tried, found: Search) -> tuple[float, float]:
     assert one.line
-    return one.estimated.peak / GIB, _ms(seconds(one.line) / one.way.tokens, found)
+    return one.estimated.peak / GIB, _ms(seconds(one.line) / one.way.per_step, found)
 
 
 def _ms(seconds_a_token: float, found: Search) -> float:

@@ -44,10 +44,9 @@ class Tried:
     found: Plan | None = None
 
     @property
-    def kind(self) -> tuple[str, str | None, str]:
+    def kind(self) -> tuple[str, str, str]:
         """Mesh, quantisation, attention: what tells ways apart that are worth compiling both."""
-        s = self.way.settings
-        return s.mesh.shape, s.model.quantisation, self.way.layout.context
+        return self.way.settings.mesh.shape, self.way.stored, self.way.context
 
     @property
     def peak(self) -> int:
@@ -89,13 +88,8 @@ class Search:
 def search(settings: RunPlanSettings, say: Say = lambda line: None) -> Search:
     """Search the best way to run on the slice that the settings name.
 
-    Raises ValueError for an unknown slice, a run that is no language model's, and without libtpu.
+    Raises ValueError for an unknown slice, and without libtpu.
     """
-    if not isinstance(settings, LanguagePlanSettings):
-        raise ValueError(
-            f"plan.search: got objective={settings.objective}, expected language; plan an ECG run for one mesh and "
-            "batch at a time, without --search."
-        )
     p = settings.plan
     place = topology(p.topology, p.slices)
     devices = devices_to_compile_for(place, say) if p.compile and p.tries else None
@@ -110,7 +104,7 @@ def search(settings: RunPlanSettings, say: Say = lambda line: None) -> Search:
 
 
 def searched(
-    settings: LanguagePlanSettings, place: Topology, compiles: Compile | None, say: Say = lambda line: None
+    settings: RunPlanSettings, place: Topology, compiles: Compile | None, say: Say = lambda line: None
 ) -> Search:
     """Search with a compiler, or by arithmetic alone."""
     p, usable = settings.plan, place.chip.device.usable_hbm_bytes
@@ -120,8 +114,8 @@ def searched(
     if not every:
         raise ValueError(
             f"plan.search: no mesh of {place.device_count} devices can split batches of "
-            f"{', '.join(map(str, p.batches or (settings.train.batch_size,)))} rows of {settings.data.window} tokens "
-            f"and {settings.model.name}; change plan.batches, data.window or the topology."
+            f"{', '.join(map(str, p.batches or (settings.train.batch_size,)))} {_rows(settings)}; change plan.batches, "
+            f"{'data.window' if isinstance(settings, LanguagePlanSettings) else 'encoder.size'} or the topology."
         )
     room = (usable * (1 - p.margin) - p.spare_gib * GIB) if usable else float("inf")
     fitting = [one for one in every if one.estimated.peak <= room]
@@ -145,11 +139,18 @@ def searched(
     return Search(place, usable, len(every), len(fitting), ways, tuple(asked), best, "" if best else words)
 
 
+def _rows(settings: RunPlanSettings) -> str:
+    """What a batch is made of, and the model."""
+    if isinstance(settings, LanguagePlanSettings):
+        return f"rows of {settings.data.window} tokens and {settings.model.name}"
+    return f"records and an encoder of size {settings.encoder.size}"
+
+
 def tried(way: Candidate, place: Topology) -> Tried:
     """Estimate a way to run."""
     line = bound(way.layout, place)
     cost = seconds(line) if line else work(way.layout).flops
-    return Tried(way, memory(way.layout), line, cost / way.tokens)
+    return Tried(way, memory(way.layout), line, cost / way.per_step)
 
 
 def choice(cost: float, way: Candidate, own_batch: int) -> float:
@@ -161,7 +162,7 @@ def choice(cost: float, way: Candidate, own_batch: int) -> float:
 def rank_compiled(one: Tried) -> float:
     """Seconds a token by the compiler's program, where there is a time."""
     line = one.found.roofline if one.found else None
-    return seconds(line) / one.way.tokens if line else one.rank
+    return seconds(line) / one.way.per_step if line else one.rank
 
 
 def first_of(ranked: Iterable[Tried], kind: Callable[[Tried], tuple]) -> list[Tried]:
@@ -181,7 +182,7 @@ def front(ways: Sequence[Tried]) -> list[Tried]:
     return found
 
 
-def lacking(settings: LanguagePlanSettings, place: Topology, every: Sequence[Tried]) -> str:
+def lacking(settings: RunPlanSettings, place: Topology, every: Sequence[Tried]) -> str:
     """By how much a run is too large for a slice, and the smallest slice of that kind that would hold it."""
     p, usable = settings.plan, place.chip.device.usable_hbm_bytes
     smallest = min(every, key=lambda one: one.estimated.peak)
@@ -217,13 +218,10 @@ def larger_slices(place: Topology) -> Iterable[Topology]:
 
 def described(one: Tried) -> str:
     """A way to run in a few words."""
-    s, context = one.way.settings, one.way.layout.context
+    s = one.way.settings
     parts = f" in {s.train.accumulation} parts" if s.train.accumulation > 1 else ""
-    split = f", {context} attention" if one.way.layout.mesh.shape["sequence"] > 1 else ""
-    return (
-        f"{s.mesh.shape}, batch {s.train.batch_size}{parts}, remat {s.train.remat}, "
-        f"{s.model.quantisation or 'not quantised'}{split}"
-    )
+    split = f", {one.way.context} attention" if one.way.context else ""
+    return f"{s.mesh.shape}, batch {s.train.batch_size}{parts}, remat {s.train.remat}, {one.way.stored}{split}"
 
 
 def _compiled(

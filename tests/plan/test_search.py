@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from medjax.plan.program import planned_step
 from medjax.plan.run import Plan
 from medjax.plan.search import choice, described, first_of, front, larger_slices, search, searched
 from medjax.plan.settings import EcgPlanSettings
+from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.language_program import step_program
 from medjax.train.settings import TrainSettings
 
@@ -161,9 +163,18 @@ def test_no_batch_can_be_split(tiny):
         search(tiny({"plan.batches": "3", "data.window": "384", "plan.compile": "false"}))
 
 
-def test_encoders_of_ecgs_are_not_searched():
-    with pytest.raises(ValueError, match=r"plan\.search: got objective=mae, expected language"):
-        search(EcgPlanSettings(objective="mae"))
+def test_encoders_of_ecgs(tmp_path):
+    """ViT-H on sixteen v5e chips; what is written is a run that medjax.train reads, on the mesh that was planned."""
+    given = {"objective": "mae", "encoder.size": "H", "encoder.dtype": "bfloat16", "train.batch_size": "1024"}
+    settings = load(EcgPlanSettings, overrides=given | {"plan.topology": "v5e:4x4", "plan.compile": "false"})
+    found = search(settings)
+    assert found.best.estimated.peak < found.usable
+    assert {one.way.unit for one in found.ways} == {"records"}
+    assert "records/s/chip" in results.search_tables(found)
+    paths = results.write(found, settings, tmp_path)
+    assert load(EcgTrainSettings, paths[-1]) == found.best.way.settings
+    with pytest.raises(ValueError, match=r"batches of 3 records and an encoder of size H; change plan\.batches"):
+        search(replace(settings, plan=replace(settings.plan, batches=(3,))))
 
 
 def test_gpus_that_are_not_here(tiny):
