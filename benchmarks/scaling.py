@@ -62,6 +62,12 @@ ROWS = (
     ),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v5e-16", "fsdp=16", 16),
     _qlora("Swallow 70B", _SWALLOW_70B, "swallow", "v5e-16", "fsdp=16", 16),
+    Row(
+        "70b-int8-v5e-16",
+        "Llama 2 70B QLoRA int8, r = 64",
+        "v5e-16",
+        f"{_LLAMA_70B} {_ROW} --quantise int8 --mesh fsdp=16 --batch-size 16",
+    ),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v6e-16", "fsdp=16", 32),
     _qlora("Swallow 70B", _SWALLOW_70B, "swallow", "v6e-16", "fsdp=16", 32),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v5p-16", "fsdp=16", 32, "--train.remat dots"),
@@ -79,6 +85,19 @@ ROWS = (
         "Llama 3 8B, all weights",
         "v5p-128",
         f"configs/sft/llama3_8b_lora.toml {_ROW} --trainable full --mesh fsdp=128 --batch-size 256 --train.remat dots",
+    ),
+    Row(
+        "8b-32k-v5e-16",
+        "Llama 3.1 8B LoRA, rows of 32,768",
+        "v5e-16",
+        "configs/sft/llama3_8b_lora.toml --model meta-llama/Llama-3.1-8B-Instruct --window 32768 --data.packing true "
+        "--mesh fsdp=4,sequence=4 --batch-size 4",
+    ),
+    Row(
+        "8b-two-slices",
+        "Llama 3 8B LoRA, two slices",
+        "v5e-16",
+        f"configs/sft/llama3_8b_lora.toml {_ROW} --plan.slices 2 --mesh data=2,fsdp=16 --batch-size 64",
     ),
     Row(
         "vit-h-mae-v5e-16",

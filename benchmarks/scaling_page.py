@@ -47,7 +47,7 @@ def table(rows: list[tuple[Any, dict[str, Any]]]) -> str:
         mesh = ", ".join(f"{axis}={size}" for axis, size in found["mesh"].items()) or "one chip"
         cells = [
             row.what,
-            f"{row.slice} ({found['topology'].split(':')[-1]})",
+            f"{'2 x ' if found['slices'] == 2 else ''}{row.slice} ({found['topology'].split(':')[-1]})",
             mesh,
             batch(row, found),
             "yes" if found["fits"] else "**no**",
