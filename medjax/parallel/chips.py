@@ -8,7 +8,7 @@ All figures are of a chip. A JAX device is a chip, but one of two cores on TPU v
   bf16_flops        dense, a multiplication and an addition count 2; float16 on T4 and V100, which have no bfloat16
   int8_ops          dense; 0 where the chip has none
   ici_bytes_per_s   TPU: one link, one way; a chip has two links an axis, one to each side. GPU: all NVLinks of a chip,
-                    one way (PCIe where it has none). 0: not known
+                    one way; PCIe where it has none, or a bridge to one or three others alone. 0: not known
   ici_axes          axes of the torus; 1 for GPUs, which reach every other GPU of their node alike
   dcn_bytes_per_s   one chip's share of the network between slices or nodes. 0: not known
   clock_hz          TPU: bf16_flops over the operations of its matrix units in a cycle (2 x 128 x 128 each; v6e and a
@@ -136,14 +136,14 @@ CHIPS: tuple[Chip, ...] = (
     _gpu("gb200", "NVIDIA GB200", 2500, 5000, 186, 8000, 900, 50),
     _gpu("b200", "NVIDIA B200", 2250, 4500, 180, 8000, 900, 50),
     _gpu("gh200", "NVIDIA GH200", 989, 1979, 96, 4000, 450, 50),
-    _gpu("h200-nvl", "NVIDIA H200 NVL", 836, 1671, 141, 4800, 450),
+    _gpu("h200-nvl", "NVIDIA H200 NVL", 836, 1671, 141, 4800, 64),
     _gpu("h200", "NVIDIA H200", 989, 1979, 141, 4800, 450, 50),
-    _gpu("h100-pcie", "NVIDIA H100 PCIe", 756, 1513, 80, 2000, 300),
-    _gpu("h100-nvl", "NVIDIA H100 NVL", 836, 1671, 94, 3900, 300),
+    _gpu("h100-pcie", "NVIDIA H100 PCIe", 756, 1513, 80, 2000, 64),
+    _gpu("h100-nvl", "NVIDIA H100 NVL", 836, 1671, 94, 3900, 64),
     _gpu("h100", "NVIDIA H100", 989, 1979, 80, 3350, 450, 50),
     _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312, 624, 40, 1555, 300, 25),
-    _gpu("a100-40gb-pcie", "NVIDIA A100-PCIE-40GB", 312, 624, 40, 1555, 300),
-    _gpu("a100-pcie", "NVIDIA A100 80GB PCIe", 312, 624, 80, 1935, 300),
+    _gpu("a100-40gb-pcie", "NVIDIA A100-PCIE-40GB", 312, 624, 40, 1555, 32),
+    _gpu("a100-pcie", "NVIDIA A100 80GB PCIe", 312, 624, 80, 1935, 32),
     _gpu("a100", "NVIDIA A100", 312, 624, 80, 2039, 300, 25),
     _gpu("l40s", "NVIDIA L40S", 362, 733, 48, 864, 32),
     _gpu("l4", "NVIDIA L4", 121, 242, 24, 300, 32),

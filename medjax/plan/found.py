@@ -93,6 +93,7 @@ def picture(found: Search) -> str:
         (best.peak / GIB, _ms(rank_compiled(best), found)) if best else None,
         found.usable / GIB,
         found.topology.name,
+        found.ways[0].way.unit if found.ways else "tokens",
     )
 
 
@@ -201,5 +202,5 @@ def _point(one: Tried, found: Search) -> tuple[float, float]:
 
 
 def _ms(seconds_a_token: float, found: Search) -> float:
-    """Of a thousand tokens on a chip."""
+    """Of a thousand tokens, or records, on a chip."""
     return seconds_a_token * 1e6 * found.topology.chips

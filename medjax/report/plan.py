@@ -1,4 +1,4 @@
-"""The ways to run a training on a slice, drawn: memory of a device against the estimated time of a thousand tokens."""
+"""The ways to run a training on a slice, drawn: memory of a device against the estimated time of a thousand tokens or records."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,13 @@ def pareto_figure(
     best: Point | None,
     usable: float,
     name: str,
+    unit: str = "tokens",
 ) -> str:
     """Every way a dot, a line through those that no other beats, those that the compiler saw, the best, the limit.
 
-    ways, front, compiled, best  (GiB of a device, ms for a thousand tokens a chip); compiled and best by the compiler
+    ways, front, compiled, best  (GiB of a device, ms for a thousand tokens, or records, on a chip); compiled and best by the compiler
     usable  GiB of a device that a program can have; 0: not known
-    name    of the slice
+    name    of the slice; unit: tokens or records
     """
     known = [point for point in (*ways, *compiled, *((best,) if best else ()))]
     fastest = min((y for _, y in known), default=1.0)
@@ -32,7 +33,7 @@ def pareto_figure(
         f"{len(near)} ways to run, by arithmetic; {len(compiled)} of them compiled"
         + (f"; a device has {usable:.2f} GiB" if usable else ""),
         "memory of a device at the step's peak, GiB",
-        "estimate of a thousand tokens on a chip, ms",
+        f"estimate of a thousand {unit} on a chip, ms",
         (0.0, widest),
         (max(0.0, low), slowest),
         x_shown=plain,
