@@ -90,6 +90,17 @@ class Layout:
         return stored / (self.config.mlp * self.config.embed)
 
     @property
+    def packed(self) -> bool:
+        """Whether a stored code is less than a byte."""
+        return self.quantisation is not None and self.stored_width < 1
+
+    @property
+    def mlp_codes(self) -> int:
+        """Bytes of the packed codes of the MLP of all layers on a device."""
+        c = self.config
+        return c.layers * (3 if c.gated else 2) * c.embed * c.mlp // 2 // (self.gathered * self.ways("mlp"))
+
+    @property
     def layer_weights(self) -> int:
         """Numbers of one layer's kernels on a device once they are gathered."""
         c = self.config

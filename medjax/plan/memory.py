@@ -7,12 +7,11 @@
                 the hidden states, and that of the table if it is trained
   layer         activations of a layer with their gradients while its backward pass runs, and its weights once as they
                 meet the tokens: out of their quantised form, and gathered (in part: the compiler streams them)
+  copied        TPU, packed kinds: the codes of the MLP once more, of all layers, in the order in which they are read
   code          the program itself: what programs of this kind have on TPU
 
-The step's peak is arguments + kept + gradients + code + the larger of loss and layer. It prunes the search;
-`medjax.plan` prints how far it was from the compiler. Held against libtpu 0.0.42 with Llama 3 8B LoRA, bfloat16, on
-v5e:4x4 (fsdp=16, a row of 2,048 tokens a chip): +0.5 % of the peak with remat=full and 4 layers, -11.5 % with dots and
-2 layers; with Llama 2 70B QLoRA, int8 (fsdp=4, tensor=4, remat=full, 2 layers): -4.7 %.
+The step's peak is arguments + kept + gradients + copied + code + the larger of loss and layer. It prunes the search;
+`medjax.plan` prints how far it was from the compiler, docs/scaling.md has that for programs of every kind.
 """
 
 from dataclasses import dataclass
@@ -38,10 +37,11 @@ class Estimate:
     loss: int
     layer: int
     code: int
+    copied: int = 0
 
     @property
     def temporary(self) -> int:
-        return self.kept + self.gradients + max(self.loss, self.layer)
+        return self.kept + self.gradients + self.copied + max(self.loss, self.layer)
 
     @property
     def peak(self) -> int:
@@ -82,6 +82,7 @@ def memory(of: Layout | EncoderLayout | EngineLayout) -> Estimate:
         loss=table + logits + table_gradient + 2 * of.tokens * of.config.embed * of.width,
         layer=weights + 2 * inside + table_gradient,
         code=_CODE if of.on_tpu else 0,
+        copied=of.mlp_codes if of.on_tpu and of.packed else 0,
     )
 
 
@@ -117,8 +118,11 @@ def _inside(of: Layout) -> int:
 
 
 def _layer_weights(of: Layout) -> int:
-    """Bytes of one layer's kernels where they are not used as they are stored."""
-    return 0 if of.gathered == 1 and of.quantisation is None else of.layer_weights * of.width
+    """Bytes of one layer's kernels where they are not used as they are stored, and scales of half of the largest."""
+    if of.gathered == 1 and of.quantisation is None:
+        return 0
+    scales = of.config.embed * of.config.mlp // of.ways("mlp") // 2 * 4 if of.packed and of.on_tpu else 0
+    return of.layer_weights * of.width + scales
 
 
 def _vocabulary(of: Layout) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The ways to run a training on a slice, drawn: memory of a device against the estimated time of a thousand tokens or records."""
+"""The ways to run a training on a slice, drawn: memory of a device against the estimated time of its work."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,10 @@ def pareto_figure(
 ) -> str:
     """Every way a dot, a line through those that no other beats, those that the compiler saw, the best, the limit.
 
-    ways, front, compiled, best  (GiB of a device, ms for a thousand tokens, or records, on a chip); compiled and best by the compiler
+    ways, front, compiled, best  (GiB of a device, ms for a thousand units on a chip); the last two by the compiler
     usable  GiB of a device that a program can have; 0: not known
-    name    of the slice; unit: tokens or records
+    name    of the slice
+    unit    tokens or records
     """
     known = [point for point in (*ways, *compiled, *((best,) if best else ()))]
     fastest = min((y for _, y in known), default=1.0)
