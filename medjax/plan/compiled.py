@@ -9,6 +9,7 @@ from typing import Any
 from medjax.parallel.topology import quiet
 from medjax.plan.engine import EngineStep
 from medjax.plan.hlo import Module, parse
+from medjax.plan.layout import tree_bytes
 from medjax.plan.program import PlannedStep
 
 GIB = 2**30
@@ -80,12 +81,18 @@ def compile_step(step: PlannedStep | EngineStep) -> Compiled:
 
     Raises DoesNotFitError where the compiler finds no room for it.
     """
-    return compiled(step.program.lower, on_tpu=step.program.mesh.devices.flat[0].platform == "tpu")
+    if isinstance(step, EngineStep):
+        held = sum(step.groups.values())
+    else:
+        held = tree_bytes((step.program.state, step.program.frozen, step.program.batch))
+    on_tpu = step.program.mesh.devices.flat[0].platform == "tpu"
+    return compiled(step.program.lower, held=held, on_tpu=on_tpu)
 
 
-def compiled(lower: Any, *, on_tpu: bool = False) -> Compiled:
+def compiled(lower: Any, *, held: int = 0, on_tpu: bool = False) -> Compiled:
     """Call `lower`, compile what it returns, and read off the figures; what libraries write to stderr is kept away.
 
+    held    bytes of a device that the arguments take, which not every complaint of the compiler counts
     on_tpu  its `temp_size_in_bytes` counts VMEM too, and what is kept for the backward pass twice: programs are taken
             without a word whose sum by that figure is 18.2 GiB, on chips of 15.75 GiB. What lives at one time is there
             as well; other back ends leave temporaries out of that
@@ -97,7 +104,7 @@ def compiled(lower: Any, *, on_tpu: bool = False) -> Compiled:
         try:
             program = lowered.compile()
         except Exception as error:  # jaxlib's own type
-            if found := out_of_memory(str(error)):
+            if found := out_of_memory(str(error), held):
                 raise found from None
             raise
     compile_s = time.monotonic() - began
@@ -116,17 +123,21 @@ def compiled(lower: Any, *, on_tpu: bool = False) -> Compiled:
     return Compiled(memory, flops, moved, lower_s, compile_s, peak, program.as_text())
 
 
-def out_of_memory(text: str) -> DoesNotFitError | None:
-    """The compiler's complaint, summarised; None where the text is of another failure."""
+def out_of_memory(text: str, held: int = 0) -> DoesNotFitError | None:
+    """The compiler's complaint, summarised; None where the text is of another failure.
+
+    held  bytes of the arguments, for complaints that are of temporaries alone
+    """
     if "RESOURCE_EXHAUSTED" not in text:
         return None
     # libtpu's two ways to say it
-    found = re.search(r"[Uu]sed ([\d.]+)([BKMGT]) of ([\d.]+)([BKMGT])", text) or re.search(
-        r"\(([\d.]+)([BKMGT])\) exceeds available HBM \(([\d.]+)([BKMGT])\)", text
-    )
-    needed, available = (
-        (int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])) if found else (0, 0)
-    )
+    everything = re.search(r"[Uu]sed ([\d.]+)([BKMGT]) of ([\d.]+)([BKMGT])", text)
+    temporaries = re.search(r"\(([\d.]+)([BKMGT])\) exceeds available HBM \(([\d.]+)([BKMGT])\)", text)
+    needed = available = 0
+    if found := everything or temporaries:
+        needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    if temporaries and not everything:
+        needed += held
     sizes = re.findall(r"Size: ([\d.]+[BKMGT])\s+.*?Shape: (\S+).*?(?:\n\s*Unpadded size: \S+)?", text, re.DOTALL)
     names = re.findall(r'op_name="([^"]*)"', text)
     largest = [

@@ -218,17 +218,19 @@ def tables(found: Plan, spare: float) -> str:
 
 
 def _verdict(found: Plan, spare: float) -> str:
-    fits = found.fits(spare)
+    fits, what = found.fits(spare), describe(found.step, found.topology)
+    hint = (
+        ""
+        if fits is not False or isinstance(found.step, EngineStep)
+        else "\n--search looks for a way that fits, or names the smallest slice that would hold it"
+    )
     if found.refused:
-        return f"{describe(found.step, found.topology)}\n{found.refused}"
+        return f"{what}\n{found.refused}{hint}"
     if fits is None:
-        return f"{describe(found.step, found.topology)}\n{found.peak / GIB:.2f} GiB on each device"
+        return f"{what}\n{found.peak / GIB:.2f} GiB on each device"
     room = (found.usable - found.peak) / GIB
     words = f"fits, {room:.2f} GiB to spare" if fits else f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
-    return (
-        f"{describe(found.step, found.topology)}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on "
-        "each device"
-    )
+    return f"{what}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on each device{hint}"
 
 
 def _memory(found: Plan) -> str:

@@ -34,6 +34,8 @@ def test_the_complaint_of_a_full_chip_is_three_lines():
 
 def test_the_other_spelling_and_other_failures():
     assert str(out_of_memory(EXCEEDS)) == "does not fit: it needs 600.00 GiB of each chip, which has 15.75 GiB"
+    assert out_of_memory(EXCEEDS, held=8 * GIB).needed == 608 * GIB  # arguments come on top
+    assert out_of_memory(USED, held=8 * GIB).needed == int(18.17 * GIB)
     assert out_of_memory("INVALID_ARGUMENT: no such thing") is None
 
 
