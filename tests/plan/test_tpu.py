@@ -10,8 +10,10 @@ from medjax.config import load
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.loss import CHUNK
 from medjax.parallel.topology import topology
+from medjax.plan import engine
 from medjax.plan import program as plan_program
 from medjax.plan.compiled import GIB
+from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.figures import arrays_with
 from medjax.plan.run import plan, planned
 from medjax.plan.settings import LanguagePlanSettings
@@ -136,6 +138,32 @@ def test_qlora_of_70b_fits_on_sixteen_v5e_chips():
     assert found.fits(1.5 * GIB) is True
     assert found.compiled.lower_s + found.compiled.compile_s < 4 * 60
     assert found.compiled.host_peak < 12 * GIB
+
+
+@pytest.mark.slow
+def test_the_engine_leaves_kernels_where_they_lie(place):
+    """Scoring and decoding with tensor=4: hidden states are summed, no kernel is sent, the cache stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "decoder_of", lambda name: from_hugging_face(LLAMA))
+        given = {
+            **{"model.name": "tiny/llama", "model.dtype": "bfloat16", "model.quantisation": "int8"},
+            **{"engine.mesh": "tensor=4", "engine.row_tokens": "512", "engine.batch_size": "16", "load.context": "512"},
+        }
+        steps = [
+            step
+            for objective in ("score", "generate")
+            for step in engine.engine_steps(
+                load(EnginePlanSettings, overrides=given | {"objective": objective}), place.devices()
+            )
+        ]
+    found = {step.name: planned(step, place) for step in steps}
+    assert list(found) == ["score", "prefill", "decode"]
+    for one in found.values():
+        assert one.fits() is True
+        assert not [sent.op_name for sent in one.collectives if "dequantise" in sent.op_name]
+        assert max(sent.largest_array_bytes for sent in one.collectives) <= 512 * LLAMA["hidden_size"] * 2  # of a row
+        assert {sent.kind for sent in one.collectives if sent.axes == ("tensor",)} >= {"all-reduce"}
+    assert found["decode"].donated >= found["decode"].groups["keys and values"]
 
 
 @pytest.mark.slow
