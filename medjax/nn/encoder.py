@@ -140,7 +140,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array, drops: jax.Array | None) -> tuple[jax.Array, None]:
         c = self.config
-        x = self.constrain(x, "batch", "seq", None)
+        x = checkpoint_name(self.constrain(x, "batch", "seq", None), "input")
         y = Norm("layer", c.norm_eps, 0.0, "embed", name="attention_norm")(x)
         y = EncoderAttention(c, self.constrain, name="attention")(y, valid)
         x = x + (y if drops is None else y * drops[0, :, None, None].astype(y.dtype))

@@ -333,7 +333,7 @@ class Block(nn.Module):
             c, self.backend, self.lora, self.quantisation, self.constrain, self.context, name="attention"
         )
         mlp = Mlp(c, self.lora, self.quantisation, self.constrain, name="mlp")
-        x = self.constrain(x, "batch", "seq", None)
+        x = checkpoint_name(self.constrain(x, "batch", "seq", None), "input")
         y, kv = attend(norm("attention_norm")(x), rotation, window, where, prefix)
         if c.parallel_residual:
             return x + y + mlp(norm("mlp_norm")(x)), kv

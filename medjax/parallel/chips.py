@@ -11,12 +11,13 @@ All figures are of a chip. A JAX device is a chip, but one of two cores on TPU v
                     one way; PCIe where it has none, or a bridge to one or three others alone. 0: not known
   ici_axes          axes of the torus; 1 for GPUs, which reach every other GPU of their node alike
   dcn_bytes_per_s   one chip's share of the network between slices or nodes. 0: not known
+  host_bytes_per_s  PCIe between one chip and its host's memory, one way. 0: not known
   clock_hz          TPU: bf16_flops over the operations of its matrix units in a cycle (2 x 128 x 128 each; v6e and a
                     core of 7x have 16 such), rounded; 0 for GPUs
 
 Sources. TPU: operations, VMEM and matrix units of jax 0.10.2, jax/_src/pallas/mosaic/tpu_info.py; HBM bandwidth of
-Google Cloud's pages on each chip (tpu_info has v5p 11 % lower); links, network, pods and rings of J. Austin et al.,
-"How to Scale Your Model", part 2 (jax-ml/scaling-book@54e2c43), whose links are 10 % below Google Cloud's figures.
+Google Cloud's pages on each chip (tpu_info has v5p 11 % lower); links, network, PCIe, pods and rings of J. Austin
+et al., "How to Scale Your Model", part 2 (jax-ml/scaling-book@54e2c43), whose links are 10 % below Google Cloud's.
 GPU: NVIDIA's data sheets, without sparsity (half of the figure with it); NVLink and network of the same book's chapter
 on GPUs (jax-ml/scaling-book@1a55377), the network that of DGX reference designs: a cloud's machines may have less.
 """
@@ -47,6 +48,7 @@ class Chip:
     ici_bytes_per_s: float
     ici_axes: int
     dcn_bytes_per_s: float
+    host_bytes_per_s: float = 0.0
     vmem_bytes: int = 0
     clock_hz: float = 0.0
     cores: int = 1
@@ -70,6 +72,7 @@ class Chip:
             hbm_bytes_per_s=self.hbm_bytes_per_s / n,
             ici_bytes_per_s=self.ici_bytes_per_s / n,
             dcn_bytes_per_s=self.dcn_bytes_per_s / n,
+            host_bytes_per_s=self.host_bytes_per_s / n,
             vmem_bytes=self.vmem_bytes // n,
             cores=1,
         )
@@ -124,13 +127,13 @@ CHIPS: tuple[Chip, ...] = (
     _tpu("v4i", ("TPU v4 lite",), 137, 0, 8, 8, 614, ici_bytes_per_s=0, ici_axes=2, dcn_bytes_per_s=0,
          vmem_bytes=16 * _MIB, clock_hz=1.05e9, pod=(2, 2)),
     _tpu("v4", ("TPU v4",), 275, 275, 32, 30.75, 1228, ici_bytes_per_s=4.5e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
-         vmem_bytes=32 * _MIB, clock_hz=1.05e9, pod=(16, 16, 16)),
+         host_bytes_per_s=1.6e10, vmem_bytes=32 * _MIB, clock_hz=1.05e9, pod=(16, 16, 16)),
     _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 394, 16, 15.75, 819, ici_bytes_per_s=4.5e10, ici_axes=2,
-         dcn_bytes_per_s=3.125e9, vmem_bytes=128 * _MIB, clock_hz=1.5e9, pod=(16, 16)),
+         dcn_bytes_per_s=3.125e9, host_bytes_per_s=1.6e10, vmem_bytes=128 * _MIB, clock_hz=1.5e9, pod=(16, 16)),
     _tpu("v5p", ("TPU v5",), 459, 918, 96, 95.74, 2765, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
-         vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 20, 28)),
+         host_bytes_per_s=1.6e10, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 20, 28)),
     _tpu("v6e", ("TPU v6 lite", "TPU v6"), 920, 1840, 32, 31.25, 1638, ici_bytes_per_s=9e10, ici_axes=2,
-         dcn_bytes_per_s=12.5e9, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 16)),
+         dcn_bytes_per_s=12.5e9, host_bytes_per_s=3.2e10, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 16)),
     _tpu("tpu7x", ("TPU7x",), 2310, 0, 192, 189.5, 7380, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=12.5e9,
          vmem_bytes=128 * _MIB, clock_hz=2.2e9, cores=2, pod=(4, 4, 576)),
     _gpu("gb200", "NVIDIA GB200", 2500, 5000, 186, 8000, 900, 50),

@@ -4,7 +4,7 @@ What is tried:
   mesh          every way to write the number of devices as data x fsdp x tensor x sequence that the model, the batch
                 and the rows can be split by; between slices data alone
   batch         rows of a step, of plan.batches, in parts of 1, 2, 4, … down to one row a device
-  remat         none, dots, attention, full
+  remat         none, dots, attention, full; offload too where the run asks for it (train.remat)
   quantisation  of plan.quantisations, where adapters are trained
   context       of attention, where the mesh splits rows: what model.context says, and ring besides heads
 
@@ -110,7 +110,7 @@ def _decoders(settings: LanguagePlanSettings, place: Topology, least: bool) -> I
                 model = replace(run.model, quantisation=kind, context=wanted)
                 own = replace(run, model=model, mesh=replace(run.mesh, shape=written(sizes)))
                 for batch, accumulation in batches(settings, rows, least=least):
-                    for remat in ("full",) if least else REMAT:
+                    for remat in remats(run, least=least):
                         steps = replace(run.train, batch_size=batch, accumulation=accumulation, remat=remat)
                         yield Candidate(
                             replace(own, train=steps),
@@ -131,7 +131,7 @@ def _encoders(settings: EcgPlanSettings, place: Topology, least: bool) -> Iterat
             continue
         of = encoder_layout(step)
         for batch, accumulation in batches(settings, data * fsdp, least=least):
-            for remat in ("full",) if least else REMAT:
+            for remat in remats(run, least=least):
                 steps = replace(run.train, batch_size=batch, accumulation=accumulation, remat=remat)
                 own = replace(
                     of,
@@ -182,6 +182,15 @@ def batches(settings: RunPlanSettings, rows: int, *, least: bool = False) -> lis
         for parts in _divisors(size // rows)
         if parts.bit_count() == 1
     ]
+
+
+def remats(run: RunSettings, *, least: bool = False) -> list[str]:
+    """Remat policies to try. offload only where the run names it: nobody has run it on a chip here.
+
+    least  those that keep least on the device
+    """
+    asked = run.train.remat == "offload"
+    return [one for one in (("full", "offload") if least else REMAT) if one != "offload" or asked]
 
 
 def contexts(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from medjax.models.vit import VitConfig
 from medjax.parallel.sharding import Rules, partition_spec, ways
-from medjax.plan.layout import tree_bytes
+from medjax.plan.layout import AGAIN, IN_FLIGHT, tree_bytes
 from medjax.plan.program import PlannedStep, Stack
 
 _LANES = 128  # to which TPU pads the last axis of an array
@@ -101,6 +101,16 @@ def kept(of: EncoderLayout) -> int:
     """Bytes that the forward pass keeps for the backward pass; nothing where the head alone is trained."""
     if of.trains == "head":
         return 0
+    layers = [min(IN_FLIGHT, one.vit.layers) if of.remat == "offload" else one.vit.layers for one in of.stacks]
+    return sum(
+        count * of.records * one.tokens * _kept(of, one.vit) for count, one in zip(layers, of.stacks, strict=True)
+    )
+
+
+def host_bytes(of: EncoderLayout) -> int:
+    """What train.remat=offload keeps in the host's memory for one device."""
+    if of.remat != "offload" or of.trains == "head":
+        return 0
     return sum(one.vit.layers * of.records * one.tokens * _kept(of, one.vit) for one in of.stacks)
 
 
@@ -116,7 +126,7 @@ def loss(of: EncoderLayout) -> int:
 
 def flops(of: EncoderLayout) -> float:
     """Of one device in a step."""
-    again = of.remat in ("full", "attention")
+    again = of.remat in AGAIN
     passes = (2 if of.trains == "head" else 6) + (2 if again and of.trains != "head" else 0)
     total = 0.0
     for one in of.stacks:
@@ -131,7 +141,7 @@ def flops(of: EncoderLayout) -> float:
 
 def hbm_bytes(of: EncoderLayout) -> float:
     """Of one device in a step: weights once a pass, activations between products, scores, the state."""
-    again = of.remat in ("full", "attention")
+    again = of.remat in AGAIN
     passes = (2 + (1 if again else 0) + 1) if of.trains == "full" else 1
     total = 0.0
     for one in of.stacks:
@@ -169,7 +179,7 @@ def _kept(of: EncoderLayout, vit: VitConfig) -> int:
     if of.remat == "full":
         return carry
     attention = d * of.width
-    if of.remat == "attention":
+    if of.remat in ("attention", "offload"):
         return carry + attention
     projections = (3 * d + 2 * vit.embed + f) * of.width
     if of.remat == "dots":

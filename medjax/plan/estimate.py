@@ -5,6 +5,7 @@
               both of its kernels); what remat computes again comes on top
   HBM         weights once for every pass over them, twice more where they are gathered or expanded first; activations
               as they are written and read between matrix products; the optimiser's state read and written
+  host        what train.remat=offload keeps in the host's memory, there and back
   links       by mesh axis, of one device, ring algorithms: (n - 1) / n of what is gathered or scattered, twice that
               of what is summed
                 fsdp      weights for each of two passes, as they are stored; gradients
@@ -23,24 +24,27 @@ from medjax.parallel.topology import Topology
 from medjax.plan import encoder
 from medjax.plan.encoder import EncoderLayout
 from medjax.plan.engine_layout import EngineLayout
-from medjax.plan.layout import Layout
+from medjax.plan.layout import AGAIN, Layout
+from medjax.plan.memory import host_bytes
 from medjax.plan.roofline import Roofline, link, network
 from medjax.train.flops import attended_pairs, lora_params
 
 _NOT_HIDDEN = 0.1  # share of what is not the limit that counts all the same: of two equal limits the one with less wins
-_PASSES = {"full": 3, "attention": 3, "dots": 2, "none": 2}  # over the activations between matrix products
+_PASSES = {**dict.fromkeys(AGAIN, 3), "dots": 2, "none": 2}  # over the activations between matrix products
 
 
 @dataclass(frozen=True)
 class Work:
     """Of one device in a step.
 
-    sent  bytes by mesh axis
+    sent        bytes by mesh axis
+    host_bytes  to the host's memory and back
     """
 
     flops: float
     hbm_bytes: float
     sent: dict[str, float]
+    host_bytes: float = 0.0
 
 
 def work(of: Layout | EncoderLayout | EngineLayout) -> Work:
@@ -48,8 +52,9 @@ def work(of: Layout | EncoderLayout | EngineLayout) -> Work:
     if isinstance(of, EngineLayout):
         return Work(of.flops, of.hbm_bytes, of.sent)
     if isinstance(of, EncoderLayout):
-        return Work(encoder.flops(of), encoder.hbm_bytes(of), encoder.sent(of))
-    return Work(_flops(of), _hbm_bytes(of), _sent(of))
+        host = 2.0 * of.accumulation * encoder.host_bytes(of)
+        return Work(encoder.flops(of), encoder.hbm_bytes(of), encoder.sent(of), host)
+    return Work(_flops(of), _hbm_bytes(of), _sent(of), 2.0 * of.accumulation * host_bytes(of))
 
 
 def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Roofline | None:
@@ -68,12 +73,13 @@ def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Rooflin
         name, bandwidth = network(place, ("data",))
         if bandwidth:
             links[name] = 2 * (place.slices - 1) / place.slices * of.trained / bandwidth
-    return Roofline(todo.flops / peak, todo.hbm_bytes / chip.hbm_bytes_per_s, links)
+    host = todo.host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
+    return Roofline(todo.flops / peak, todo.hbm_bytes / chip.hbm_bytes_per_s, links, host)
 
 
 def seconds(line: Roofline) -> float:
     """By which candidates are ranked: the limit, and a tenth of the rest, as nothing overlaps perfectly."""
-    every = (line.compute, line.memory, *line.links.values())
+    every = (line.compute, line.memory, line.host, *line.links.values())
     return line.step + _NOT_HIDDEN * (sum(every) - line.step)
 
 
@@ -84,7 +90,7 @@ def _tokens(of: Layout) -> int:
 
 def _flops(of: Layout) -> float:
     c, tokens = of.config, _tokens(of)
-    again = of.remat in ("full", "attention")
+    again = of.remat in AGAIN
     kernels = 2 + (2 if of.trains != "head" else 0) + (2 if of.trains == "full" else 0) + (2 if again else 0)
     total: float = kernels * tokens * of.layer_weights * c.layers
     if of.lora:  # adapters are split as their kernels are
@@ -99,7 +105,7 @@ def _flops(of: Layout) -> float:
 
 def _hbm_bytes(of: Layout) -> float:
     c, tokens = of.config, _tokens(of)
-    again = of.remat in ("full", "attention")
+    again = of.remat in AGAIN
     uses = 2 + (1 if again else 0) + (1 if of.trains == "full" else 0)
     touched = 1 + (2 if of.gathered > 1 or of.quantisation else 0)
     weights = uses * touched * of.layer_weights * c.layers * of.width * of.accumulation
@@ -114,7 +120,7 @@ def _hbm_bytes(of: Layout) -> float:
 
 def _sent(of: Layout) -> dict[str, float]:
     c, tokens, sizes = of.config, _tokens(of), of.mesh.shape
-    again = of.remat in ("full", "attention")
+    again = of.remat in AGAIN
     found = {}
     if (n := sizes["fsdp"]) > 1:
         share = (n - 1) / n

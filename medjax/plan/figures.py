@@ -3,6 +3,7 @@
   matmul_flops      2 for a multiplication and an addition, in matrix products and convolutions alone, on one chip. What
                     is computed again (remat) counts. Positions of a convolution that only meet padding do not: TPU
                     programs spell batched products as such convolutions. Kernels (custom calls) are black boxes
+  host_bytes        sent to the host's memory and brought back by one chip (activations under train.remat=offload)
   hbm_bytes         read and written in main memory by one chip: operands and results of every instruction that is not
                     inside a fusion; of a slice only the slice. Values that the text places in VMEM are free. An
                     estimate: caches are not known, and what a kernel reads several times counts once
@@ -23,6 +24,7 @@ from medjax.plan.instructions import Array, Computation, Instruction
 _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update"),
+    *("dynamic-slice-done", "dynamic-update-slice-done"),
     *(
         "all-gather-done",
         "all-reduce-done",
@@ -35,6 +37,7 @@ _FREE = {
 }
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _VIEWS = {"bitcast", "reshape"}
+_HOST = 5  # the memory space of the host
 _HELD = {"AsyncCollectiveStart", "AsyncCollectiveDone"}  # marks, not kernels: so are the next, of the TPU compiler
 _MARKS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"} | _HELD
 
@@ -106,7 +109,9 @@ def traffic_of(module: Module, computation: Computation, one: Instruction) -> in
         if one.opcode == "slice-start":  # (source), piece, flag
             piece = one.arrays[len(operands)]
         return _size(piece, operands[0].arrays[0].space) + _size(piece)
-    if one.opcode == "dynamic-update-slice":
+    if one.opcode == "dynamic-slice-start":  # (source, places), piece, flag
+        return _size(one.arrays[len(operands)]) + _size(one.arrays[len(operands)], operands[0].arrays[0].space)
+    if one.opcode in ("dynamic-update-slice", "dynamic-update-slice-start"):
         return _size(operands[1].arrays[0]) + _size(operands[1].arrays[0], one.arrays[0].space)
     if one.opcode == "scatter":
         return 3 * sum(_size(array) for array in operands[-1].arrays)
@@ -117,6 +122,11 @@ def traffic_of(module: Module, computation: Computation, one: Instruction) -> in
         held = sum(len(operand.arrays) for operand in operands)
         result = one.arrays if one.opcode == "all-reduce-start" else one.arrays[held : 2 * held]
     return sum(_size(array) for operand in operands for array in operand.arrays) + sum(_size(array) for array in result)
+
+
+def host_bytes(module: Module) -> int:
+    """Bytes that one chip sends to its host's memory and reads from there in a step, both together."""
+    return sum(times * _over_pcie(computation, one) for computation, one, times in module.steps())
 
 
 def estimated_cycles(module: Module) -> int:
@@ -168,6 +178,22 @@ def donation(module: Module) -> Donation:
     return Donation(
         tuple(sorted(aliased)), tuple(sorted(unused - aliased)), sum(parameters[number].bytes for number in aliased)
     )
+
+
+def _over_pcie(computation: Computation, one: Instruction) -> int:
+    """Bytes that one instruction moves between the memories of chip and host, executed once."""
+    opcode = one.opcode.removesuffix("-start")
+    if opcode not in ("copy", "dynamic-slice", "dynamic-update-slice"):
+        return 0
+    operands = [computation.instructions[name].arrays[0] for name in one.operands]
+    source, result = operands[0], one.arrays[0]  # a start's type: of a copy result first, of the others operands first
+    if opcode == "dynamic-slice":
+        result = moved = one.arrays[len(operands) if one.opcode != opcode else 0]
+    elif opcode == "dynamic-update-slice":
+        source = moved = operands[1]
+    else:
+        moved = source
+    return moved.padded_bytes if (source.space == _HOST) != (result.space == _HOST) else 0
 
 
 def _header(module: Module, name: str) -> str:

@@ -19,6 +19,9 @@ from medjax.parallel.sharding import Rules, partition_spec, ways
 from medjax.plan.program import PlannedStep
 from medjax.train.language_program import LanguageProgram
 
+AGAIN = ("attention", "full", "offload")  # train.remat that computes projections again
+IN_FLIGHT = 2  # layers whose activations are on their way to the host or back (train.remat=offload)
+
 
 @dataclass(frozen=True)
 class Layout:

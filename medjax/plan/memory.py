@@ -1,7 +1,8 @@
 """What a training step of a decoder needs of a device's memory, by arithmetic alone: a second, not minutes.
 
   arguments     trained parameters, optimiser, frozen weights, batch: exact, from shapes and shardings
-  kept          what the forward pass keeps of each layer for the backward pass; train.remat says what
+  kept          what the forward pass keeps of each layer for the backward pass; train.remat says what. Of what goes to
+                the host's memory (offload) two layers are on the device at a time
   gradients     float32, of what is trained, and once more where a batch comes in parts
   loss          the table of the vocabulary, gathered; logits of a chunk of tokens with their gradient; the gradients of
                 the hidden states, and that of the table if it is trained
@@ -21,7 +22,7 @@ from medjax.plan import encoder
 from medjax.plan.encoder import EncoderLayout, encoder_layout
 from medjax.plan.engine import EngineStep
 from medjax.plan.engine_layout import EngineLayout
-from medjax.plan.layout import Layout, layout
+from medjax.plan.layout import IN_FLIGHT, Layout, layout
 from medjax.plan.program import PlannedStep
 
 _CODE = 48 * 2**20
@@ -77,13 +78,18 @@ def memory(of: Layout | EncoderLayout | EngineLayout) -> Estimate:
     table, logits, table_gradient = _vocabulary(of)
     return Estimate(
         arguments=of.arguments,
-        kept=of.config.layers * of.tokens * _kept(of),
+        kept=(min(IN_FLIGHT, of.config.layers) if of.remat == "offload" else of.config.layers) * of.tokens * _kept(of),
         gradients=of.trained * (2 if of.accumulation > 1 else 1),
         loss=table + logits + table_gradient + 2 * of.tokens * of.config.embed * of.width,
         layer=weights + 2 * inside + table_gradient,
         code=_CODE if of.on_tpu else 0,
         copied=of.mlp_codes if of.on_tpu and of.packed else 0,
     )
+
+
+def host_bytes(of: Layout) -> int:
+    """What train.remat=offload keeps in the host's memory for one device."""
+    return of.config.layers * of.tokens * _kept(of) if of.remat == "offload" else 0
 
 
 def _parts(of: Layout) -> tuple[int, int, int]:
@@ -103,7 +109,7 @@ def _kept(of: Layout) -> int:
     projections = (heads + 2 * kv + c.embed + (2 if c.gated else 1) * mlp + c.embed) * width
     if of.remat == "full":
         return carry
-    if of.remat == "attention":
+    if of.remat in ("attention", "offload"):
         return carry + attention
     if of.remat == "dots":
         return carry + attention + projections

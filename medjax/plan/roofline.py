@@ -4,6 +4,8 @@
   memory   bytes that a chip reads and writes in HBM / its bandwidth
   links    bytes that a chip sends along each mesh axis / the bandwidth along it; axes work at the same time, and the
            network between slices is an axis of its own
+  host     bytes that a chip sends to its host's memory and gets back (train.remat=offload) / the bandwidth one way:
+           they leave in the forward pass and come back in the backward pass
 
 Every figure is an ESTIMATE and a bound from below: nothing is ever perfectly overlapped or at its peak. A mesh axis has
 the links of those axes of the torus along which its members differ: two directions on a ring, one on a line.
@@ -33,6 +35,7 @@ class Roofline:
     compute: float
     memory: float
     links: Mapping[str, float]
+    host: float = 0.0
 
     @property
     def link(self) -> float:
@@ -41,22 +44,27 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        return max(self.compute, self.memory, self.link)
+        return max(self.compute, self.memory, self.link, self.host)
 
     @property
     def limit(self) -> str:
-        """What takes longest: "compute", "HBM", or "interconnect" with the axis."""
+        """What takes longest: "compute", "HBM", "host", or "interconnect" with the axis."""
         busiest = max(self.links, key=lambda axis: self.links[axis], default="")
-        times = {"compute": self.compute, "HBM": self.memory, f"interconnect ({busiest})": self.link}
+        times = {"compute": self.compute, "HBM": self.memory, f"interconnect ({busiest})": self.link, "host": self.host}
         return max(times, key=lambda name: times[name])
 
 
 def roofline(
-    topology: Topology, mesh: Mesh, flops: float, hbm_bytes: float, collectives: list[Collective]
+    topology: Topology,
+    mesh: Mesh,
+    flops: float,
+    hbm_bytes: float,
+    collectives: list[Collective],
+    host_bytes: float = 0.0,
 ) -> Roofline | None:
     """Bound the step of a program from below; None on CPU, which has no figures.
 
-    flops, hbm_bytes  of one device in a step
+    flops, hbm_bytes, host_bytes  of one device in a step; host_bytes: both ways together
     """
     chip = topology.chip.device
     if not chip.bf16_flops:
@@ -68,7 +76,8 @@ def roofline(
         name, bandwidth = network(topology, one.axes) if one.network else link(topology, mesh, one.axes)
         if bandwidth:
             links[name] = links.get(name, 0.0) + one.step_bytes / bandwidth
-    return Roofline(flops / chip.bf16_flops, hbm_bytes / chip.hbm_bytes_per_s, links)
+    host = host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
+    return Roofline(flops / chip.bf16_flops, hbm_bytes / chip.hbm_bytes_per_s, links, host)
 
 
 def network(topology: Topology, axes: tuple[str, ...]) -> tuple[str, float]:

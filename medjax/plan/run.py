@@ -13,7 +13,7 @@ from medjax.plan.devices import devices_to_compile_for, named_devices
 from medjax.plan.engine import EngineStep
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.estimate import bound, work
-from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, kernels, matmul_flops
+from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, host_bytes, kernels, matmul_flops
 from medjax.plan.layout import tree_bytes
 from medjax.plan.memory import Estimate, estimate, layout_of, memory
 from medjax.plan.program import PlannedStep, planned_step
@@ -45,6 +45,7 @@ class Plan:
     refused: DoesNotFitError | None = None
     flops: float = 0.0
     hbm_bytes: float = 0.0
+    host_bytes: float = 0.0
     cycles: int = 0
     collectives: tuple[Collective, ...] = ()
     kernels: tuple[str, ...] = ()
@@ -112,6 +113,7 @@ def by_arithmetic(step: Step, place: Topology) -> Plan:
         memory(found),
         flops=todo.flops,
         hbm_bytes=todo.hbm_bytes,
+        host_bytes=todo.host_bytes,
         roofline=bound(found, place),
     )
 
@@ -127,7 +129,7 @@ def planned(step: Step, place: Topology) -> Plan:
     mesh = step.program.mesh
     sent = collectives(module, mesh.shape)
     flops = matmul_flops(module) + step.kernel_flops / mesh.size
-    moved = hbm_bytes(module)
+    moved, to_host = hbm_bytes(module), host_bytes(module)
     return Plan(
         step,
         place,
@@ -137,11 +139,12 @@ def planned(step: Step, place: Topology) -> Plan:
         found,
         flops=flops,
         hbm_bytes=moved,
+        host_bytes=to_host,
         cycles=estimated_cycles(module),
         collectives=tuple(sent),
         kernels=tuple(f"{one.times} x {one.name}" for one in kernels(module)),
         donated=donation(module).bytes,
-        roofline=roofline(place, mesh, flops, moved, sent),
+        roofline=roofline(place, mesh, flops, moved, sent, to_host),
     )
 
 
@@ -195,6 +198,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         "device_flops": found.flops,
         "compiler_flops_loops_once": found.compiled.flops if found.compiled else None,
         "hbm_bytes": found.hbm_bytes,
+        "host_bytes": found.host_bytes,
         "estimated_cycles": found.cycles,
         "estimated_s": found.scheduled_s,
         "collectives": [
@@ -246,7 +250,20 @@ def _memory(found: Plan) -> str:
         rows += [("peak", f"{m.peak / GIB:.3f}")]
     away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
     rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
-    return text_table(rows, ("memory of a device", "GiB"))
+    return text_table(rows, ("memory of a device", "GiB")) + _host(found)
+
+
+def _host(found: Plan) -> str:
+    """What one host needs for the activations of its chips; "" where they stay on the chips."""
+    if not found.compiled or not found.compiled.memory.host:
+        return ""
+    each, chip = found.compiled.memory.host, found.topology.chip
+    chips = min(chip.host_chips, found.topology.chips)
+    needed = each * chip.cores * chips / GIB
+    words = f"\nactivations in the host's memory: {needed:.1f} GiB on a host of {chips} chip{'s' if chips > 1 else ''}"
+    if not chip.host_bytes_per_s:
+        words += "; no figure of this chip's PCIe is known, so that their way there and back is not in the estimate"
+    return words
 
 
 def _time(found: Plan) -> str:
@@ -258,6 +275,9 @@ def _time(found: Plan) -> str:
         ("HBM", f"{found.hbm_bytes / 1e9:.1f} GB", f"{line.memory * 1e3:.1f}"),
         *((f"links {axis}", "", f"{seconds * 1e3:.1f}") for axis, seconds in line.links.items()),
     ]
+    if found.host_bytes:
+        shown_ms = f"{line.host * 1e3:.1f}" if line.host else "not known"
+        rows.append(("host's memory, by PCIe", f"{found.host_bytes / 1e9:.1f} GB", shown_ms))
     if scheduled := found.scheduled_s:
         rows.append(("compiler's own schedule", f"{found.cycles / 1e6:.0f} M cycles", f"{scheduled * 1e3:.1f}"))
     shown = text_table(rows, ("estimate of a step, one device", "work", "ms at the least"))

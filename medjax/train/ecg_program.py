@@ -26,7 +26,7 @@ from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, Rules, is_box, partition_spec, shardings
 from medjax.train.ecg_settings import EcgTrainSettings, EncoderSettings
 from medjax.train.optimizer import optimizer
-from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides
+from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides, check_remat
 from medjax.train.state import Tree, abstract_state, choose_trainable, path_name, split
 from medjax.train.step import Loss
 
@@ -155,6 +155,7 @@ def fresh_variables(settings: EcgTrainSettings, init: Callable[..., Tree], confi
 def _placement(settings: EcgTrainSettings, devices: list | None) -> tuple[Mesh, Rules]:
     mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1", devices), PRESETS[settings.mesh.rules]
     check_batch_divides(settings.train, mesh, rules)
+    check_remat(settings.train, mesh)
     # tokens are few, and every one of them meets every other: they are never split
     return mesh, replace(rules, seq=None)
 

@@ -18,7 +18,7 @@ from medjax.nn.loss import cross_entropy
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, ways
 from medjax.train.optimizer import optimizer
-from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides
+from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides, check_remat
 from medjax.train.settings import TrainSettings
 from medjax.train.state import Tree, abstract_state, choose_trainable, split
 from medjax.train.step import Loss
@@ -49,6 +49,7 @@ def step_program(
     """
     mesh, rules = make_mesh(settings.mesh.shape or "fsdp=-1", devices), PRESETS[settings.mesh.rules]
     _check_divides(settings, mesh, rules)
+    check_remat(settings.train, mesh)
     backend = choose_backend(
         settings.model.backend,
         mesh.devices.flat[0].platform,

@@ -17,6 +17,8 @@ from medjax.train.settings import StepsSettings
 from medjax.train.state import TrainState, Tree
 from medjax.train.step import Loss, make_evaluation, make_step
 
+_HOST = "pinned_host"  # the memory that models.decoder.REMAT offloads to
+
 
 @dataclass(frozen=True)
 class StepProgram:
@@ -86,6 +88,30 @@ def abstract_frozen(boxes: Tree, mesh: Mesh, rules: Rules, dtype: jnp.dtype) -> 
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype if kept else dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, boxes, is_leaf=is_box)
+
+
+def check_remat(steps: StepsSettings, mesh: Mesh) -> None:
+    """Raise ValueError when activations are to go to the host's memory and these devices cannot, or may do it wrong.
+
+    XLA's GPU compiler has given wrong gradients without a word for what a loop keeps there (openxla/xla#46231).
+    """
+    if steps.remat != "offload":
+        return
+    device = mesh.devices.flat[0]
+    instead = "use attention or full, or more train.accumulation, which keeps less at a time."
+    if device.platform not in ("tpu", "cpu"):
+        raise ValueError(
+            f"train.remat: got offload on {device.device_kind}, expected a TPU (or a CPU, to try it): on GPUs "
+            f"gradients have come out wrong with activations in the host's memory (openxla/xla#46231); {instead}"
+        )
+    if not hasattr(device, "addressable_memories"):  # a device by name alone, for estimates
+        return
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if _HOST not in kinds:
+        raise ValueError(
+            f"train.remat: got offload on {device.device_kind}, whose memories are {', '.join(kinds)}; expected "
+            f"{_HOST} among them, which a newer jax may offer; {instead}"
+        )
 
 
 def check_batch_divides(steps: StepsSettings, mesh: Mesh, rules: Rules) -> None:

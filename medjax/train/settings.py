@@ -7,7 +7,7 @@ from medjax.config import field
 from medjax.parallel.distributed import DistributedSettings
 
 QUANTISATIONS = ("nf4", "int8", "int4")
-REMAT = ("none", "dots", "attention", "full")
+REMAT = ("none", "dots", "attention", "full", "offload")
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
 _DISTRIBUTED = DistributedSettings()
@@ -113,7 +113,12 @@ class StepsSettings:
     batch_size: int = field(8, help="rows of an optimiser step, all devices together", alias="--batch-size")
     accumulation: int = field(1, help="parts that a batch is computed in, one after another")
     seed: int = field(0, help="of data order, new parameters and everything drawn", alias="--seed")
-    remat: str = field("dots", help="what the backward pass may reuse", choices=REMAT)
+    remat: str = field(
+        "dots",
+        help="what the backward pass may reuse of a layer, from much memory to little: all, projections and attention, "
+        "attention, its input alone; offload: as attention, but kept in the host's memory (TPU)",
+        choices=REMAT,
+    )
     on_bad_step: str = field(
         "skip",
         help="loss or gradient not finite, or a spike: leave the step's update out, or stop the run",

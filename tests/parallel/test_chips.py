@@ -112,6 +112,12 @@ def test_links_are_those_of_the_book():
     assert {name: chip(name).ici_axes for name in book} == dict.fromkeys(book, 3) | {"v5e": 2, "v6e": 2, "v3": 2}
 
 
+def test_pcie_is_that_of_the_book():
+    # part 2: "typically around 1.6e10 bytes / second per TPU (3.2e10 for TPU v6e)"; it says nothing of v2, v3 and 7x
+    known = {one.name: one.host_bytes_per_s for one in CHIPS if one.host_bytes_per_s}
+    assert known == {"v4": 1.6e10, "v5e": 1.6e10, "v5p": 1.6e10, "v6e": 3.2e10}
+
+
 def test_figures_are_in_their_units():
     for one in CHIPS:
         assert 20e12 <= one.bf16_flops <= 3e15, one

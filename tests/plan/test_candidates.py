@@ -7,7 +7,7 @@ import pytest
 from medjax.parallel.sharding import PRESETS
 from medjax.parallel.topology import topology
 from medjax.plan import program
-from medjax.plan.candidates import batches, candidates, meshes, written
+from medjax.plan.candidates import batches, candidates, meshes, remats, written
 from medjax.plan.devices import named_devices
 from medjax.plan.layout import layout
 from medjax.plan.program import decoder_of
@@ -58,6 +58,14 @@ def test_layouts_are_those_of_the_programs(tiny, changes):
         }
     assert {kind[1] for kind in kinds} == ({None} if changes else {None, "int8", "nf4"})
     assert {kind[2] for kind in kinds if "sequence" in kind[0]} >= {"heads"}
+
+
+def test_offload_is_tried_where_the_run_asks_for_it(tiny):
+    assert remats(tiny()) == ["none", "dots", "attention", "full"]
+    assert remats(tiny(), least=True) == ["full"]
+    asked = tiny({"train.remat": "offload"})
+    assert remats(asked) == ["none", "dots", "attention", "full", "offload"]
+    assert remats(asked, least=True) == ["full", "offload"]
 
 
 def test_named_devices_are_those_of_a_slice():

@@ -11,6 +11,7 @@ from medjax.plan import program
 from medjax.plan.devices import named_devices
 from medjax.plan.estimate import bound, seconds, work
 from medjax.plan.layout import layout
+from medjax.plan.memory import memory
 from medjax.plan.roofline import Roofline
 from medjax.plan.run import planned
 from medjax.plan.settings import run_settings
@@ -41,6 +42,17 @@ def test_remat_adds_a_forward_pass(laid_out):
     tokens, pairs = 8 * 256, 8 * attended_pairs(of.config, np.arange(256))
     more = TrainingFlops(of.config, "lora", of.lora).of_remat(tokens, pairs)
     assert 8 * (work(of).flops - work(replace(of, remat="none")).flops) == pytest.approx(more)
+
+
+def test_offload_computes_what_attention_does_and_sends_what_it_keeps(laid_out):
+    """There and back for every part of a batch, over a v5e's PCIe of 16 GB/s."""
+    given = {"mesh.shape": "fsdp=4,tensor=2", "train.batch_size": "16", "train.accumulation": "2"}
+    of = laid_out(given, "v5e:2x4")
+    offload = replace(of, remat="offload")
+    assert (work(offload).flops, work(offload).hbm_bytes) == (work(of).flops, work(of).hbm_bytes)
+    sent = 2 * 2 * memory(of).kept
+    assert (work(of).host_bytes, work(offload).host_bytes) == (0, sent)
+    assert bound(offload, topology("v5e:2x4")).host == pytest.approx(sent / 1.6e10)
 
 
 def test_the_compiler_s_program_does_as_much(tiny):

@@ -12,6 +12,7 @@ from medjax.plan.figures import (
     estimated_cycles,
     flops_of,
     hbm_bytes,
+    host_bytes,
     kernels,
     matmul_flops,
 )
@@ -230,6 +231,61 @@ ENTRY %main (a: bf16[16,128], b: s8[6,128,256], c: s32[], d: bf16[512,256], e: s
   ROOT %out = bf16[512,256]{1,0:T(8,128)(2,1)} fusion(%d, %e, %new), kind=kCustom, calls=%rows
 }
 """
+
+
+# As TPU prints activations of six layers that a loop sends to the host (memory 5), one of which is read back.
+OFFLOAD = """HloModule jit_step, num_partitions=1
+
+%send (s.0: (s32[], bf16[64,200], bf16[6,64,200])) -> (s32[], bf16[64,200], bf16[6,64,200]) {
+  %s.0 = (s32[]{:T(128)}, bf16[64,200]{1,0:T(8,128)(2,1)}, bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%s.0), index=0
+  %one = s32[]{:T(128)S(6)} constant(1)
+  %next = s32[]{:T(128)S(6)} add(%i, %one)
+  %x = bf16[64,200]{1,0:T(8,128)(2,1)} get-tuple-element(%s.0), index=1
+  %host = bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)} get-tuple-element(%s.0), index=2
+  %piece = bf16[1,64,200]{2,1,0:T(8,128)(2,1)} bitcast(%x)
+  %zero = s32[]{:T(128)S(6)} constant(0)
+  %begin = ((bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,64,200]{2,1,0:T(8,128)(2,1)}, s32[]{:T(128)S(6)}, \
+s32[]{:T(128)S(6)}, s32[]{:T(128)S(6)}), bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}, u32[]{:S(2)}) \
+dynamic-update-slice-start(%host, %piece, %i, %zero, %zero)
+  %sent = bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)} dynamic-update-slice-done(%begin)
+  ROOT %out = (s32[]{:T(128)S(6)}, bf16[64,200]{1,0:T(8,128)(2,1)}, bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}) \
+tuple(%next, %x, %sent)
+}
+
+%more (m.0: (s32[], bf16[64,200], bf16[6,64,200])) -> pred[] {
+  %m.0 = (s32[]{:T(128)}, bf16[64,200]{1,0:T(8,128)(2,1)}, bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}) parameter(0)
+  %j = s32[]{:T(128)S(6)} get-tuple-element(%m.0), index=0
+  %end = s32[]{:T(128)S(6)} constant(6)
+  ROOT %go = pred[]{:T(1024)S(6)} compare(%j, %end), direction=LT
+}
+
+ENTRY %main (a: bf16[64,200]) -> bf16[1,64,200] {
+  %a = bf16[64,200]{1,0:T(8,128)(2,1)} parameter(0)
+  %null = s32[]{:T(128)S(6)} constant(0)
+  %room = bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %start = (s32[]{:T(128)S(6)}, bf16[64,200]{1,0:T(8,128)(2,1)}, bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}) \
+tuple(%null, %a, %room)
+  %loop = (s32[]{:T(128)S(6)}, bf16[64,200]{1,0:T(8,128)(2,1)}, bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}) \
+while(%start), condition=%more, body=%send
+  %there = bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)} get-tuple-element(%loop), index=2
+  %fetch = ((bf16[6,64,200]{2,1,0:T(8,128)(2,1)S(5)}, s32[]{:T(128)S(6)}, s32[]{:T(128)S(6)}, s32[]{:T(128)S(6)}), \
+bf16[1,64,200]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) dynamic-slice-start(%there, %null, %null, %null), \
+dynamic_slice_sizes={1,64,200}
+  %back = bf16[1,64,200]{2,1,0:T(8,128)(2,1)} dynamic-slice-done(%fetch)
+  %keep = (bf16[1,64,200]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,64,200]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%back)
+  %kept = bf16[1,64,200]{2,1,0:T(8,128)(2,1)S(5)} copy-done(%keep)
+  ROOT %result = bf16[1,64,200]{2,1,0:T(8,128)(2,1)} copy(%back)
+}
+"""
+
+
+def test_what_passes_between_chip_and_host():
+    """Six layers there, one back, and one copied there whole; a copy on the chip is none of it."""
+    module, piece = parse(OFFLOAD), 64 * 256 * 2  # 200 columns are padded to 256
+    assert host_bytes(module) == (6 + 1 + 1) * piece
+    assert hbm_bytes(module) == (6 + 1 + 1 + 2) * piece  # each once on the chip's side, the last copy read and written
+    assert host_bytes(parse(TPU)) == 0
 
 
 def test_a_slice_inside_fusions_and_a_scatter_in_place():

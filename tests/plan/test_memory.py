@@ -13,7 +13,7 @@ from medjax.plan import program
 from medjax.plan.compiled import compile_step
 from medjax.plan.devices import named_devices
 from medjax.plan.layout import layout, tree_bytes
-from medjax.plan.memory import estimate, memory
+from medjax.plan.memory import estimate, host_bytes, memory
 from medjax.plan.settings import run_settings
 from medjax.train.settings import TrainSettings
 
@@ -48,6 +48,11 @@ def test_what_is_kept_of_a_layer(laid_out):
     attention = full + 2 * 2 * 32 + 2 * 4
     dots = attention + 2 * (64 + 2 * 32 + 128 + 2 * 128 + 128)
     expected = {"full": full, "attention": attention, "dots": dots}
+    # on its way to the host's memory and back: two of the three layers
+    offload = replace(of, remat="offload")
+    assert memory(offload).kept == 2 * 512 * attention
+    assert host_bytes(offload) == 3 * 512 * attention
+    assert host_bytes(of) == 0
     assert {remat: memory(replace(of, remat=remat)).kept for remat in expected} == {
         remat: 3 * 512 * size for remat, size in expected.items()
     }

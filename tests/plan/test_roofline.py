@@ -59,6 +59,10 @@ def test_times_are_work_over_peaks_and_the_largest_is_the_limit():
     assert found.links == {"fsdp": 0.1, "tensor": 0.2}
     assert (found.link, found.step, found.limit) == (0.2, 1.0, "compute")
     assert roofline(place, flat, 0.0, 819e9, []).limit == "HBM"
+    found = roofline(place, flat, 197e12, 0.0, [], host_bytes=3.2e10)
+    assert (found.host, found.step, found.limit) == (2.0, 2.0, "host")
+    unknown = Topology("tpu7x:2x2x1", chip("tpu7x"), (2, 2, 1))
+    assert roofline(unknown, flat, 0.0, 0.0, [], host_bytes=3.2e10).host == 0.0
 
 
 def test_what_passes_between_slices_goes_over_the_network():

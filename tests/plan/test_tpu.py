@@ -15,7 +15,7 @@ from medjax.plan import program as plan_program
 from medjax.plan.compiled import GIB
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.figures import arrays_with
-from medjax.plan.run import plan, planned
+from medjax.plan.run import plan, planned, tables
 from medjax.plan.settings import LanguagePlanSettings
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.settings import TrainSettings
@@ -164,6 +164,29 @@ def test_the_engine_leaves_kernels_where_they_lie(place):
         assert max(sent.largest_array_bytes for sent in one.collectives) <= 512 * LLAMA["hidden_size"] * 2  # of a row
         assert {sent.kind for sent in one.collectives if sent.axes == ("tensor",)} >= {"all-reduce"}
     assert found["decode"].donated >= found["decode"].groups["keys and values"]
+
+
+@pytest.mark.slow
+def test_offload_takes_activations_off_the_chip(place):
+    """Input and attention of every layer lie on the host, and the chip's temporaries fall by more than half of that."""
+    llama = LLAMA | {"num_hidden_layers": 24}
+    given = OPTIONS | {"data.window": "4096", "train.batch_size": "16", "model.quantisation": "none"}
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_program, "decoder_of", lambda name: from_hugging_face(llama))
+        for remat in ("attention", "offload"):
+            step = plan_program.planned_step(
+                load(TrainSettings, overrides=given | {"train.remat": remat}), place.devices()
+            )
+            found[remat] = planned(step, place)
+    attention, offload = (found[remat].compiled.memory for remat in ("attention", "offload"))
+    kept = 24 * (8 * 4096) * (2 * 512 + 2 * 2 * 128 + 4 * 2)  # half of the rows, all of embed, half of the heads
+    assert (attention.host, offload.host) == (0, kept)
+    assert found["offload"].host_bytes == 2 * kept
+    assert found["offload"].roofline.host == pytest.approx(2 * kept / 1.6e10)
+    assert offload.temporary < attention.temporary - kept / 2
+    assert found["offload"].kernels == found["attention"].kernels  # attention is not computed again
+    assert "on a host of 4 chips" in tables(found["offload"], 0)
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def alone():
         (8, {"mesh__shape": "data=2,fsdp=2,tensor=2"}),
         (1, {"train__accumulation": 4}),
         (1, {"train__remat": "full"}),
+        (8, {"train__remat": "offload", "mesh__shape": "fsdp=4,tensor=2"}),
     ],
 )
 def test_losses_do_not_depend_on_mesh_parts_or_remat(alone, objective, devices, options):

@@ -1,15 +1,18 @@
 """The compiled step of a tiny model: the same losses on every mesh and in parts, remat, numerics, what it refuses."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import CONFIG, LLAMA, NEOX, Run, batch_of, placed, program_of, variables_of
+from tiny_training import CONFIG, LLAMA, NEOX, Run, batch_of, placed, program_of, settings_of, variables_of
 
 from medjax.models.decoder import REMAT, Decoder, unembedding
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.attention import forest
 from medjax.store.checkpoints import Checkpoints
+from medjax.train.program import check_remat
 from medjax.train.state import join, path_name, split
 from medjax.train.step import make_evaluation
 
@@ -141,7 +144,9 @@ def test_trainings_of_parameters_reduce_the_loss(names):
     assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} <= {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize("policies", [("none", "full"), pytest.param(tuple(REMAT), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize(
+    "policies", [("none", "full", "offload"), pytest.param(tuple(REMAT), marks=pytest.mark.slow)], ids=len
+)
 def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
     found, memory = {}, {}
     for policy in policies:
@@ -161,8 +166,44 @@ def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
         for one, other in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
     assert memory["full"] < memory["none"] / 1.3 / 1.3
+    # on a CPU the host's memory is the device's, and what goes there is what attention keeps, layers' inputs included
+    assert memory["full"] < memory["offload"] < memory["none"] / 1.3
     if "dots" in memory:
+        assert memory["offload"] == pytest.approx(memory["attention"], rel=0.2)
         assert memory["full"] < memory["attention"] < memory["dots"] / 1.2 < memory["none"] / 1.2 / 1.3
+
+
+def test_offload_on_a_mesh_takes_the_same_steps(runs):
+    """Rows, heads and tokens split, a batch in parts: what is kept on the host has a sharding of its own."""
+    split_run = runs(8, mesh__shape="fsdp=2,tensor=2,sequence=2", train__accumulation=2, train__remat="offload")
+    assert split_run.losses(3) == pytest.approx(runs().losses(3), abs=1e-4)
+
+
+class Device(SimpleNamespace):
+    """What a mesh and a check ask of a device, with memories of these kinds."""
+
+    def addressable_memories(self):
+        return [SimpleNamespace(kind=kind) for kind in self.kinds]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (
+            Device(platform="gpu", device_kind="NVIDIA H100", kinds=("device", "pinned_host")),
+            r"^train.remat: got offload on NVIDIA H100, expected a TPU .*#46231\); use attention or full, or more",
+        ),
+        (
+            Device(platform="tpu", device_kind="TPU v2", kinds=("device", "unpinned_host")),
+            r"^train.remat: got offload on TPU v2, whose memories are device, unpinned_host; expected pinned_host amo",
+        ),
+    ],
+)
+def test_offload_is_refused_where_it_cannot_or_may_not_be_right(device, message):
+    mesh = SimpleNamespace(devices=np.array([device]))
+    check_remat(settings_of(train__remat="full").train, mesh)
+    with pytest.raises(ValueError, match=message):
+        check_remat(settings_of(train__remat="offload").train, mesh)
 
 
 @pytest.mark.parametrize(
