@@ -105,27 +105,29 @@ class EncoderAttention(nn.Module):
         c = self.config
         d, n, h = c.embed, c.heads, c.embed // c.heads
         qkv_axes = ("embed", None, "heads", "head_dim")
-        qkv = Projection("btd,dcnh->btcnh", (d, 3, n, h), qkv_axes, 3, name="qkv")(x)
+        qkv = Projection("btd,dcnh->btcnh", (d, 3, n, h), qkv_axes, 3, constrain=self.constrain, name="qkv")(x)
         with jax.named_scope("attention"):
             q, k, v = (self.constrain(qkv[:, :, i], "batch", None, "attention_heads", None) for i in range(3))
             if self.is_mutable_collection("attention"):
                 self.sow("attention", "weights", attention_weights(q, k, valid), reduce_fn=lambda _, new: new)
             y = attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), valid).swapaxes(1, 2)
             y = checkpoint_name(y, "attention")
-        return Projection("btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1, name="out")(y)
+        axes = ("heads", "head_dim", "embed")
+        return Projection("btnh,nhd->btd", (n, h, d), axes, 1, constrain=self.constrain, name="out")(y)
 
 
 class EncoderMlp(nn.Module):
     """act(x W_up) W_down: [b, t, d] -> [b, t, d]."""
 
     config: EncoderBlockConfig
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         d, f = self.config.embed, self.config.mlp
-        y = Projection("btd,df->btf", (d, f), ("embed", "mlp"), 1, name="up")(x)
+        y = Projection("btd,df->btf", (d, f), ("embed", "mlp"), 1, constrain=self.constrain, name="up")(x)
         y = ops.ACTIVATIONS[self.config.activation](y)
-        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), 1, name="down")(y)
+        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), 1, constrain=self.constrain, name="down")(y)
 
 
 class EncoderBlock(nn.Module):
@@ -145,7 +147,7 @@ class EncoderBlock(nn.Module):
         y = EncoderAttention(c, self.constrain, name="attention")(y, valid)
         x = x + (y if drops is None else y * drops[0, :, None, None].astype(y.dtype))
         y = Norm("layer", c.norm_eps, 0.0, "embed", name="mlp_norm")(x)
-        y = EncoderMlp(c, name="mlp")(y)
+        y = EncoderMlp(c, self.constrain, name="mlp")(y)
         return x + (y if drops is None else y * drops[1, :, None, None].astype(y.dtype)), None
 
 

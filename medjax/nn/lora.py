@@ -53,11 +53,6 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
-def low_rank(x: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """The adapter's own part, ((x A) B) * scale: x [t, in], a [in, r], b [r, out] -> [t, out], dtype of x."""
-    return ((x @ a.astype(x.dtype)) * scale) @ b.astype(x.dtype)
-
-
 def merging_pays(tokens: int, kernel: jax.Array, dtype: jnp.dtype) -> bool:
     """Whether x (W + A B) costs less than x W + (x A) B.
 

@@ -20,8 +20,10 @@ from jax.sharding import NamedSharding
 
 from medjax.nn import ops, quant
 from medjax.nn.attention import Cache, Forest, Prefix, attention, cached_attention
-from medjax.nn.lora import LoraConfig, low_rank, merged_matmul, merging_pays
+from medjax.nn.lora import LoraConfig, merged_matmul, merging_pays
 from medjax.nn.rope import rotate
+
+_SPLIT_AS_TOKENS = ("embed", "rank")  # logical axes of kernels that fsdp splits, as it splits the batch
 
 
 class BlockConfig(Protocol):
@@ -103,7 +105,7 @@ class Projection(nn.Module):
             flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
             y = self._adapted(flat, inputs).reshape(*flat.shape[:-1], *self.shape[inputs:])
         else:
-            y = jnp.einsum(self.equation, x, self._kernel(inputs).astype(x.dtype))
+            y = product(self.constrain, self.equation, x, self._kernel(inputs), self.axes)
         y = checkpoint_name(y, "projection")
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.shape[-self.bias :], self.axes[-self.bias :])
@@ -128,13 +130,61 @@ class Projection(nn.Module):
             if kernel is not None and not dropped and merging_pays(len(rows), kernel, x.dtype):
                 return merged_matmul(rows, kernel, a, b, self.lora.scale).reshape(*x.shape[:-1], out)
             thin = nn.Dropout(self.lora.dropout, deterministic=not dropped)(rows)
-            added = low_rank(thin, a, b, self.lora.scale)
+            thin = product(self.constrain, "ti,ir->tr", thin, a, (self.axes[0], "rank")) * self.lora.scale
+            added = product(self.constrain, "tr,ro->to", thin, b, ("rank", self.axes[inputs]))
         if kind:
             held = QuantisedKernel(kind, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")
             y = quant.quantised_matmul(rows, held(), kind, held.gathered(self.constrain))
         elif kernel is not None:
-            y = rows @ kernel.astype(x.dtype)
+            y = product(self.constrain, "ti,io->to", rows, kernel, (self.axes[0], self.axes[inputs]))
         return (y + added if self.lora else y).reshape(*x.shape[:-1], out)
+
+
+def product(
+    constrain: Constrain, equation: str, x: jax.Array, kernel: jax.Array, axes: tuple[str | None, ...]
+) -> jax.Array:
+    """einsum(equation, x, kernel) in x's dtype; a kernel that is split as tokens are is brought together for it.
+
+    axes  logical names of the kernel's; those of _SPLIT_AS_TOKENS are made whole
+    """
+    kernel = kernel.astype(x.dtype)
+    home = constrain.sharding(kernel.shape, *axes)
+    whole = constrain.sharding(kernel.shape, *(None if axis in _SPLIT_AS_TOKENS else axis for axis in axes))
+    if home is None or home == whole:
+        return jnp.einsum(equation, x, kernel)
+    # gradients of adapters are few, and summing them piece by piece takes longer than summing them everywhere
+    return gathered_einsum(equation, x, kernel, whole, (whole, home) if "rank" in axes else (home,))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def gathered_einsum(
+    equation: str, x: jax.Array, kernel: jax.Array, whole: NamedSharding | None, home: tuple[NamedSharding | None, ...]
+) -> jax.Array:
+    """einsum(equation, x, kernel) with a kernel that is brought to the sharding `whole`.
+
+    home  shardings that its gradient is brought to, one after the other
+
+    Left to itself the TPU compiler multiplies by one part after the other as they come in, and adds every product to
+    the whole output in HBM (Llama 3 8B with LoRA, fsdp=16 on v5e: 980 million cycles in 8 layers by its own schedule,
+    629 so). The kernel is brought together once more in the backward pass, so that no layer keeps it.
+    """
+    return jnp.einsum(equation, x, jax.lax.with_sharding_constraint(kernel, whole))
+
+
+def _gathered_forward(equation, x, kernel, whole, home):
+    return gathered_einsum(equation, x, kernel, whole, home), (x, kernel)
+
+
+def _gathered_backward(equation, whole, home, kept, dy):
+    x, kernel = kept
+    _, pull = jax.vjp(partial(jnp.einsum, equation), x, jax.lax.with_sharding_constraint(kernel, whole))
+    dx, dkernel = pull(dy)
+    for place in home:
+        dkernel = jax.lax.with_sharding_constraint(dkernel, place)
+    return dx, dkernel
+
+
+gathered_einsum.defvjp(_gathered_forward, _gathered_backward)
 
 
 class QuantisedKernel(nn.Module):
@@ -158,7 +208,7 @@ class QuantisedKernel(nn.Module):
         """
         places = []
         for name, (leaf, axes) in self._leaves().items():
-            place = constrain.sharding(leaf.shape, *(None if axis == "embed" else axis for axis in axes))
+            place = constrain.sharding(leaf.shape, *(None if axis in _SPLIT_AS_TOKENS else axis for axis in axes))
             if place is None:
                 return None
             places.append((name, place))
@@ -217,6 +267,7 @@ class FusedLowRank(nn.Module):
 
     lora: LoraConfig
     shape: tuple[int, int, int]
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -224,8 +275,8 @@ class FusedLowRank(nn.Module):
         a, b = adapter(self, self.lora, (d, 3, n, h), ("embed", None, "heads", "head_dim"), 1)
         dropped = self.lora.dropout and self.has_rng("dropout")
         rows = nn.Dropout(self.lora.dropout, deterministic=not dropped)(x)
-        y = low_rank(rows.reshape(-1, d), a, b.reshape(self.lora.rank, -1), self.lora.scale)
-        y = y.reshape(*x.shape[:-1], 3, n, h)
+        thin = product(self.constrain, "btd,dr->btr", rows, a, ("embed", "rank")) * self.lora.scale
+        y = product(self.constrain, "btr,rcnh->btcnh", thin, b, ("rank", None, "heads", "head_dim"))
         return [y[..., part, :, :] for part in range(3)]
 
 
@@ -257,7 +308,7 @@ class Attention(nn.Module):
         k = project("key", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
         v = project("value", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
         if self.lora and "query_key_value" in self.lora.targets:
-            added = FusedLowRank(self.lora, (d, n, h), name="query_key_value")(x)
+            added = FusedLowRank(self.lora, (d, n, h), self.constrain, name="query_key_value")(x)
             q, k, v = (y + extra for y, extra in zip((q, k, v), added, strict=True))
         if c.qk_norm:
             q = Norm("rms", c.norm_eps, c.norm_offset, "head_dim", name="query_norm")(q)

@@ -1,4 +1,4 @@
-"""A quantised kernel that is split over fsdp travels as it is stored."""
+"""Kernels that fsdp splits: they are brought together before they are used, a quantised one as it is stored."""
 
 import re
 
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.nn.quant import dequantise, quantise
 from medjax.nn.transformer import Projection
+from medjax.nn.transformer import product as split_product
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Constraint, shardings
 
@@ -64,6 +65,58 @@ def test_codes_travel_and_not_what_they_stand_for(kind, axes):
     codes = OUT * INTO // (1 if kind == "int8" else 2)
     assert (STORED[kind], codes // 2) in sent  # half of the kernel: the other axis is split over tensor
     assert not [size for kind, size in sent if kind == "f32" and size >= OUT * INTO // 2]
+
+
+PLACES = {
+    "kernel": (("embed", "mlp"), ("fsdp", "tensor")),
+    "adapter": (("embed", "rank"), ("fsdp", None)),
+    "out": (("mlp", "embed"), ("tensor", "fsdp")),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_kernel_comes_whole_and_its_gradient_goes_home(case):
+    axes, spec = PLACES[case]
+    place = Constraint(mesh(), PRESETS["default"])
+    x, kernel, dy = (
+        np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        for seed, shape in ((1, (96, INTO)), (2, (INTO, OUT)), (3, (96, OUT)))
+    )
+    rows = NamedSharding(mesh(), PartitionSpec(("data", "fsdp")))
+    home = NamedSharding(mesh(), PartitionSpec(*spec))
+
+    def both(x, kernel, dy):
+        y, pull = jax.vjp(lambda x, kernel: split_product(place, "ti,io->to", x, kernel, axes), x, kernel)
+        return y, *pull(dy)
+
+    given = jax.device_put(x, rows), jax.device_put(kernel, home), jax.device_put(dy, rows)
+    program = jax.jit(both).lower(*given).compile()
+    y, dx, dkernel = program(*given)
+    np.testing.assert_allclose(y, x.astype(np.float64) @ kernel, atol=1e-3)
+    np.testing.assert_allclose(dx, dy.astype(np.float64) @ kernel.T, atol=1e-3)
+    np.testing.assert_allclose(dkernel, x.T.astype(np.float64) @ dy, atol=1e-3)
+    assert dkernel.sharding.is_equivalent_to(home, 2)
+    # whole along what tokens are split by: half of it where tensor splits the other axis
+    assert ("f32", INTO * OUT // (1 if case == "adapter" else 2)) in gathered(program.as_text())
+    assert split_product(place, "ti,io->to", jnp.asarray(x, jnp.bfloat16), kernel, axes).dtype == jnp.bfloat16
+
+
+def test_no_layer_keeps_its_kernel_whole():
+    """Even where everything is kept for the backward pass: eight layers need less than eight whole kernels."""
+    place, layers, width = Constraint(make_mesh("fsdp=8", jax.devices()[:8]), PRESETS["default"]), 8, 512
+
+    def loss(kernels, x):
+        def layer(x, kernel):
+            return jnp.tanh(split_product(place, "ti,io->to", x, kernel, ("embed", "mlp"))), None
+
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.everything_saveable)
+        return jnp.sum(jax.lax.scan(layer, x, kernels)[0])
+
+    kernels = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=place.sharding(
+        (layers, width, width), None, "embed", "mlp"))  # fmt: skip
+    x = jax.ShapeDtypeStruct((16, width), jnp.float32, sharding=place.sharding((16, width), "batch", None))
+    needed = jax.jit(jax.grad(loss)).lower(kernels, x).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 4 * 4 * width * width
 
 
 def test_one_device_is_told_nothing():

@@ -11,7 +11,7 @@ from tiny_decoders import TOKENS
 
 from medjax.models.decoder import Decoder, abstract_variables, init_lora
 from medjax.nn.attention import forest
-from medjax.nn.lora import LoraConfig, low_rank, merged_matmul, merging_pays
+from medjax.nn.lora import LoraConfig, merged_matmul, merging_pays
 from medjax.nn.transformer import Projection
 from medjax.parallel.sharding import is_box
 
@@ -110,12 +110,6 @@ def test_merged_product_and_its_gradients():
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
-
-
-def test_the_low_rank_part():
-    x, _, a, b = factors(1)
-    np.testing.assert_allclose(low_rank(x, a, b, 1.5), np.asarray(x) @ np.asarray(a) @ np.asarray(b) * 1.5, atol=1e-4)
-    assert low_rank(x.astype(jnp.bfloat16), a, b, 1.5).dtype == jnp.bfloat16
 
 
 def test_when_merging_pays():
