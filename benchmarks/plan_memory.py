@@ -164,7 +164,6 @@ def row(remat: str, plain: bool, found: Plan) -> dict[str, Any]:
         else None,
         "step_s": line.step if line else None,
         "limit": line.limit if line else None,
-        "compile_s": found.compiled.compile_s if found.compiled else None,
     }
 
 
