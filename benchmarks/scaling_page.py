@@ -30,7 +30,7 @@ def page(rows: list[tuple[Any, dict[str, Any]]]) -> str:
     rows  benchmarks.scaling.Row with its figures
     """
     parts = [INTRODUCTION, table(rows), READING, limits(rows), "## The commands\n\n" + commands(rows)]
-    parts += ["## Beside what others published\n\n" + published(), sections()]
+    parts += [published(), sections()]
     return "\n\n".join(parts) + "\n"
 
 
