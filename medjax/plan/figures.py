@@ -293,7 +293,8 @@ def _convolution(computation: Computation, one: Instruction) -> int:
     window = dict(re.findall(r"(\w+)=(\S+)", one.attribute("window")))
     axes = [letter for letter in inputs if letter.isdigit()]
     pairs = 1
-    for place, axis in enumerate(axes):
+    for axis in axes:
+        place = int(axis)  # the window counts axes by their number, wherever they lie
 
         def of(name: str, usual: int, place: int = place) -> int:
             return int(window[name].split("x")[place]) if name in window else usual

@@ -155,6 +155,23 @@ def test_a_batched_product_that_tpu_spells_as_a_convolution():
     assert flops_of(main, main.instructions["scores"]) == 4 * 2 * 32 * 64 * 32 == matmul_flops(module)
 
 
+def test_axes_of_a_window_count_by_their_number():
+    """A gradient as TPU spells it where parts are sent on as they are made: rows axis 1 lies before tokens' axis 0.
+
+    Each of the two outputs along axis 0 meets one of the two kernels, rows of axis 1 are summed.
+    """
+    text = """HloModule jit_step
+
+ENTRY %main (a: bf16[2,2048,64,1], b: bf16[2,2048,2,32]) -> bf16[64,2,32,1] {
+  %a = bf16[2,2048,64,1]{1,2,0,3} parameter(0)
+  %b = bf16[2,2048,2,32]{3,1,0,2} parameter(1)
+  ROOT %out = bf16[64,2,32,1]{2,0,3,1} convolution(%a, %b), window={size=2x2 pad=1_1x0_0 rhs_reversal=1x0}, \
+dim_labels=1fb0_1i0o->b0f1
+}
+"""
+    assert matmul_flops(parse(text)) == 2 * 64 * (2 * 32) * (2 * 2048)
+
+
 def test_a_product_that_gpu_hands_to_cublas():
     text = """HloModule jit_step
 
