@@ -20,8 +20,11 @@ READING = """*Batch* is rows of a step on the whole slice, each of 2,048 packed 
 arguments, temporaries, outputs and code of a chip, of the HBM that a program can have. *Arithmetic* is how far medjax's
 memory model, which prunes `--search` without a compiler, was from the compiler. *MFU* counts the operations that the
 model needs (for LoRA no gradients of frozen weights, nothing that is computed again), over the chip's bfloat16 peak.
-*Schedule* is a second opinion: the sum of the cycles that the compiler expects of its own fusions, kernels and waiting
-for other chips left out. *Host* is the memory that planning took on the machine that compiled."""
+*Compile* and *host* are seconds and memory of planning on two cores that had other work to do beside it.
+
+*Schedule* is a second opinion, and nearer to what a chip will do: the sum of the cycles that the compiler expects of
+its own fusions, kernels and waiting for other chips left out. NF4 costs twice the products there: its codes are
+expanded by vector units, which the roofline does not count."""
 
 
 def page(rows: list[tuple[Any, dict[str, Any]]]) -> str:
@@ -74,16 +77,17 @@ def batch(row: Any, found: dict[str, Any]) -> str:
 def limits(rows: list[tuple[Any, dict[str, Any]]]) -> str:
     """Seconds of a step by what takes them, so that the limit can be seen against the rest."""
     lines = [
-        "| step | slice | computing, s | HBM, s | links, s | schedule, s | sent by a chip, GB |",
-        "|---|---|---:|---:|---|---:|---:|",
+        "| step | slice | computing, s | HBM, s | links, s | schedule, s | MFU by it | sent by a chip, GB |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
     ]
     for row, found in rows:
         if not (seconds := found["seconds"]):
             continue
         links = ", ".join(f"{name} {value:.2f}" for name, value in seconds["links"].items() if value >= 0.005)
         schedule = f"{found['estimated_s']:.2f}" if found["estimated_s"] else ""
+        sober = f"{100 * found['mfu'] * seconds['step'] / found['estimated_s']:.0f} %" if schedule else ""
         sent = f"{sum(one['bytes'] for one in found['collectives']) / 1e9:.1f}"
-        times = f"{seconds['compute']:.2f}", f"{seconds['memory']:.2f}", links or "0.00", schedule
+        times = f"{seconds['compute']:.2f}", f"{seconds['memory']:.2f}", links or "0.00", schedule, sober
         lines.append("| " + " | ".join((row.what, row.slice, *times, sent)) + " |")
     return "\n".join(lines)
 
