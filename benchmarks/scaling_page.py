@@ -22,9 +22,9 @@ memory model, which prunes `--search` without a compiler, was from the compiler.
 model needs (for LoRA no gradients of frozen weights, nothing that is computed again), over the chip's bfloat16 peak.
 *Compile* and *host* are seconds and memory of planning on two cores that had other work to do beside it.
 
-*Schedule* is a second opinion, and nearer to what a chip will do: the sum of the cycles that the compiler expects of
-its own fusions, kernels and waiting for other chips left out. NF4 costs twice the products there: its codes are
-expanded by vector units, which the roofline does not count."""
+*Schedule* is a second, more sober opinion, as little measured as the first: the sum of the cycles that the compiler
+expects of its own fusions, kernels and waiting for other chips left out. NF4 costs twice the products there: its codes
+are expanded by vector units, which the roofline does not count."""
 
 
 def page(rows: list[tuple[Any, dict[str, Any]]]) -> str:
