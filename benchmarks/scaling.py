@@ -23,6 +23,13 @@ from typing import Any
 
 import scaling_page
 
+from medjax.config import parse_command, peek
+from medjax.plan.compiled import GIB
+from medjax.plan.engine_run import plan_engine
+from medjax.plan.engine_settings import OBJECTIVES, EnginePlanSettings
+from medjax.plan.run import plan
+from medjax.plan.settings import plan_class
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scaling"
 PAGE = ROOT / "docs" / "scaling.md"
@@ -148,18 +155,32 @@ def command(row: Row) -> list[str]:
 def compile_row(row: Row, path: Path) -> bool:
     """Plan a row and keep what it wrote; False where it could not be planned. A run that does not fit is a finding."""
     begun = time.monotonic()
+    path.unlink(missing_ok=True)
     done = subprocess.run([sys.executable, *command(row), "--json", str(path.relative_to(ROOT))], cwd=ROOT, check=False)
     print(f"  {time.monotonic() - begun:.0f} s", flush=True)
-    return done.returncode in (0, 1)
+    return done.returncode in (0, 1) and path.exists()
 
 
 def read(row: Row) -> dict[str, Any] | None:
-    """What was found for a row: of the engine, its one program."""
+    """What was found for a row (of the engine, its one program), with today's arithmetic beside it; None: nothing."""
     path = RESULTS / f"{row.name}.json"
     if not path.exists():
         return None
     values = json.loads(path.read_text("utf-8"))
-    return values if "fits" in values else values["score"]
+    found = values if "fits" in values else values["score"]
+    return found | {"arithmetic_gib": arithmetic(row) / GIB}
+
+
+def arithmetic(row: Row) -> int:
+    """Bytes of a chip at the peak of a row by arithmetic alone."""
+    words = [*shlex.split(row.options), "--topology", row.slice, "--plan.compile", "false"]
+    words = [str(ROOT / word) if word.endswith(".toml") else word for word in words]
+    objective = peek(words, "objective")
+    if objective in OBJECTIVES:
+        settings: Any = parse_command(EnginePlanSettings, words, prog="scaling")
+        return plan_engine(settings).programs["score"].estimated.peak
+    settings = parse_command(plan_class(objective), words, prog="scaling")
+    return plan(settings).estimated.peak
 
 
 if __name__ == "__main__":

@@ -160,13 +160,13 @@ def kernel_flops(config: DecoderConfig, way: Way) -> float:
 def gathered_bytes(config: DecoderConfig, way: Way) -> float:
     """Bytes that FSDP moves in a step, before the factor (n - 1) / n.
 
-    Weights twice, for forward and backward, as they are stored where the base is quantised, else in bfloat16; the
-    float32 gradients of what is trained once, and adapters twice in bfloat16.
+    Weights twice, for forward and backward, as they are stored where the base is quantised, else in bfloat16, and their
+    float32 gradients once; adapters and the sums of their gradients (two passes of a ring) in bfloat16.
     """
     if way.full:
         return 2 * WIDTH * config.matmul_params + 4 * config.matmul_params
     weights = base_bytes(config, way.quantisation, kernels_only=True)
-    return 2 * weights + (2 * WIDTH + 4) * lora_params(config, LORA)
+    return 2 * weights + 4 * WIDTH * lora_params(config, LORA)
 
 
 def link_bandwidth(place: Topology) -> float:

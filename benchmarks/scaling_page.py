@@ -42,8 +42,8 @@ def table(rows: list[tuple[Any, dict[str, Any]]]) -> str:
     )
     lines = [f"| {' | '.join(head)} |", "|---|---|---|---:|---|---:|---:|---:|---:|---|---:|---:|"]
     for row, found in rows:
-        guess, speed = found["estimated"], found.get("tokens_per_s_per_chip") or found.get("records_per_s_per_chip")
-        away = f"{100 * (guess['peak'] / 2**30 / found['peak_gib'] - 1):+.0f} %" if guess else ""
+        speed = found.get("tokens_per_s_per_chip") or found.get("records_per_s_per_chip")
+        away = f"{100 * (found['arithmetic_gib'] / found['peak_gib'] - 1):+.0f} %"
         mesh = ", ".join(f"{axis}={size}" for axis, size in found["mesh"].items()) or "one chip"
         cells = [
             row.what,

@@ -77,6 +77,14 @@ class Chip:
             cores=1,
         )
 
+    def flops(self, width: int) -> float:
+        """Operations a second of matrix products, width bytes a number: 2 or 4.
+
+        float32 as medjax computes it: six bfloat16 products on TPU; on GPUs a sixteenth of the rate (A100 and H100; no
+        TF32).
+        """
+        return self.bf16_flops if width == 2 else self.bf16_flops / (6 if self.is_tpu else 16)
+
     def wraps(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
         """Which axes of a slice are rings: closed by a link from the last chip to the first.
 
@@ -135,7 +143,7 @@ CHIPS: tuple[Chip, ...] = (
     _tpu("v6e", ("TPU v6 lite", "TPU v6"), 920, 1840, 32, 31.25, 1638, ici_bytes_per_s=9e10, ici_axes=2,
          dcn_bytes_per_s=12.5e9, host_bytes_per_s=3.2e10, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 16)),
     _tpu("tpu7x", ("TPU7x",), 2310, 0, 192, 189.5, 7380, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=12.5e9,
-         vmem_bytes=128 * _MIB, clock_hz=2.2e9, cores=2, pod=(4, 4, 576)),
+         vmem_bytes=128 * _MIB, clock_hz=2.2e9, cores=2, pod=(16, 24, 24)),
     _gpu("gb200", "NVIDIA GB200", 2500, 5000, 186, 8000, 900, 50),
     _gpu("b200", "NVIDIA B200", 2250, 4500, 180, 8000, 900, 50),
     _gpu("gh200", "NVIDIA GH200", 989, 1979, 96, 4000, 450, 50),

@@ -39,14 +39,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         return _run(settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, _compilers_own()) as error:
         print(f"medjax.plan: {error}", file=sys.stderr)
         return 2
 
 
+def _compilers_own() -> type[Exception]:
+    """What the compiler raises for a program that it cannot compile for another reason than memory."""
+    from jax.errors import JaxRuntimeError
+
+    return JaxRuntimeError
+
+
 def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not settings.plan.topology.startswith("gpu"):
+    if not settings.plan.topology.lower().startswith("gpu"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if cpus := re.fullmatch(r"cpu[:-](\d+)", settings.plan.topology):
         flag = "--xla_force_host_platform_device_count"
@@ -65,6 +72,8 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
         searched = search(settings, say)
         print(results.search_tables(searched))
         files = results.write(searched, settings, results.folder(settings))
+        if settings.plan.json:
+            results.write_json(settings.plan.json, searched, settings)
         print(f"\nwrote {', '.join(map(str, files))}")
         if searched.best:
             print(f"next: python -m medjax.train {files[-1]}")

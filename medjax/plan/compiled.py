@@ -26,6 +26,8 @@ class DoesNotFitError(ValueError):
     def __init__(self, needed: int, available: int, largest: tuple[str, ...]):
         self.needed, self.available, self.largest = needed, available, largest
         lines = [f"does not fit: it needs {needed / GIB:.2f} GiB of each chip, which has {available / GIB:.2f} GiB"]
+        if not needed:
+            lines = ["does not fit: the compiler found no room for it, and did not say how much it needs"]
         super().__init__("\n".join([*lines, *largest]))
 
 

@@ -135,6 +135,8 @@ def flops(of: EncoderLayout) -> float:
         # the weights of attention are always computed again: two more products of the scores' size
         scores = 4 if of.trains == "head" else 14 + (4 if of.remat == "full" else 0)
         total += one.vit.layers * tokens * passes * of.layer_weights(one.vit)
+        if again and of.trains != "head":  # nothing in the backward pass needs what the last projection gave
+            total -= 2 * one.vit.layers * tokens * one.vit.embed * (one.vit.mlp // of.split("mlp", one.vit.mlp))
         total += one.vit.layers * tokens * scores * one.tokens * one.vit.embed / heads
     return total
 
@@ -163,12 +165,12 @@ def sent(of: EncoderLayout) -> dict[str, float]:
     if (n := sizes["fsdp"]) > 1:
         weights = sum(one.vit.layers * of.layer_weights(one.vit) for one in of.stacks) * of.width
         gradients = of.trained * n if of.trains == "full" and of.parts > 1 else 2 * of.trained
-        found["fsdp"] = (n - 1) / n * (passes * weights * of.accumulation + gradients)
+        found["fsdp"] = (n - 1) / n * of.accumulation * (passes * weights + gradients)
     if (n := sizes["tensor"]) > 1:
         sums = sum(one.vit.layers * one.tokens * one.vit.embed for one in of.stacks) * of.records * of.accumulation
         found["tensor"] = 2 * (n - 1) / n * 4 * sums * of.width
     if (n := sizes["data"]) > 1:
-        found["data"] = 2 * (n - 1) / n * of.trained
+        found["data"] = 2 * (n - 1) / n * of.trained * of.accumulation
     return found
 
 

@@ -177,7 +177,7 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         programs,
         groups,
         flops,
-        tokens=max(count // programs.slot_shards, 1),
+        tokens=max(count // programs.data_shards, 1),
         passes=DECODE_STEPS,
         keys=load.context,
         reads=max(count // programs.data_shards, 1),

@@ -39,6 +39,11 @@ def plan_engine(settings: EnginePlanSettings, say: Say = lambda line: None) -> E
     Raises ValueError for an unknown slice or model, for settings that do not fit together or on it, without libtpu,
     and for `largest` on devices whose memory is not known.
     """
+    if settings.plan.search:
+        raise ValueError(
+            f"plan.search: got it with objective={settings.objective}, expected a training run; leave it out, or use "
+            "--largest."
+        )
     place = topology(settings.plan.topology, settings.plan.slices)
     devices = devices_to_compile_for(place, say) if settings.plan.compile else None
     found = {}
@@ -113,7 +118,12 @@ def engine_tables(found: EnginePlan, spare: float) -> str:
     parts = [f"{name}: {tables(one, spare)}" for name, one in found.programs.items()]
     if found.capacities:
         rows = [
-            (one.what, f"{one.size:,}", f"{one.tried.get(one.size, 0) / GIB:.2f}", f"{one.slope / 2**20:.3f}")
+            (
+                one.what,
+                f"{one.size:,}{' (the most there is)' if one.size == one.most else ''}",
+                f"{one.tried.get(one.size, 0) / GIB:.2f}",
+                f"{one.slope / 2**20:.3f}" if one.slope else "–",
+            )
             for one in found.capacities
         ]
         parts.append(text_table(rows, ("largest that fits", "", "GiB", "MiB for one more")))

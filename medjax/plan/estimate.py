@@ -63,18 +63,19 @@ def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Rooflin
     if not chip.bf16_flops:
         return None
     todo = work(of)
-    peak = chip.bf16_flops if of.width == 2 else chip.bf16_flops / 6  # float32 products: six bfloat16 ones on TPU
-    links = {}
+    links: dict[str, float] = {}
     for axis, moved in todo.sent.items():
+        within = of.mesh.shape[axis] // place.slices if axis == "data" else of.mesh.shape[axis]
         name, bandwidth = link(place, of.mesh, (axis,))
-        if bandwidth:
+        if bandwidth and within > 1:
             links[name] = moved / bandwidth
     if place.slices > 1 and not isinstance(of, EngineLayout):
         name, bandwidth = network(place, ("data",))
         if bandwidth:
-            links[name] = 2 * (place.slices - 1) / place.slices * of.trained / bandwidth
+            share = of.trained * of.accumulation / (of.mesh.shape["data"] // place.slices)
+            links[name] = links.get(name, 0.0) + 2 * (place.slices - 1) / place.slices * share / bandwidth
     host = todo.host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
-    return Roofline(todo.flops / peak, todo.hbm_bytes / chip.hbm_bytes_per_s, links, host)
+    return Roofline(todo.flops / chip.flops(of.width), todo.hbm_bytes / chip.hbm_bytes_per_s, links, host)
 
 
 def seconds(line: Roofline) -> float:
@@ -90,14 +91,16 @@ def _tokens(of: Layout) -> int:
 
 def _flops(of: Layout) -> float:
     c, tokens = of.config, _tokens(of)
-    again = of.remat in AGAIN
+    again = of.remat in AGAIN and of.trains != "head"
     kernels = 2 + (2 if of.trains != "head" else 0) + (2 if of.trains == "full" else 0) + (2 if again else 0)
     total: float = kernels * tokens * of.layer_weights * c.layers
+    if again and not c.post_norms:  # nothing in the backward pass needs what the last projection gave
+        total -= 2 * tokens * c.layers * c.embed * (c.mlp // of.ways("mlp"))
     if of.lora:  # adapters are split as their kernels are
         share = of.layer_weights * c.layers / c.matmul_params
         total += (8 if again else 6) * tokens * lora_params(c, of.lora) * share
     backward = 0 if of.trains == "head" else 14 if of.backend == "splash" else 10
-    pair = 4 + backward + (4 if of.remat == "full" else 0)
+    pair = 4 + backward + (4 if again and of.remat == "full" else 0)
     pairs = of.rows * attended_pairs(c, np.arange(of.window)) / of.mesh.size * of.mesh.shape["tensor"]
     total += pair * pairs * c.heads // of.ways("heads") * c.head_dim
     return total + (6 if of.trains_table else 4) * tokens * (c.vocab_size // of.ways("vocab")) * c.embed
@@ -106,7 +109,7 @@ def _flops(of: Layout) -> float:
 def _hbm_bytes(of: Layout) -> float:
     c, tokens = of.config, _tokens(of)
     again = of.remat in AGAIN
-    uses = 2 + (1 if again else 0) + (1 if of.trains == "full" else 0)
+    uses = 1 if of.trains == "head" else 2 + (1 if again else 0) + (1 if of.trains == "full" else 0)
     touched = 1 + (2 if of.gathered > 1 or of.quantisation else 0)
     weights = uses * touched * of.layer_weights * c.layers * of.width * of.accumulation
     heads = c.heads // of.ways("heads") + 2 * c.kv_heads // of.ways("kv_heads")
@@ -124,7 +127,12 @@ def _sent(of: Layout) -> dict[str, float]:
     found = {}
     if (n := sizes["fsdp"]) > 1:
         share = (n - 1) / n
-        weights = 2 * of.layer_weights * c.layers * of.stored_width * of.accumulation if of.gathered > 1 else 0
+        weights = 0.0
+        if of.gathered > 1:
+            numbers = of.layer_weights * c.layers * of.stored_width
+            if of.lora:  # in the compute dtype; stored in float32, in as many parts
+                numbers += of.trained / 4 * n * of.width
+            weights = (1 if of.trains == "head" else 2) * numbers * of.accumulation
         found["fsdp"] = share * (weights + 2 * _gradients(of, "fsdp"))
     if (n := sizes["tensor"]) > 1 and of.ways("mlp") > 1:
         sums = 2 + (2 if of.trains != "head" else 0) + (1 if again else 0)
@@ -137,8 +145,15 @@ def _sent(of: Layout) -> dict[str, float]:
 
 
 def _gradients(of: Layout, axis: str) -> float:
-    """Bytes of gradients that are summed over an axis; over fsdp before they are split, so as large as all parts."""
-    return of.trained * (of.mesh.shape["fsdp"] / 2 if axis == "fsdp" and of.gathered > 1 else 1)
+    """Bytes of gradients that are summed over an axis, for every part of a batch.
+
+    Over fsdp those of all parts: of kernels in float32, scattered as they are summed, which is half of a sum; of
+    adapters whole, in the compute dtype.
+    """
+    once = of.trained * of.accumulation
+    if axis != "fsdp" or of.gathered == 1:
+        return once
+    return once * of.mesh.shape["fsdp"] * (of.width / 4 if of.lora else 0.5)
 
 
 def _context(of: Layout, n: int) -> float:

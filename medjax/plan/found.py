@@ -54,15 +54,19 @@ def search_tables(found: Search) -> str:
 def write(found: Search, settings: RunPlanSettings, place: Path) -> list[Path]:
     """Write plan.json, plan.svg and, where something fits, plan.toml; returns their paths."""
     place.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "plan.json": json.dumps(to_json(found, settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "plan.svg": picture(found),
-    }
+    write_json(place / "plan.json", found, settings)
+    texts = {"plan.svg": picture(found)}
     if found.best:
         texts["plan.toml"] = run_toml(found, settings, place)
     for name, text in texts.items():
         (place / name).write_text(text, "utf-8")
-    return [place / name for name in sorted(texts)]
+    return [place / "plan.json", *(place / name for name in sorted(texts))]
+
+
+def write_json(path: str | Path, found: Search, settings: RunPlanSettings) -> None:
+    """Write everything that was tried."""
+    text = json.dumps(to_json(found, settings), indent=1, ensure_ascii=False, allow_nan=False)
+    Path(path).expanduser().write_text(text + "\n", "utf-8")
 
 
 def run_toml(found: Search, settings: RunPlanSettings, place: Path) -> str:
@@ -113,7 +117,7 @@ def to_json(found: Search, settings: RunPlanSettings) -> dict[str, Any]:
         "estimated_ways": found.count,
         "fitting_by_arithmetic": found.fitting,
         "best": _entry(best, found) if best else None,
-        "compiled": [_entry(one, found) for one in found.compiled],
+        "compiled": [_entry(one, found, settings.plan.spare_gib * GIB) for one in found.compiled],
         "ways": [_entry(one, found) for one in found.ways],
         "estimate": "roofline: computing, HBM and links at their peaks and overlapped but for a tenth; not measured",
         "command": command(settings, "medjax.plan"),
@@ -151,7 +155,7 @@ def _row(one: Tried, found: Search) -> tuple[str, ...]:
     )
 
 
-def _entry(one: Tried, found: Search) -> dict[str, Any]:
+def _entry(one: Tried, found: Search, spare: float = 0.0) -> dict[str, Any]:
     s = one.way.settings
     return {
         "mesh": s.mesh.shape,
@@ -162,7 +166,7 @@ def _entry(one: Tried, found: Search) -> dict[str, Any]:
         "context": one.way.context or None,
         "estimated_gib": one.estimated.peak / GIB,
         "compiled_gib": one.found.peak / GIB if one.found else None,
-        "fits": one.found.fits(0.0) if one.found else None,
+        "fits": one.found.fits(spare) if one.found else None,
         "step_s": _step(one.best_line),
         f"{one.way.unit}_per_s_per_chip": _per_chip(one, found),
         "limit": one.best_line.limit if one.best_line else None,

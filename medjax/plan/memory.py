@@ -76,9 +76,12 @@ def memory(of: Layout | EncoderLayout | EngineLayout) -> Estimate:
         )
     weights, inside = _layer_weights(of), of.tokens * _inside(of)
     table, logits, table_gradient = _vocabulary(of)
+    layers = min(IN_FLIGHT, of.config.layers) if of.remat == "offload" else of.config.layers
+    if of.trains == "head":  # nothing below it has a gradient
+        layers, inside = 0, inside // 2
     return Estimate(
         arguments=of.arguments,
-        kept=(min(IN_FLIGHT, of.config.layers) if of.remat == "offload" else of.config.layers) * of.tokens * _kept(of),
+        kept=layers * of.tokens * _kept(of),
         gradients=of.trained * (2 if of.accumulation > 1 else 1),
         loss=table + logits + table_gradient + 2 * of.tokens * of.config.embed * of.width,
         layer=weights + 2 * inside + table_gradient,

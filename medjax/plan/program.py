@@ -1,6 +1,6 @@
 """The step that a run would take, from its settings alone: no weights, no data, the same code path as medjax.train."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,3 @@ def _ecg(settings: EcgTrainSettings, devices: list[Any] | None) -> PlannedStep:
         flops = vit_flops(vit, tokens) * (3 if settings.finetune.trained == "full" else 1)
         stacks = [Stack(vit, tokens + vit.extra)]
     return PlannedStep(settings, program, "records", rows, flops * rows, 0.0, {}, stacks=tuple(stacks))
-
-
-def with_batch(settings: RunSettings, rows: int) -> RunSettings:
-    """The same run with another batch size."""
-    return replace(settings, train=replace(settings.train, batch_size=rows))  # type: ignore[type-var]

@@ -38,9 +38,17 @@ class Roofline:
     host: float = 0.0
 
     @property
+    def axes(self) -> dict[str, float]:
+        """Seconds of each axis: its own, and those that it shares with others."""
+        names = {axis for joint in self.links for axis in joint.split() if axis != DCN}
+        shared = {axis: [joint for joint in self.links if axis in joint.split() and DCN not in joint] for axis in names}
+        found = {axis: sum(self.links[joint] for joint in joints) for axis, joints in sorted(shared.items()) if joints}
+        return found | {joint: took for joint, took in self.links.items() if DCN in joint}
+
+    @property
     def link(self) -> float:
         """Of the busiest axis."""
-        return max(self.links.values(), default=0.0)
+        return max(self.axes.values(), default=0.0)
 
     @property
     def step(self) -> float:
@@ -49,7 +57,8 @@ class Roofline:
     @property
     def limit(self) -> str:
         """What takes longest: "compute", "HBM", "host", or "interconnect" with the axis."""
-        busiest = max(self.links, key=lambda axis: self.links[axis], default="")
+        axes = self.axes
+        busiest = max(axes, key=lambda axis: axes[axis], default="")
         times = {"compute": self.compute, "HBM": self.memory, f"interconnect ({busiest})": self.link, "host": self.host}
         return max(times, key=lambda name: times[name])
 
@@ -61,10 +70,12 @@ def roofline(
     hbm_bytes: float,
     collectives: list[Collective],
     host_bytes: float = 0.0,
+    width: int = 2,
 ) -> Roofline | None:
     """Bound the step of a program from below; None on CPU, which has no figures.
 
     flops, hbm_bytes, host_bytes  of one device in a step; host_bytes: both ways together
+    width                         bytes of a number of the computation
     """
     chip = topology.chip.device
     if not chip.bf16_flops:
@@ -77,7 +88,7 @@ def roofline(
         if bandwidth:
             links[name] = links.get(name, 0.0) + one.step_bytes / bandwidth
     host = host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
-    return Roofline(flops / chip.bf16_flops, hbm_bytes / chip.hbm_bytes_per_s, links, host)
+    return Roofline(flops / chip.flops(width), hbm_bytes / chip.hbm_bytes_per_s, links, host)
 
 
 def network(topology: Topology, axes: tuple[str, ...]) -> tuple[str, float]:
@@ -95,7 +106,8 @@ def link(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, fl
     members = list(np.asarray(mesh.devices[index]).reshape(-1))
     name = " ".join(axes)
     if not chip.is_tpu:
-        return network(topology, axes) if len(members) > chip.host_chips else (name, chip.ici_bytes_per_s)
+        nodes = {(getattr(device, "slice_index", 0), device.id // chip.host_chips) for device in members}
+        return network(topology, axes) if len(nodes) > 1 else (name, chip.ici_bytes_per_s)
     own = getattr(members[0], "slice_index", None)
     members = [device for device in members if getattr(device, "slice_index", None) == own]
     places = np.array([device.coords for device in members])

@@ -144,7 +144,7 @@ def planned(step: Step, place: Topology) -> Plan:
         collectives=tuple(sent),
         kernels=tuple(f"{one.times} x {one.name}" for one in kernels(module)),
         donated=donation(module).bytes,
-        roofline=roofline(place, mesh, flops, moved, sent, to_host),
+        roofline=roofline(place, mesh, flops, moved, sent, to_host, layout_of(step).width),
     )
 
 
@@ -209,7 +209,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         "kernels": list(found.kernels),
         "donated_bytes": found.donated,
         "command": command(settings, "medjax.plan"),
-        "versions": versions("libtpu") if found.topology.chip.is_tpu else versions(),
+        "versions": versions("libtpu") if found.compiled and found.topology.chip.is_tpu else versions(),
     }
 
 

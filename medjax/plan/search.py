@@ -198,8 +198,12 @@ def lacking(settings: RunPlanSettings, place: Topology, every: Sequence[Tried]) 
         sizes = {rows * larger.device_count, *(p.batches or (rows,))}
         wider = replace(settings, plan=replace(p, batches=tuple(sorted(sizes))))
         peaks = [memory(way.layout).peak for way in candidates(wider, larger, least=True)]
+        several = f"{larger.slices} x " if larger.slices > 1 else ""
         if peaks and min(peaks) <= larger.chip.device.usable_hbm_bytes * (1 - p.margin) - p.spare_gib * GIB:
-            return f"{text}; the smallest slice that would hold it is {larger.name} ({min(peaks) / GIB:.2f} GiB)"
+            return (
+                f"{text}; the smallest slice that would hold it is {several}{larger.name} ({min(peaks) / GIB:.2f} GiB, "
+                "a row a device at one time and remat full)"
+            )
     return (
         f"{text}; no slice of {place.chip.name} would hold it: take another chip, a smaller model or a shorter window"
     )

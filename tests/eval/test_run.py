@@ -120,7 +120,7 @@ def test_the_record_says_what_was_run(whole, exam, tiny_folder):
     record = results["medjax"]
     assert record["command"] == (
         f"python -m medjax.eval --model {tiny_folder} --chat-template none --tasks {exam}:en "
-        "--protocol choice-logprob,strict --max-new-tokens 8 --engine.row_tokens 256 "
+        "--protocol choice-logprob,strict --max-new-tokens 8 --row-tokens 256 "
         f"--batch-size 8 --engine.compilation_cache false --out {out}"
     )
     assert record["devices"] == "1 x cpu"

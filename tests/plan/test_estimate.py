@@ -41,6 +41,9 @@ def test_remat_adds_a_forward_pass(laid_out):
     of = laid_out({"train.remat": "full"})
     tokens, pairs = 8 * 256, 8 * attended_pairs(of.config, np.arange(256))
     more = TrainingFlops(of.config, "lora", of.lora).of_remat(tokens, pairs)
+    more -= (
+        2 * tokens * of.config.layers * of.config.embed * of.config.mlp
+    )  # what the last projection gave, nobody needs
     assert 8 * (work(of).flops - work(replace(of, remat="none")).flops) == pytest.approx(more)
 
 
@@ -88,6 +91,22 @@ def test_two_slices_meet_over_their_network(tiny):
     place = topology("v5e:2x2", 2)
     of = layout(program.planned_step(run_settings(tiny({"mesh.shape": "data=2,fsdp=4"})), named_devices(place)))
     assert bound(of, place).links["data dcn"] == pytest.approx(of.trained / 3.125e9)
+    assert "data" not in bound(of, place).links  # no two of a slice hold the same weights
+    parts = replace(of, rows=16, accumulation=2)
+    assert bound(parts, place).links["data dcn"] == pytest.approx(2 * of.trained / 3.125e9)
+
+
+def test_gradients_are_summed_in_every_part_of_a_batch(laid_out):
+    of = laid_out({"mesh.shape": "data=8"})
+    assert work(replace(of, rows=32, accumulation=4)).sent["data"] == 4 * work(of).sent["data"]
+
+
+def test_a_head_alone_has_one_forward_pass(laid_out):
+    """Frozen layers keep nothing and compute nothing again."""
+    of = laid_out({"train.trainable": "head", "train.remat": "full", "mesh.shape": "data=8"})
+    tokens, pairs = 8 * 256, 8 * attended_pairs(of.config, np.arange(256))
+    assert 8 * work(of).flops == pytest.approx(TrainingFlops(of.config, "head").of_step(tokens, pairs, tokens))
+    assert memory(of).kept == 0
 
 
 def test_ties_go_to_the_one_that_does_less():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from medjax.parallel.chips import chip
-from medjax.parallel.topology import Topology
-from medjax.plan.roofline import link, roofline
+from medjax.parallel.topology import Topology, topology
+from medjax.plan.devices import named_devices
+from medjax.plan.roofline import Roofline, link, roofline
 
 V5E, V5P = chip("v5e"), chip("v5p")
 
@@ -69,3 +70,38 @@ def test_what_passes_between_slices_goes_over_the_network():
     place, both = Topology("v5e:4x4", V5E, (4, 4), slices=2), mesh((2, 4, 4, 1), FLAT, slices=2)
     found = roofline(place, both, 0.0, 0.0, [sent(("data",), 3.125e9, network=True), sent(("fsdp",), 4.5e10)])
     assert found.links == {"data dcn": 1.0, "fsdp": 1.0}
+
+
+def test_axes_that_share_links_wait_for_each_other():
+    """What goes over data and fsdp together uses the links of both."""
+    found = Roofline(0.5, 0.0, {"fsdp": 1.0, "data fsdp": 1.0, "tensor": 1.5, "data dcn": 0.25})
+    assert found.axes == {"data": 1.0, "fsdp": 2.0, "tensor": 1.5, "data dcn": 0.25}
+    assert (found.step, found.limit) == (2.0, "interconnect (fsdp)")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "rate"),
+    [
+        ((1, 8, 1, 1), "fsdp", 4.5e11),  # a node
+        ((2, 8, 1, 1), "fsdp", 4.5e11),
+        ((2, 8, 1, 1), "data", 5e10),  # two GPUs, one of each node
+        ((1, 8, 2, 1), "fsdp", 5e10),  # eight GPUs, four of each
+        ((1, 8, 2, 1), "tensor", 4.5e11),
+    ],
+)
+def test_nvlink_ends_with_the_node(shape, axis, rate):
+    place = topology(f"gpu:h100:{int(np.prod(shape))}")
+    names = ("data", "fsdp", "tensor", "sequence")
+    devices = np.empty(place.chips, object)
+    for device in named_devices(place):
+        devices[device.id] = device
+    of = SimpleNamespace(axis_names=names, devices=devices.reshape(shape))
+    assert link(place, of, (axis,))[1] == rate
+
+
+def test_float32_products_take_longer():
+    assert chip("v5e").flops(4) == 197e12 / 6
+    assert chip("h100").flops(4) == 989e12 / 16
+    place = Topology("v5e:4x4", V5E, (4, 4), 1)
+    given = place, mesh((1, 16, 1, 1), FLAT), 197e12, 0.0, []
+    assert (roofline(*given).compute, roofline(*given, width=4).compute) == (1.0, 6.0)

@@ -1,6 +1,7 @@
 """The command on fake CPU devices: figures against shapes, what is printed and written, and how it ends."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -96,6 +97,25 @@ def test_json_and_tables(tmp_path, capsys):
 def test_what_does_not_fit_together_is_one_sentence(options, message, capsys):
     assert main([*GIVEN, *options]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"medjax.plan: {message}")
+
+
+def test_a_slice_by_arithmetic_needs_no_compiler(tmp_path, monkeypatch, capsys):
+    """Also its JSON: the versions are those of what took part."""
+    from medjax.store import provenance
+
+    def version(name):
+        if name == "libtpu":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(provenance, "version", version)
+    options = ["--topology", "v5e:2x2", "--plan.compile", "false", "--json", str(tmp_path / "plan.json")]
+    assert main([*GIVEN, *options]) == 0
+    written = json.loads((tmp_path / "plan.json").read_text("utf-8"))
+    assert written["compile_s"] is None
+    assert "libtpu" not in written["versions"]
+    assert main([*GIVEN, *options[:-1], str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
 
 
 def test_the_run_is_the_plan_without_its_own_keys():
