@@ -38,6 +38,7 @@ COLUMNS = (
     *("remat", "loss", "fits", "peak, GiB", "temporaries, GiB", "on the host, GiB", "computed, TFLOP", "HBM, GB"),
     *("PCIe, GB", "ms at the least", "limit"),
 )
+LOSSES = ("chunked", "all logits")
 
 
 def main() -> int:
@@ -48,33 +49,43 @@ def main() -> int:
         return 1
     place = topology(options.topology)
     config = depth(published(options.model) or sys.exit(f"--model: the shape of {options.model} is not known"), options)
-    rows = []
+    problem = {
+        "model": options.model,
+        "layers": config.layers,
+        "window": options.window,
+        "batch_size": options.batch_size,
+        "topology": place.name,
+        "mesh": options.mesh,
+        "trained": "lora, rank 16 on all projections",
+        "dtype": "bfloat16",
+        "measured": "compiled by libtpu, not run; seconds are a roofline's",
+        "versions": versions("libtpu"),
+    }
+    done = earlier(options.json, problem)
     print(
-        f"{options.model} with {config.layers} layers, window {options.window}, batch {options.batch_size} on", end=" "
+        f"{options.model}, {config.layers} layers, window {options.window}, batch {options.batch_size}, LoRA;", end=" "
     )
-    print(
-        f"{options.topology} ({options.mesh}), LoRA\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True
-    )
+    print(f"{options.topology} ({options.mesh})\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    rows: list[dict[str, Any]] = []
     for remat, plain in [*((one, False) for one in options.remat.split(",")), (options.plain, True)]:
-        rows.append(row(remat, plain, compiled(options, config, place, remat, plain)))
+        rows.append(
+            done.get((remat, LOSSES[plain])) or row(remat, plain, compiled(options, config, place, remat, plain))
+        )
         print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
-    if options.json:
-        result = {
-            "model": options.model,
-            "layers": config.layers,
-            "window": options.window,
-            "batch_size": options.batch_size,
-            "topology": place.name,
-            "mesh": options.mesh,
-            "trained": "lora, rank 16 on all projections",
-            "dtype": "bfloat16",
-            "measured": "compiled by libtpu, not run; seconds are a roofline's",
-            "loss_difference": apart,
-            "rows": rows,
-            "versions": versions("libtpu"),
-        }
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        if options.json:  # after every row: a compilation takes a minute, and a killed run goes on with the next
+            result = problem | {"loss_difference": apart, "rows": rows}
+            Path(options.json).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return 0
+
+
+def earlier(path: str | None, problem: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of a file that an earlier run for the same problem and versions wrote, by policy and loss."""
+    if not path or not Path(path).is_file():
+        return {}
+    found = json.loads(Path(path).read_text("utf-8"))
+    if any(found.get(name) != value for name, value in problem.items()):
+        return {}
+    return {(one["remat"], one["loss"]): one for one in found["rows"]}
 
 
 def depth(config: DecoderConfig, options: argparse.Namespace) -> DecoderConfig:
@@ -150,7 +161,7 @@ def row(remat: str, plain: bool, found: Plan) -> dict[str, Any]:
     memory, line = found.compiled.memory if found.compiled else None, found.roofline
     return {
         "remat": remat,
-        "loss": "all logits" if plain else "chunked",
+        "loss": LOSSES[plain],
         "fits": found.fits(),
         "peak_bytes": found.peak,
         "usable_bytes": found.usable,
