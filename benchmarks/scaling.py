@@ -76,6 +76,7 @@ ROWS = (
         f"{_LLAMA_70B} {_ROW} --quantise int8 --mesh fsdp=16 --batch-size 16",
     ),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v6e-16", "fsdp=16", 32),
+    _qlora("Swallow 70B", _SWALLOW_70B, "swallow", "v6e-16", "fsdp=16", 32),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v5p-16", "fsdp=16", 32, "--train.remat dots"),
     _qlora("Swallow 70B", _SWALLOW_70B, "swallow", "v5p-16", "fsdp=16", 32, "--train.remat dots"),
     _qlora("Llama 2 70B", _LLAMA_70B, "70b", "v5p-128", "fsdp=128", 256, "--train.remat dots"),
