@@ -21,7 +21,7 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
 from medjax.nn.lora import LoraConfig
 from medjax.nn.ops import row_statistics, target_logits
-from medjax.parallel.sharding import Constraint, MeshAxes, Rules, partition_spec, ways
+from medjax.parallel.sharding import Constraint, Rules, mesh_axes, partition_spec, ways
 
 VOCAB_CHUNK = 8192  # vocabulary entries whose logits exist at one time
 READ_CHUNK = 128  # rows of hidden states that meet the vocabulary at one time
@@ -67,7 +67,12 @@ class Programs:
         self.backend = backend
         config, factors = lora or (None, None)
         self.decoder = Decoder(
-            model.config, dtype=self.dtype, backend=backend, lora=config, quantisation=model.quantisation
+            model.config,
+            dtype=self.dtype,
+            backend=backend,
+            lora=config,
+            quantisation=model.quantisation,
+            constrain=Constraint(model.mesh, model.rules),
         )
         self.variables = {"params": model.params, "lora": factors} if lora else {"params": model.params}
         self.precision = "highest" if self.dtype == jnp.float32 else "default"
@@ -198,16 +203,20 @@ class Programs:
         rules = self.model.rules
         if self.config.kv_heads % ways(self.mesh, rules.kv_heads) == 0:
             return rules
-        return replace(rules, batch=(*_axes(rules.batch), *_axes(rules.kv_heads)), kv_heads=None)
+        return replace(rules, batch=(*mesh_axes(rules.batch), *mesh_axes(rules.kv_heads)), kv_heads=None)
 
     def apply(self, variables, arrays, prefix):
         """Hidden states and keys and values of packed rows (inside jit)."""
         trees = forest(arrays["positions"], arrays["ends"])
         return self.decoder.apply(variables, arrays["tokens"], arrays["positions"], trees, prefix)
 
-    def _statistics(self, variables, hidden):
+    def _statistics(self, table, hidden):
         with jax.named_scope("vocabulary"):
-            return row_statistics(hidden, unembedding(variables["params"]), VOCAB_CHUNK, self._vocab_shards)
+            return row_statistics(hidden, table, VOCAB_CHUNK, self._vocab_shards)
+
+    def _table(self, variables):
+        """The vocabulary's matrix, brought together over fsdp once, not for every chunk of it or of the rows."""
+        return self.decoder.constrain(unembedding(variables["params"]), "vocab", None)
 
     @property
     def _vocab_shards(self) -> int:
@@ -224,7 +233,7 @@ class Programs:
     def _score(self, variables, prefix, arrays, reads):
         hidden, _ = self.apply(variables, arrays, prefix)
         with jax.named_scope("vocabulary"):
-            return read_scores(hidden, unembedding(variables["params"]), reads, self._vocab_shards)
+            return read_scores(hidden, self._table(variables), reads, self._vocab_shards)
 
     def _prefill(self, variables, prefix, cache, arrays, source):
         hidden, kv = self.apply(variables, arrays, prefix)
@@ -242,13 +251,14 @@ class Programs:
         # layer by layer: at once there would be another cache
         cache = jax.lax.fori_loop(0, self.config.layers, add, cache)
         last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        found = self._statistics(variables, hidden[row, last])
+        found = self._statistics(self._table(variables), hidden[row, last])
         return cache, jnp.where(jnp.isfinite(found.logsumexp), found.argmax, -1)
 
     def _decode(self, variables, tokens, lengths, cache, prefix, steps):
         decoder = self.decoder.clone(constrain=_ByCache(*self._constraints))
         rows = jnp.arange(tokens.shape[0])
         before = prefix.length if prefix else 0
+        table = self._table(variables)
 
         def step(carry, _):
             tokens, lengths, (k, v) = carry
@@ -259,7 +269,7 @@ class Programs:
                 old.at[:, rows, :, lengths].set(x[:, :, 0].swapaxes(0, 1).astype(old.dtype), mode="drop")
                 for old, x in zip((k, v), new, strict=True)
             )
-            tokens = self._statistics(variables, hidden[:, 0]).argmax
+            tokens = self._statistics(table, hidden[:, 0]).argmax
             return (tokens, lengths + 1, (k, v)), tokens
 
         (tokens, lengths, cache), made = jax.lax.scan(step, (tokens, lengths, cache), None, length=steps)
@@ -282,10 +292,6 @@ class _ByCache:
 
     def sharding(self, shape: Sequence[int], *axes: str | None) -> NamedSharding | None:
         return (self.cache if "attention_heads" in axes else self.outside).sharding(shape, *axes)
-
-
-def _axes(axes: MeshAxes) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _after(prefix: Prefix | None) -> str:

@@ -16,8 +16,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 CHUNK = 512  # tokens of one shard whose logits exist at one time
+
+
+class TablePlaces(NamedTuple):
+    """Shardings of the vocabulary's table [v, d] on a mesh.
+
+    home   where it and its gradient lie
+    whole  during the loop: brought together over the axes that split d, once and not for every chunk
+    parts  of its gradient during the loop, [parts of the tokens, v, d]: every part adds up its own
+    """
+
+    home: NamedSharding
+    whole: NamedSharding
+    parts: NamedSharding
 
 
 class LossSums(NamedTuple):
@@ -38,6 +52,7 @@ def cross_entropy(
     shards: tuple[int, int] = (1, 1),
     chunk: int = CHUNK,
     trains_table: bool = False,
+    places: TablePlaces | None = None,
 ) -> tuple[jax.Array, LossSums]:
     """Weighted sum of -log softmax(hidden table^T)[target] + z_weight * logsumexp^2 (arXiv 2204.02311, section 5).
 
@@ -46,11 +61,12 @@ def cross_entropy(
     shards   into how many parts the mesh splits b and t
     chunk    tokens of a shard whose logits exist at one time
     trains_table  also give the table's gradient; costs a float32 array of its size and half as many products again
+    places   on a mesh, where the table lies before, in and after the loop; None leaves that to the compiler
     returns  the sum (differentiable in hidden, and in table if asked), and its parts (not differentiable)
     """
     rows = _by_shard(hidden, shards)
     targets, weights = (_by_shard(x[..., None], shards)[..., 0] for x in (targets, weights))
-    static = _Static(z_weight, min(chunk, rows.shape[1]), trains_table)
+    static = _Static(z_weight, min(chunk, rows.shape[1]), trains_table, places)
     total, sums = _cross_entropy(static, rows, table, targets, weights)
     return total, jax.lax.stop_gradient(sums)
 
@@ -59,6 +75,11 @@ class _Static(NamedTuple):
     z_weight: float
     chunk: int
     trains_table: bool
+    places: TablePlaces | None
+
+    def hold(self, x: jax.Array, place: str) -> jax.Array:
+        """x at one of the places."""
+        return x if self.places is None else jax.lax.with_sharding_constraint(x, getattr(self.places, place))
 
 
 def _by_shard(x, shards):
@@ -81,6 +102,7 @@ def _forward(static, rows, table, targets, weights):
     order = jnp.argsort(weights == 0, axis=1, stable=True)
     turns = (jnp.max(jnp.sum(weights != 0, axis=1)) + size - 1) // size
     padded = jnp.pad(order, ((0, 0), (0, -tokens % size)))
+    held = static.hold(static.hold(table, "home").astype(rows.dtype), "whole")
 
     def turn(i, state):
         sums, gradient, d_table = state
@@ -89,7 +111,7 @@ def _forward(static, rows, table, targets, weights):
         h = jnp.take_along_axis(rows, place[..., None], axis=1)
         target = jnp.take_along_axis(targets, place, axis=1)
         weight = jnp.where(inside, jnp.take_along_axis(weights, place, axis=1), 0.0)
-        logits = jnp.einsum("pcd,vd->pcv", h, table.astype(h.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("pcd,vd->pcv", h, held, preferred_element_type=jnp.float32)
         top = jnp.max(logits, axis=-1)
         total = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
         at_target = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
@@ -102,16 +124,19 @@ def _forward(static, rows, table, targets, weights):
         is_target = jnp.arange(table.shape[0]) == target[..., None]
         d_logits = jnp.exp(logits - total[..., None]) * (slope * weight)[..., None]
         d_logits = (d_logits - jnp.where(is_target, weight[..., None], 0.0)).astype(h.dtype)
-        d_hidden = jnp.einsum("pcv,vd->pcd", d_logits, table.astype(h.dtype))
+        d_hidden = jnp.einsum("pcv,vd->pcd", d_logits, held)
         gradient = jax.lax.dynamic_update_slice_in_dim(gradient, d_hidden, i * size, 1)
         if static.trains_table:
-            d_table += jnp.einsum("pcv,pcd->vd", d_logits, h, preferred_element_type=jnp.float32)
+            added = jnp.einsum("pcv,pcd->pvd", d_logits, h, preferred_element_type=jnp.float32)
+            d_table = static.hold(d_table + added, "parts")
         return sums, gradient, d_table
 
     zero = jnp.zeros((), jnp.float32)
     gradient = jnp.zeros((parts, padded.shape[1], d), rows.dtype)
-    d_table = jnp.zeros(table.shape if static.trains_table else (), jnp.float32)
+    d_table = jnp.zeros((parts, *table.shape) if static.trains_table else (), jnp.float32)
     sums, gradient, d_table = jax.lax.fori_loop(0, turns, turn, (LossSums(zero, zero, zero), gradient, d_table))
+    if static.trains_table:
+        d_table = static.hold(jnp.sum(d_table, axis=0), "home")
     back = jnp.argsort(order, axis=1)
     gradient = jnp.take_along_axis(gradient, back[..., None], axis=1)
     return (sums.nll + sums.z, sums), (gradient, d_table, table)

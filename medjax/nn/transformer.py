@@ -130,14 +130,19 @@ class Projection(nn.Module):
             if kernel is not None and not dropped and merging_pays(len(rows), kernel, x.dtype):
                 return merged_matmul(rows, kernel, a, b, self.lora.scale).reshape(*x.shape[:-1], out)
             thin = nn.Dropout(self.lora.dropout, deterministic=not dropped)(rows)
-            thin = product(self.constrain, "ti,ir->tr", thin, a, (self.axes[0], "rank")) * self.lora.scale
-            added = product(self.constrain, "tr,ro->to", thin, b, ("rank", self.axes[inputs]))
+            thin = product(self.constrain, "ti,ir->tr", thin, a, (self._flat(0), "rank")) * self.lora.scale
+            added = product(self.constrain, "tr,ro->to", thin, b, ("rank", self._flat(inputs)))
         if kind:
             held = QuantisedKernel(kind, (out, into), (self.axes[inputs], self.axes[0]), name="kernel")
             y = quant.quantised_matmul(rows, held(), kind, held.gathered(self.constrain))
         elif kernel is not None:
-            y = product(self.constrain, "ti,io->to", rows, kernel, (self.axes[0], self.axes[inputs]))
+            y = product(self.constrain, "ti,io->to", rows, kernel, (self._flat(0), self._flat(inputs)))
         return (y + added if self.lora else y).reshape(*x.shape[:-1], out)
+
+    def _flat(self, index: int) -> str | None:
+        """The name of an axis that is flattened with those after it: none where the mesh would cut what it counts."""
+        place = self.constrain.sharding((self.shape[index],), self.axes[index])
+        return None if place is not None and place.spec[0] is None else self.axes[index]
 
 
 def product(
@@ -334,7 +339,7 @@ class Attention(nn.Module):
                     sharding=self.constrain.sharding(q.shape, *axes),
                     context=self.context,
                 )
-        y = self.constrain(y, "batch", "seq", None, None)
+        y = self.constrain(y, "batch", "seq", "heads", None)
         y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)
         return y, (k, v)
 

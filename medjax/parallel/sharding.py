@@ -58,7 +58,7 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh,
     entries: list[MeshAxes] = []
     for name, size in zip(axes, shape, strict=True):
         wanted = getattr(rules, name) if name else None
-        names: tuple[str, ...] = (wanted,) if isinstance(wanted, str) else (wanted or ())
+        names = mesh_axes(wanted)
         while names and (size % ways(mesh, names) or used & set(names)):
             names = names[:-1]
         if ways(mesh, names) == 1:
@@ -69,9 +69,14 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh,
     return PartitionSpec(*entries)
 
 
+def mesh_axes(axes: MeshAxes) -> tuple[str, ...]:
+    """One mesh axis, several or none, as a tuple."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def ways(mesh: Mesh, axes: MeshAxes) -> int:
     """Into how many parts these mesh axes split."""
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
 
 
 @dataclass(frozen=True)

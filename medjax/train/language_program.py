@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.data.text.packing import Batch
 from medjax.models.decoder import Decoder, abstract_variables, unembedding
@@ -14,9 +14,9 @@ from medjax.nn.attention import forest
 from medjax.nn.context import choose_context, zigzag
 from medjax.nn.kernels import choose_backend
 from medjax.nn.lora import TARGETS, LoraConfig
-from medjax.nn.loss import cross_entropy
+from medjax.nn.loss import TablePlaces, cross_entropy
 from medjax.parallel.mesh import make_mesh
-from medjax.parallel.sharding import PRESETS, Constraint, Rules, partition_spec, ways
+from medjax.parallel.sharding import PRESETS, Constraint, Rules, mesh_axes, partition_spec, ways
 from medjax.train.optimizer import optimizer
 from medjax.train.program import StepProgram, abstract_frozen, check_batch_divides, check_remat
 from medjax.train.settings import TrainSettings
@@ -124,6 +124,18 @@ def _check_divides(settings: TrainSettings, mesh: Mesh, rules: Rules) -> None:
         )
 
 
+def _table_places(config: DecoderConfig, mesh: Mesh, rules: Rules) -> TablePlaces | None:
+    """Where the vocabulary's table lies around the loss; None on one device."""
+    if mesh.size == 1:
+        return None
+    shape = config.vocab_size, config.embed
+    home = partition_spec(("vocab", "embed"), shape, mesh, rules)
+    tokens = [axis for one in (rules.batch, rules.seq) for axis in mesh_axes(one)]
+    kept = tuple(axis for axis in mesh_axes(home[0]) if axis not in tokens)
+    specs = home, PartitionSpec(kept, None), PartitionSpec(tuple(tokens), kept, None)
+    return TablePlaces(*(NamedSharding(mesh, spec) for spec in specs))
+
+
 def _loss(
     settings: TrainSettings,
     config: DecoderConfig,
@@ -149,6 +161,7 @@ def _loss(
     )
     shards = ways(mesh, rules.batch), ways(mesh, rules.seq)
     table = "params/embedding" if config.tied else "params/unembedding"
+    places = _table_places(config, mesh, rules)
 
     def loss(variables: Tree, batch: Batch, key: jax.Array | None):
         if context == "heads":
@@ -162,13 +175,13 @@ def _loss(
         )
         total, sums = cross_entropy(
             hidden,
-            # whole over fsdp before the loop over chunks, or each of them would gather it anew
-            place(unembedding(variables["params"]), "vocab", None),
+            unembedding(variables["params"]),
             batch.targets,
             batch.weights,
             z_weight=t.z_loss,
             shards=shards,
             trains_table=table in chosen,
+            places=places,
         )
         counted = jnp.sum(batch.weights)
         return total, {"loss": total, "nll": sums.nll, "accuracy": sums.right, "counted": counted}
