@@ -194,8 +194,11 @@ class Programs:
         return NamedSharding(self.mesh, partition_spec(axes, shape, self.mesh, rules))
 
     @property
-    def _constraints(self) -> tuple[Constraint, Constraint]:
-        return Constraint(self.mesh, self.model.rules), Constraint(self.mesh, self._cache_rules)
+    def _token_rules(self) -> Rules:
+        """While decoding the kernels stay where they lie: hidden states are few, and their sums are sent instead."""
+        rules = self.model.rules
+        kept = set(mesh_axes(rules.embed))
+        return replace(rules, batch=tuple(a for a in mesh_axes(rules.batch) if a not in kept), embed=None, rank=None)
 
     @property
     def _cache_rules(self) -> Rules:
@@ -255,10 +258,11 @@ class Programs:
         return cache, jnp.where(jnp.isfinite(found.logsumexp), found.argmax, -1)
 
     def _decode(self, variables, tokens, lengths, cache, prefix, steps):
-        decoder = self.decoder.clone(constrain=_ByCache(*self._constraints))
+        by_cache = _ByCache(Constraint(self.mesh, self._token_rules), Constraint(self.mesh, self._cache_rules))
+        decoder = self.decoder.clone(constrain=by_cache)
         rows = jnp.arange(tokens.shape[0])
         before = prefix.length if prefix else 0
-        table = self._table(variables)
+        table = unembedding(variables["params"])
 
         def step(carry, _):
             tokens, lengths, (k, v) = carry

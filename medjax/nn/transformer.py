@@ -206,17 +206,17 @@ class QuantisedKernel(nn.Module):
             for name, (leaf, axes) in self._leaves().items()
         }
 
-    def gathered(self, constrain: Constrain) -> quant.Places | None:
-        """Where the arrays are to be when they are expanded: whole along `embed`; None on one device.
+    def gathered(self, constrain: Constrain) -> quant.Places:
+        """Where the arrays are to be when they are expanded: whole along `embed`.
 
-        Left to itself the compiler expands its part of a kernel and sends that, up to four times as many bytes.
+        Left to itself the compiler expands its part of a kernel and sends that, up to four times as many bytes. Arrays
+        that `constrain` does not split so stay where they are.
         """
         places = []
         for name, (leaf, axes) in self._leaves().items():
-            place = constrain.sharding(leaf.shape, *(None if axis in _SPLIT_AS_TOKENS else axis for axis in axes))
-            if place is None:
-                return None
-            places.append((name, place))
+            whole = constrain.sharding(leaf.shape, *(None if axis in _SPLIT_AS_TOKENS else axis for axis in axes))
+            if whole is not None and whole != constrain.sharding(leaf.shape, *axes):
+                places.append((name, whole))
         return tuple(places)
 
     def _leaves(self) -> dict[str, tuple[quant.Leaf, tuple[str | None, ...]]]:

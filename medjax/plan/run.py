@@ -21,6 +21,7 @@ from medjax.plan.roofline import Roofline, roofline
 from medjax.plan.settings import RunPlanSettings, run_settings
 from medjax.report.table import text_table
 from medjax.store.provenance import command, versions
+from medjax.train.language_program import LanguageProgram
 
 Say = Callable[[str], None]
 Step = PlannedStep | EngineStep
@@ -172,7 +173,7 @@ def bytes_by_group(step: Step) -> dict[str, int]:
 def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict[str, Any]:
     """Every figure of a plan as plain JSON values."""
     memory = found.compiled.memory.to_json() if found.compiled else None
-    line = found.roofline
+    line, program = found.roofline, found.step.program
     return {
         "fits": found.fits(settings.plan.spare_gib * GIB),
         "peak_gib": found.peak / GIB,
@@ -194,6 +195,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         "estimated": asdict(found.estimated) | {"peak": found.estimated.peak},
         "groups": found.groups,
         "refused": str(found.refused) if found.refused else None,
+        "attention": asdict(program.attention) if isinstance(program, LanguageProgram) else None,
         "model_flops": found.step.model_flops,
         "device_flops": found.flops,
         "compiler_flops_loops_once": found.compiled.flops if found.compiled else None,
@@ -232,6 +234,8 @@ def _verdict(found: Plan, spare: float) -> str:
         return f"{what}\n{found.refused}{hint}"
     if fits is None:
         return f"{what}\n{found.peak / GIB:.2f} GiB on each device"
+    if isinstance(found.step.program, LanguageProgram):
+        what += f"\nattention: {found.step.program.attention}"
     room = (found.usable - found.peak) / GIB
     words = f"fits, {room:.2f} GiB to spare" if fits else f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
     return f"{what}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on each device{hint}"

@@ -77,7 +77,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
     steps = t.steps or train.steps(t.epochs)
     say(f"{train.rows_per_epoch} rows of {window} tokens an epoch, {100 * train.fill:.1f} % filled; {steps} steps")
     program = step_program(settings, source.config, steps)
-    say(f"attention: {program.backend}")
+    say(f"attention: {program.attention}")
     lora = program.lora
     identity = {
         "base": base_digest(source),
@@ -101,6 +101,7 @@ def language_job(settings: TrainSettings, say: Callable[[str], None]) -> Job:
         export=partial(_export, settings, base, lora, program.chosen, identity),
         records={
             "steps": steps,
+            "attention": asdict(program.attention),
             "data": {
                 "digest": prepared.digest,
                 "reports": {part: str(report) for part, report in prepared.reports.items()},

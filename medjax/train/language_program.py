@@ -11,7 +11,7 @@ from medjax.data.text.packing import Batch
 from medjax.models.decoder import Decoder, abstract_variables, unembedding
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.attention import forest
-from medjax.nn.context import choose_context, zigzag
+from medjax.nn.context import choose_context, splash_blocks, zigzag
 from medjax.nn.kernels import choose_backend
 from medjax.nn.lora import TARGETS, LoraConfig
 from medjax.nn.loss import TablePlaces, cross_entropy
@@ -25,16 +25,44 @@ from medjax.train.step import Loss
 
 
 @dataclass(frozen=True)
+class AttentionLayout:
+    """How a run computes attention.
+
+    backend   of nn.attention; context of nn.context, None where no row is split
+    repeated  devices that compute the same heads, as the mesh splits them into more parts than there are
+    blocks    tokens of the blocks of splash's kernels, by what queries meet and then by kernel
+    """
+
+    backend: str
+    context: str | None
+    repeated: int
+    blocks: dict[str, dict[str, tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        parts = [self.backend]
+        if self.context:
+            parts.append(f"rows split by {self.context}")
+        for met, kernels in self.blocks.items():
+            sizes = ", ".join(f"{name} {' x '.join(map(str, size))}" for name, size in kernels.items())
+            parts.append(f"blocks over {met}: {sizes}")
+        if self.repeated > 1:
+            parts.append(f"the same heads computed by {self.repeated} devices, since the mesh does not divide them")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
 class LanguageProgram(StepProgram):
     """The step of a decoder; its batch is a data.text.packing.Batch.
 
-    backend  of nn.attention, resolved
-    context  of nn.context, resolved
+    backend    of nn.attention, resolved
+    context    of nn.context, resolved
+    attention  both, and what follows from them
     """
 
     lora: LoraConfig | None
     backend: str
     context: str
+    attention: AttentionLayout
     settings: TrainSettings
 
 
@@ -86,6 +114,7 @@ def step_program(
         dropout=bool(lora and lora.dropout),
         backend=backend,
         context=context,
+        attention=_attention(settings, config, backend, context, mesh, rules),
         steps=settings.train,
         loss=_loss(settings, config, backend, context, lora, mesh, rules, chosen),
         tx=tx,
@@ -94,6 +123,22 @@ def step_program(
         batch=Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in dtypes)),
         settings=settings,
     )
+
+
+def _attention(
+    settings: TrainSettings, config: DecoderConfig, backend: str, context: str, mesh: Mesh, rules: Rules
+) -> AttentionLayout:
+    window, shards = settings.data.window, ways(mesh, rules.seq)
+    axes = ("batch", None, "attention_heads", None) if context == "heads" else ("batch", "seq", "heads", None)
+    wanted = ways(mesh, rules.attention_heads if context == "heads" else rules.heads)
+    shape = settings.train.batch_size, window, config.heads, config.head_dim
+    blocks: dict[str, dict[str, tuple[int, ...]]] = {}
+    if backend == "splash":
+        reach = config.windows[0] if 0 < config.windows[0] < window else None
+        found = splash_blocks(context, window, shards, config.head_dim, jnp.dtype(settings.model.dtype), reach)
+        blocks = {met: each._asdict() for met, each in found.items()}
+    split = ways(mesh, partition_spec(axes, shape, mesh, rules)[2])
+    return AttentionLayout(backend, context if shards > 1 else None, wanted // split, blocks)
 
 
 def _lora_config(settings: TrainSettings, config: DecoderConfig) -> LoraConfig | None:

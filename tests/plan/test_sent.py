@@ -57,22 +57,38 @@ def test_the_gradient_of_the_vocabulary_is_summed_once():
     assert sum(one.step_bytes for one in of_loss) <= 3 * table
 
 
-def test_rows_of_prompts_are_split_as_kernels_are():
-    """A prompt's layers on fsdp=4: kernels come, hidden states stay where their row is."""
+def engine_steps(**options: str) -> dict[str, engine.EngineStep]:
+    """The engine's programs on data=2,fsdp=4."""
     given = {
         **{"model.name": "tiny/llama", "model.dtype": "bfloat16", "engine.mesh": "data=2,fsdp=4"},
         **{"engine.row_tokens": "512", "engine.batch_size": "16", "load.context": "512"},
-    }
+    } | {name.replace("__", "."): value for name, value in options.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "decoder_of", lambda name: from_hugging_face(LLAMA))
         settings = [load(EnginePlanSettings, overrides=given | {"objective": it}) for it in ("score", "generate")]
-        steps = {step.name: step for one in settings for step in engine.engine_steps(one, jax.devices()[:8])}
+        return {step.name: step for one in settings for step in engine.engine_steps(one, jax.devices()[:8])}
+
+
+def sent_by_layers(step: engine.EngineStep) -> list[Collective]:
+    module = compiled(step.program.lower).module(step.turns)
+    return [one for one in collectives(module, step.program.mesh.shape) if "layers" in one.op_name]
+
+
+def test_rows_of_prompts_are_split_as_kernels_are():
+    """A prompt's layers: kernels come, hidden states stay where their row is."""
+    steps = engine_steps()
     row = 512 * LLAMA["intermediate_size"] * 2
     for name in ("score", "prefill"):
-        step = steps[name]
-        module = compiled(step.program.lower).module(step.turns)
-        found = [one for one in collectives(module, step.program.mesh.shape) if "layers" in one.op_name]
+        found = sent_by_layers(steps[name])
         gathers = [one for one in found if one.kind == "all-gather"]
         assert gathers
         assert {one.axes for one in gathers} == {("fsdp",)}
         assert not [one for one in found if one.kind == "all-reduce" and one.payload_bytes >= row]
+
+
+@pytest.mark.parametrize("quantisation", ["none", "int8"])
+def test_kernels_stay_where_they_are_while_decoding(quantisation):
+    """A step's 16 tokens: their sums are sent, which are smaller than any kernel."""
+    found = sent_by_layers(engine_steps(model__quantisation=quantisation)["decode"])
+    assert found
+    assert max(one.largest_array_bytes for one in found) <= 16 * LLAMA["intermediate_size"] * 4

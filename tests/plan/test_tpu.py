@@ -9,6 +9,7 @@ import pytest
 from medjax.config import load
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.loss import CHUNK
+from medjax.nn.splash import block_sizes
 from medjax.parallel.topology import topology
 from medjax.plan import engine
 from medjax.plan import program as plan_program
@@ -18,6 +19,7 @@ from medjax.plan.figures import arrays_with
 from medjax.plan.run import plan, planned, tables
 from medjax.plan.settings import LanguagePlanSettings
 from medjax.train.ecg_settings import EcgTrainSettings
+from medjax.train.language_program import AttentionLayout
 from medjax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +64,10 @@ def autoencoder(place):
 
 def test_the_kernels_of_attention_are_in_the_program(decoder):
     """Forward and both backward, once a layer: none is computed again under remat=attention."""
-    assert decoder.step.program.backend == "splash"
+    attention = decoder.step.program.attention
+    sizes = block_sizes(1024, 1024, 128, "bfloat16")
+    assert attention == AttentionLayout("splash", None, 1, {"rows": sizes._asdict()})
+    assert f"attention: splash; blocks over rows: forward {' x '.join(map(str, sizes.forward))}" in tables(decoder, 0)
     names = sorted(name for name in decoder.kernels if "splash" in name)
     assert [(name.split(" x ")[0], name.split("splash_mha_")[1].split("_")[0]) for name in names] == [
         ("3", "dkv"),

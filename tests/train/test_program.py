@@ -261,3 +261,16 @@ def test_neox_has_no_gate_and_a_fused_projection():
 def test_float32_means_float32_on_every_device():
     assert program_of().precision == "highest"
     assert program_of(model__dtype="bfloat16").precision == "default"
+
+
+def test_how_attention_is_computed_is_said():
+    """Back end, context, and heads that several devices compute alike: two kv heads do not matter, eight do."""
+    alone = program_of(model__backend="blockwise").attention
+    assert (alone.backend, alone.context, alone.repeated, alone.blocks) == ("blockwise", None, 1, {})
+    assert str(alone) == "blockwise"
+    split = program_of(8, mesh__shape="tensor=4,sequence=2", model__context="heads").attention
+    assert (split.context, split.repeated) == ("heads", 1)
+    three = from_hugging_face(LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32})
+    cut = program_of(8, three, mesh__shape="fsdp=4,tensor=2").attention
+    assert cut.repeated == 2
+    assert "the same heads computed by 2 devices" in str(cut)
