@@ -25,7 +25,7 @@ import numpy as np
 from medjax.config import load
 from medjax.models.decoder_config import DecoderConfig
 from medjax.models.published import published
-from medjax.nn.loss import LossSums, cross_entropy
+from medjax.nn.loss import LossSums, TablePlaces, cross_entropy
 from medjax.parallel.topology import Topology, topology
 from medjax.plan import program
 from medjax.plan.compiled import GIB
@@ -125,8 +125,12 @@ def whole_cross_entropy(
     z_weight: float = 0.0,
     shards: tuple[int, int] = (1, 1),
     trains_table: bool = False,
+    places: TablePlaces | None = None,
 ) -> tuple[jax.Array, LossSums]:
-    """As medjax.nn.loss.cross_entropy, with logits [b, t, v] float32 and JAX's own derivative; shards: of no matter."""
+    """As medjax.nn.loss.cross_entropy, with logits [b, t, v] float32 and JAX's own derivative.
+
+    shards, places  of no matter
+    """
     table = table if trains_table else jax.lax.stop_gradient(table)
     logits = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1)
