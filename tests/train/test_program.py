@@ -144,9 +144,7 @@ def test_trainings_of_parameters_reduce_the_loss(names):
     assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} <= {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize(
-    "policies", [("none", "full", "offload"), pytest.param(tuple(REMAT), marks=pytest.mark.slow)], ids=len
-)
+@pytest.mark.parametrize("policies", [("none", "full"), pytest.param(tuple(REMAT), marks=pytest.mark.slow)], ids=len)
 def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
     found, memory = {}, {}
     for policy in policies:
@@ -166,13 +164,14 @@ def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
         for one, other in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
     assert memory["full"] < memory["none"] / 1.3 / 1.3
-    # on a CPU the host's memory is the device's, and what goes there is what attention keeps, layers' inputs included
-    assert memory["full"] < memory["offload"] < memory["none"] / 1.3
-    if "dots" in memory:
+    if "offload" in memory:
+        # on a CPU the host's memory is the device's, and what goes there is what attention keeps, layers' inputs included
+        assert memory["full"] < memory["offload"] < memory["none"] / 1.3
         assert memory["offload"] == pytest.approx(memory["attention"], rel=0.2)
         assert memory["full"] < memory["attention"] < memory["dots"] / 1.2 < memory["none"] / 1.2 / 1.3
 
 
+@pytest.mark.slow
 def test_offload_on_a_mesh_takes_the_same_steps(runs):
     """Rows, heads and tokens split, a batch in parts: what is kept on the host has a sharding of its own."""
     split_run = runs(8, mesh__shape="fsdp=2,tensor=2,sequence=2", train__accumulation=2, train__remat="offload")

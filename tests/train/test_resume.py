@@ -73,6 +73,7 @@ def test_killed_at_any_moment(reference, cached, tmp_path, moment):
     same(out, reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(reference, cached, tmp_path):
     """Later nothing large can be written: the run goes on to its end, says so, and fails."""
     out = tmp_path / "run"
