@@ -165,7 +165,7 @@ def test_remat_policies_give_the_same_gradients_and_need_less_memory(policies):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
     assert memory["full"] < memory["none"] / 1.3 / 1.3
     if "offload" in memory:
-        # on a CPU the host's memory is the device's, and what goes there is what attention keeps, layers' inputs included
+        # on a CPU the host's memory is the device's; what goes there is what attention keeps and layers' inputs
         assert memory["full"] < memory["offload"] < memory["none"] / 1.3
         assert memory["offload"] == pytest.approx(memory["attention"], rel=0.2)
         assert memory["full"] < memory["attention"] < memory["dots"] / 1.2 < memory["none"] / 1.2 / 1.3
