@@ -82,7 +82,7 @@ def draw(logits: jax.Array, how: Draws) -> jax.Array:
     """
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     scaled = logits / jnp.where(how.temperature > 0, how.temperature, 1.0)[:, None]
-    kept = jnp.where(in_nucleus(jax.nn.softmax(scaled), how.top_p), scaled, -jnp.inf)
+    kept = jnp.where(in_nucleus(jax.nn.softmax(scaled), jnp.asarray(how.top_p)), scaled, -jnp.inf)
     keys = jax.vmap(lambda seed, made: jax.random.fold_in(jax.random.key(seed), made))(how.seeds, how.made)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
     drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
