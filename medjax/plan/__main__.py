@@ -78,7 +78,7 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
         if searched.best:
             print(f"next: python -m medjax.train {files[-1]}")
         return 0 if searched.best else 1
-    from medjax.plan.compiled import GIB
+    from medjax.parallel.chips import GIB
     from medjax.plan.run import plan, tables, write_json
 
     found = plan(settings, say)
@@ -92,7 +92,7 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
 
 
 def _run_engine(settings: EnginePlanSettings) -> int:
-    from medjax.plan.compiled import GIB
+    from medjax.parallel.chips import GIB
     from medjax.plan.engine_run import engine_tables, plan_engine, write_engine_json
 
     spare = settings.plan.spare_gib * GIB

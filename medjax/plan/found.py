@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.config import to_dict, to_toml
-from medjax.plan.compiled import GIB
+from medjax.parallel.chips import GIB
 from medjax.plan.estimate import seconds
 from medjax.plan.roofline import Roofline
 from medjax.plan.search import Search, Tried, described, first_of, front, rank_compiled

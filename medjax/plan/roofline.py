@@ -15,6 +15,7 @@ Source: J. Austin et al., "How to Scale Your Model", parts 1 to 5.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from jax.sharding import Mesh
@@ -106,7 +107,7 @@ def link(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, fl
     members = list(np.asarray(mesh.devices[index]).reshape(-1))
     name = " ".join(axes)
     if not chip.is_tpu:
-        nodes = {(getattr(device, "slice_index", 0), device.id // chip.host_chips) for device in members}
+        nodes = {(getattr(device, "slice_index", 0), device.id // prod(chip.pod)) for device in members}
         return network(topology, axes) if len(nodes) > 1 else (name, chip.ici_bytes_per_s)
     own = getattr(members[0], "slice_index", None)
     members = [device for device in members if getattr(device, "slice_index", None) == own]

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.collectives import Collective, by_kind, collectives
-from medjax.plan.compiled import GIB, Compiled, DoesNotFitError, compile_step
+from medjax.plan.compiled import Compiled, DoesNotFitError, compile_step
 from medjax.plan.devices import devices_to_compile_for, named_devices
 from medjax.plan.engine import EngineStep
 from medjax.plan.engine_settings import EnginePlanSettings

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.candidates import Candidate, candidates
-from medjax.plan.compiled import GIB
 from medjax.plan.devices import devices_to_compile_for
 from medjax.plan.estimate import bound, seconds, work
 from medjax.plan.memory import Estimate, memory

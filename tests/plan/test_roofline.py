@@ -99,6 +99,15 @@ def test_nvlink_ends_with_the_node(shape, axis, rate):
     assert link(place, of, (axis,))[1] == rate
 
 
+@pytest.mark.parametrize(("name", "rate"), [("gb200", 9e11), ("gh200", 5e10)])
+def test_nvlink_of_superchips_joins_a_rack_or_nothing(name, rate):
+    """Eight GPUs are one NVL72's on two hosts, or eight hosts with a network between."""
+    place = topology(f"gpu:{name}:8")
+    of = SimpleNamespace(axis_names=("fsdp",), devices=np.array(named_devices(place), object))
+    assert link(place, of, ("fsdp",))[1] == rate
+    assert len({device.process_index for device in named_devices(place)}) == place.hosts
+
+
 def test_float32_products_take_longer():
     assert chip("v5e").flops(4) == 197e12 / 6
     assert chip("h100").flops(4) == 989e12 / 16

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from medjax.config import load
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import topology
 from medjax.plan import found as results
-from medjax.plan.compiled import GIB
 from medjax.plan.devices import named_devices
 from medjax.plan.memory import estimate
 from medjax.plan.program import planned_step
@@ -182,4 +182,4 @@ def test_gpus_that_are_not_here(tiny):
     found = search(tiny({"plan.topology": "gpu:h100:8"}), lines.append)
     assert "this machine has 0 GPUs of that kind, expected 8" in lines[0]
     assert found.best.found is None
-    assert found.usable == 60 * 10**9
+    assert found.usable == 60 * GIB

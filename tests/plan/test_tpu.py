@@ -10,10 +10,10 @@ from medjax.config import load
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn.loss import CHUNK
 from medjax.nn.splash import block_sizes
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import topology
 from medjax.plan import engine
 from medjax.plan import program as plan_program
-from medjax.plan.compiled import GIB
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.figures import arrays_with
 from medjax.plan.run import plan, planned, tables
