@@ -31,7 +31,7 @@ from math import prod
 import numpy as np
 
 from medjax.plan.hlo import Module
-from medjax.plan.instructions import Array, Computation, Instruction
+from medjax.plan.instructions import Array, Computation, Instruction, numbers
 
 KINDS = (
     "all-gather",
@@ -156,12 +156,12 @@ def groups_of(text: str, partitions: int) -> np.ndarray:
     Raises ValueError for another spelling, and for groups of unequal sizes.
     """
     if found := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, sizes = _numbers(found[1]), _numbers(found[2])
+        shape, sizes = numbers(found[1]), numbers(found[2])
         ids = np.arange(prod(sizes)).reshape(sizes)
-        return (ids.transpose(_numbers(found[3])) if found[3] else ids).reshape(shape)
+        return (ids.transpose(numbers(found[3])) if found[3] else ids).reshape(shape)
     if text.startswith("mesh["):
         return _mesh_groups(text)
-    members = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text if text.startswith("{{") else "")]
+    members = [numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text if text.startswith("{{") else "")]
     if not members and re.fullmatch(r"[{}\s]*", text):
         return np.arange(partitions)[None]
     if not members or len({len(group) for group in members}) > 1:
@@ -208,14 +208,10 @@ def _mesh_groups(text: str) -> np.ndarray:
 def _device_order(text: str) -> np.ndarray:
     found = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text)
     if not found:
-        return np.asarray(_numbers(text))
-    sizes = _numbers(found[2] or found[1])
+        return np.asarray(numbers(text))
+    sizes = numbers(found[2] or found[1])
     ids = np.arange(prod(sizes)).reshape(sizes)
-    return (ids.transpose(_numbers(found[3])) if found[3] else ids).reshape(-1)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    return (ids.transpose(numbers(found[3])) if found[3] else ids).reshape(-1)
 
 
 def _replica_groups(one: Instruction) -> str:
@@ -233,7 +229,7 @@ def _measured(
         result = result[len(sent) : 2 * len(sent)] if one.opcode != "all-reduce-start" else result
     if kind == "collective-permute":
         pairs = np.asarray(
-            [_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", one.attribute("source_target_pairs"))]
+            [numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", one.attribute("source_target_pairs"))]
         )
         apart = pairs[pairs[:, 0] != pairs[:, 1]] if pairs.size else pairs.reshape(0, 2)
         axes = _axes(apart, mesh)
