@@ -26,7 +26,7 @@ from medjax.plan.encoder import EncoderLayout
 from medjax.plan.engine_layout import EngineLayout
 from medjax.plan.layout import AGAIN, Layout
 from medjax.plan.memory import host_bytes
-from medjax.plan.roofline import Roofline, link, network
+from medjax.plan.roofline import Roofline, link, network, of_work
 from medjax.train.flops import attended_pairs, lora_params
 
 _NOT_HIDDEN = 0.1  # share of what is not the limit that counts all the same: of two equal limits the one with less wins
@@ -59,23 +59,18 @@ def work(of: Layout | EncoderLayout | EngineLayout) -> Work:
 
 def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Roofline | None:
     """The least time of a step on a slice, from its work; None where the chip has no figures."""
-    chip = place.chip.device
-    if not chip.bf16_flops:
+    if not place.chip.bf16_flops:
         return None
     todo = work(of)
-    links: dict[str, float] = {}
+    sent = []
     for axis, moved in todo.sent.items():
         within = of.mesh.shape[axis] // place.slices if axis == "data" else of.mesh.shape[axis]
-        name, bandwidth = link(place, of.mesh, (axis,))
-        if bandwidth and within > 1:
-            links[name] = moved / bandwidth
+        if within > 1:
+            sent.append((*link(place, of.mesh, (axis,)), moved))
     if place.slices > 1 and not isinstance(of, EngineLayout):
-        name, bandwidth = network(place, ("data",))
-        if bandwidth:
-            share = of.trained * of.accumulation / (of.mesh.shape["data"] // place.slices)
-            links[name] = links.get(name, 0.0) + 2 * (place.slices - 1) / place.slices * share / bandwidth
-    host = todo.host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
-    return Roofline(todo.flops / chip.flops(of.width), todo.hbm_bytes / chip.hbm_bytes_per_s, links, host)
+        share = of.trained * of.accumulation / (of.mesh.shape["data"] // place.slices)
+        sent.append((*network(place, ("data",)), 2 * (place.slices - 1) / place.slices * share))
+    return of_work(place, todo.flops, todo.hbm_bytes, sent, todo.host_bytes, of.width)
 
 
 def seconds(line: Roofline) -> float:

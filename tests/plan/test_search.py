@@ -11,6 +11,7 @@ from medjax.config import load
 from medjax.parallel.chips import GIB
 from medjax.parallel.topology import topology
 from medjax.plan import found as results
+from medjax.plan import program
 from medjax.plan.devices import named_devices
 from medjax.plan.memory import estimate
 from medjax.plan.program import planned_step
@@ -93,7 +94,6 @@ def test_none_fits(tiny, fake):
 def test_too_large_for_any_mesh(tiny, monkeypatch):
     """Llama 2 70B in bfloat16: 137 GB of weights alone."""
     from medjax.models.published import published
-    from medjax.plan import program
 
     monkeypatch.setattr(program, "decoder_of", published)
     found = search(tiny(V5E | {"model.name": "meta-llama/Llama-2-70b-hf", "plan.quantisations": "none"}))
@@ -107,7 +107,22 @@ def test_too_large_for_any_mesh(tiny, monkeypatch):
 def test_larger_slices_of_a_kind():
     assert [one.name for one in larger_slices(topology("v5e-64"))] == ["v5e:8x16", "v5e:16x16"]
     assert next(iter(larger_slices(topology("v5e-1")))).name == "v5e:2x2"
-    assert next(iter(larger_slices(topology("gpu:h100:8")))).chips == 16
+    assert [one.chips for one in larger_slices(topology("gpu:h100:8"))][:6] == [16, 24, 32, 40, 48, 56]
+    assert [one.chips for one in larger_slices(topology("gpu:h100:2"))][:5] == [4, 8, 16, 24, 32]
+    cubes = [one.chips for one in larger_slices(topology("v5p-64"))]
+    assert cubes[:7] == [128, 192, 256, 320, 384, 448, 512]
+    assert max(cubes) <= 16 * 20 * 28
+
+
+def test_the_smallest_slice_need_not_be_a_power_of_two(tiny, monkeypatch):
+    """840 billion numbers with Adam in 16 bytes each: 105 GB on each of 128 chips, 70 GB on each of 192."""
+    sizes = {"layers": 700, "embed": 9216, "heads": 72, "kv_heads": 8, "head_dim": 128, "mlp": 36864}
+    config = replace(program.decoder_of(""), **sizes, windows=(0,) * 700, rope_index=(0,) * 700)
+    monkeypatch.setattr(program, "decoder_of", lambda name: config)
+    given = {"plan.topology": "v5p-64", "plan.compile": "false", "train.trainable": "full", "train.batch_size": "64"}
+    found = search(tiny(given | {"model.quantisation": "none", "data.window": "512"}))
+    assert found.best is None
+    assert "the smallest slice that would hold it is v5p:4x4x12" in found.lacking
 
 
 def test_the_front_has_no_beaten_way(tiny):
@@ -130,8 +145,8 @@ def test_the_files_of_a_search(tiny, tmp_path):
     assert [path.name for path in paths] == ["plan.json", "plan.svg", "plan.toml"]
     back = load(TrainSettings, paths[-1])
     assert back == found.best.way.settings
-    program = step_program(back, found.best.way.layout.config, 10, named_devices(topology("v5e:2x2")))
-    assert dict(program.mesh.shape) == dict(found.best.way.layout.mesh.shape)
+    again = step_program(back, found.best.way.layout.config, 10, named_devices(topology("v5e:2x2")))
+    assert dict(again.mesh.shape) == dict(found.best.way.layout.mesh.shape)
     head = paths[-1].read_text("utf-8").splitlines()[:5]
     assert head[0] == f"# python -m medjax.train {paths[-1]}"
     assert head[1] == "# hardware: 1 x v5e:2x2, 4 chips"
@@ -183,3 +198,10 @@ def test_gpus_that_are_not_here(tiny):
     assert "this machine has 0 GPUs of that kind, expected 8" in lines[0]
     assert found.best.found is None
     assert found.usable == 60 * GIB
+    settings = tiny({"plan.topology": "gpu:l40s:16", "plan.compile": "false", "data.window": "8192"})
+    two = search(replace(settings, plan=replace(settings.plan, batches=(16,))))
+    printed = results.search_tables(two)
+    assert two.best.line.unknown  # every mesh goes over the network, of which nothing is known
+    assert "no bandwidth is known of" in printed
+    assert "rows of 8,192 tokens are longer than the 4,096 that the model was made for" in printed
+    assert results.to_json(two, settings)["no_bandwidth_of"] == list(two.best.line.unknown)
