@@ -85,8 +85,8 @@ def check_options(plan: PlanSettings, argv: Sequence[str]) -> None:
     """
     if plan.hlo and not (plan.compile and (plan.tries or not plan.search)):
         raise ValueError(
-            f"plan.hlo: got {plan.hlo} where nothing is compiled, expected plan.compile and, in a search, plan.tries of 1 "
-            "or more; leave it out, or let it compile."
+            f"plan.hlo: got {plan.hlo} where nothing is compiled, expected plan.compile and, for a search, plan.tries; "
+            "leave it out, or let it compile."
         )
     if not plan.search:
         usual = PlanSettings()

@@ -118,7 +118,18 @@ def test_work_is_that_of_the_model(decoder):
     assert decoder.step.model_flops < chips * decoder.flops
     assert 0 < decoder.mfu < 1
     assert {axis for one in decoder.collectives for axis in one.axes} <= {"fsdp", "tensor"}
-    assert decoder.roofline.limit.startswith(("compute", "HBM", "interconnect"))
+    line = decoder.roofline
+    assert (line.compute, line.memory) == (decoder.flops / 197e12, decoder.hbm_bytes / 819e9)
+    sent = {
+        axis: sum(one.step_bytes for one in decoder.collectives if one.axes == (axis,)) for axis in ("fsdp", "tensor")
+    }
+    assert {axis: line.links[axis] for axis in sent} == pytest.approx(
+        {axis: moved / 4.5e10 for axis, moved in sent.items()}
+    )
+    times = {"compute": line.compute, "HBM": line.memory} | {
+        f"interconnect ({axis})": took for axis, took in line.axes.items()
+    }
+    assert line.limit == max(times, key=times.get)
 
 
 def test_an_autoencoder_is_compiled(autoencoder):
