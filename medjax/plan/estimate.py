@@ -37,8 +37,10 @@ _PASSES = {**dict.fromkeys(AGAIN, 3), "dots": 2, "none": 2}  # over the activati
 class Work:
     """Of one device in a step.
 
+    flops       operations, a multiplication and an addition count 2
+    hbm_bytes   read and written
     sent        bytes by mesh axis
-    host_bytes  to the host's memory and back
+    host_bytes  to the host's memory and back, both together
     """
 
     flops: float

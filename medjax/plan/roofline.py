@@ -32,6 +32,7 @@ DCN = "dcn"
 class Roofline:
     """Seconds of a step at the limits of one device.
 
+    compute  of products at the chip's peak; memory: of reading and writing HBM; host: of both ways over PCIe
     links    by mesh axes ("fsdp", "data dcn")
     host     0 too where the chip's figure is not known
     unknown  links, and "host", that something goes over whose bandwidth is not known: no time is counted for it
@@ -53,11 +54,12 @@ class Roofline:
 
     @property
     def link(self) -> float:
-        """Of the busiest axis."""
+        """Seconds of the busiest axis."""
         return max(self.axes.values(), default=0.0)
 
     @property
     def step(self) -> float:
+        """Seconds of the slowest of all, which work at the same time."""
         return max(self.compute, self.memory, self.link, self.host)
 
     @property

@@ -121,4 +121,4 @@ def test_it_is_near_the_compiler_on_cpu():
     step = program.planned_step(load(EcgTrainSettings, overrides=USUAL | given), jax.devices()[:8])
     found = compile_step(step)
     assert estimate(step).arguments == pytest.approx(found.memory.argument, rel=0.01)
-    assert estimate(step).peak == pytest.approx(found.memory.peak, rel=0.5)  # of TPU programs: docs/scaling.md
+    assert estimate(step).peak == pytest.approx(found.memory.peak, rel=0.2)  # of TPU programs: docs/scaling.md
