@@ -16,6 +16,7 @@ from medjax.plan import engine
 from medjax.plan import program as plan_program
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.figures import arrays_with
+from medjax.plan.roofline import link
 from medjax.plan.run import plan, planned, tables
 from medjax.plan.settings import LanguagePlanSettings
 from medjax.train.ecg_settings import EcgTrainSettings
@@ -86,8 +87,8 @@ def test_no_base_is_gathered_whole(decoder):
     gathers = [one for one in decoder.collectives if one.kind == "all-gather" and one.axes == ("fsdp",)]
     assert sorted({one.largest_array_bytes for one in gathers if one.largest_array_bytes >= kernel}) == [kernel, table]
     assert sum(one.times for one in gathers if one.largest_array_bytes == table) == 1
-    # gate, up and down of three layers: forward, again, and for the gradient of their input
-    assert sum(one.times for one in gathers if one.largest_array_bytes == kernel) <= 3 * 3 * 3
+    # gate, up and down of three layers: forward, and once for all that the backward pass does with them
+    assert sum(one.times for one in gathers if one.largest_array_bytes == kernel) <= 3 * 3 * 2
 
 
 def test_logits_exist_of_a_chunk_of_tokens_only(decoder):
@@ -123,9 +124,8 @@ def test_work_is_that_of_the_model(decoder):
     sent = {
         axis: sum(one.step_bytes for one in decoder.collectives if one.axes == (axis,)) for axis in ("fsdp", "tensor")
     }
-    assert {axis: line.links[axis] for axis in sent} == pytest.approx(
-        {axis: moved / 4.5e10 for axis, moved in sent.items()}
-    )
+    rates = {axis: link(decoder.topology, decoder.step.program.mesh, (axis,))[1] for axis in sent}
+    assert {axis: line.links[axis] * rates[axis] for axis in sent} == pytest.approx(sent)
     times = {"compute": line.compute, "HBM": line.memory} | {
         f"interconnect ({axis})": took for axis, took in line.axes.items()
     }
