@@ -6,10 +6,11 @@ All figures are of a chip. A JAX device is a chip, but one of two cores on TPU v
                     device a chip); it keeps 0.25 to 2.5 GiB for itself. GPU: three quarters, JAX's usual share, to be
                     raised by XLA_PYTHON_CLIENT_MEM_FRACTION
   bf16_flops        dense, a multiplication and an addition count 2; float16 on T4 and V100, which have no bfloat16
-  int8_ops          dense; 0 where the chip has none
+  hbm_bytes         GPU: as the vendor counts, whose gigabytes are 2**30 bytes (a driver reports 79.6 GiB of an H100 of
+                    80 GB); a sixteenth less on cards with GDDR memory (T4, A10, L4, L40S), which ECC takes of theirs
   ici_bytes_per_s   TPU: one link, one way; a chip has two links an axis, one to each side. GPU: all NVLinks of a chip,
                     one way; PCIe where it has none, or a bridge to one or three others alone. 0: not known
-  ici_axes          axes of the torus; 1 for GPUs, which reach every other GPU of their node alike
+  ici_axes          axes of the torus; 1 for GPUs, which reach every other GPU that NVLink joins them to alike
   dcn_bytes_per_s   one chip's share of the network between slices or nodes. 0: not known
   host_bytes_per_s  PCIe between one chip and its host's memory, one way. 0: not known
   clock_hz          TPU: bf16_flops over the operations of its matrix units in a cycle (2 x 128 x 128 each; v6e and a
@@ -18,8 +19,10 @@ All figures are of a chip. A JAX device is a chip, but one of two cores on TPU v
 Sources. TPU: operations, VMEM and matrix units of jax 0.10.2, jax/_src/pallas/mosaic/tpu_info.py; HBM bandwidth of
 Google Cloud's pages on each chip (tpu_info has v5p 11 % lower); links, network, PCIe, pods and rings of J. Austin
 et al., "How to Scale Your Model", part 2 (jax-ml/scaling-book@54e2c43), whose links are 10 % below Google Cloud's.
-GPU: NVIDIA's data sheets, without sparsity (half of the figure with it); NVLink and network of the same book's chapter
-on GPUs (jax-ml/scaling-book@1a55377), the network that of DGX reference designs: a cloud's machines may have less.
+GPU: NVIDIA's data sheets, without sparsity (half of the figure with it); memory as drivers report it in
+modal-labs/modal-client, pull request 2797; NVLink and network of the same book's chapter on GPUs
+(jax-ml/scaling-book@1a55377), the network that of DGX reference designs: a cloud's machines may have less. GB200 is the
+NVL72, 72 GPUs on one NVLink, four a host; GH200 a host of one GPU, with the network to others.
 """
 
 from dataclasses import dataclass, replace
@@ -34,14 +37,13 @@ class Chip:
     name        as in topologies: "v5e"
     kinds       beginnings of `jax.Device.device_kind`
     cores       JAX devices that a chip makes
-    pod         chips along each axis of the largest slice; GPUs: those of one node
+    pod         chips along each axis of the largest slice; GPUs: those that NVLink joins, a node but for GB200
     host_chips  of one host
     """
 
     name: str
     kinds: tuple[str, ...]
     bf16_flops: float
-    int8_ops: float
     hbm_bytes: int
     usable_hbm_bytes: int
     hbm_bytes_per_s: float
@@ -66,7 +68,6 @@ class Chip:
         return replace(
             self,
             bf16_flops=self.bf16_flops / n,
-            int8_ops=self.int8_ops / n,
             hbm_bytes=self.hbm_bytes // n,
             usable_hbm_bytes=self.usable_hbm_bytes // n,
             hbm_bytes_per_s=self.hbm_bytes_per_s / n,
@@ -98,71 +99,77 @@ class Chip:
         return tuple(size == 16 for size in shape)
 
 
-def _tpu(
-    name: str, kinds: tuple[str, ...], tera: float, int8: float, gib: float, usable: float, bandwidth: float, **rest
-) -> Chip:
+def _tpu(name: str, kinds: tuple[str, ...], tera: float, gib: float, usable: float, bandwidth: float, **rest) -> Chip:
     """TPU with operations in 1e12/s, memory in GiB, bandwidth in 1e9 bytes/s."""
-    return Chip(name, kinds, tera * 1e12, int8 * 1e12, int(gib * GIB), int(usable * GIB), bandwidth * 1e9, **rest)
+    return Chip(name, kinds, tera * 1e12, int(gib * GIB), int(usable * GIB), bandwidth * 1e9, **rest)
 
 
 def _gpu(
-    name: str, kind: str, tera: float, int8: float, gigabytes: float, bandwidth: float, link: float, dcn: float = 0.0
+    name: str,
+    kind: str,
+    tera: float,
+    gib: float,
+    bandwidth: float,
+    link: float,
+    dcn: float = 0.0,
+    joined: int = 8,
+    host: int = 8,
 ) -> Chip:
-    """GPU with operations in 1e12/s, memory in 1e9 bytes, bandwidths in 1e9 bytes/s."""
+    """GPU with operations in 1e12/s, memory in GiB, bandwidths in 1e9 bytes/s; joined by NVLink, on a host."""
     return Chip(
         name,
         (kind,),
         tera * 1e12,
-        int8 * 1e12,
-        hbm_bytes=int(gigabytes * 1e9),
-        usable_hbm_bytes=int(gigabytes * 0.75e9),
+        hbm_bytes=int(gib * GIB),
+        usable_hbm_bytes=int(gib * GIB * 3 / 4),
         hbm_bytes_per_s=bandwidth * 1e9,
         ici_bytes_per_s=link * 1e9,
         ici_axes=1,
         dcn_bytes_per_s=dcn * 1e9,
-        pod=(8,),
-        host_chips=8,
+        pod=(joined,),
+        host_chips=host,
     )
 
 
 _MIB = 2**20
+_ECC = 15 / 16  # of GDDR memory
 # in the order in which they are tried on a device kind: longer beginnings first
 CHIPS: tuple[Chip, ...] = (
-    _tpu("v2", ("TPU v2",), 46, 0, 16, 15, 716, ici_bytes_per_s=0, ici_axes=2, dcn_bytes_per_s=0,
+    _tpu("v2", ("TPU v2",), 46, 16, 15, 716, ici_bytes_per_s=0, ici_axes=2, dcn_bytes_per_s=0,
          vmem_bytes=32 * _MIB, clock_hz=0.7e9, cores=2, pod=(16, 16)),
-    _tpu("v3", ("TPU v3",), 140, 0, 32, 30.96, 900, ici_bytes_per_s=1e11, ici_axes=2, dcn_bytes_per_s=0,
+    _tpu("v3", ("TPU v3",), 140, 32, 30.96, 900, ici_bytes_per_s=1e11, ici_axes=2, dcn_bytes_per_s=0,
          vmem_bytes=32 * _MIB, clock_hz=1.07e9, cores=2, pod=(32, 32)),
-    _tpu("v4i", ("TPU v4 lite",), 137, 0, 8, 8, 614, ici_bytes_per_s=0, ici_axes=2, dcn_bytes_per_s=0,
+    _tpu("v4i", ("TPU v4 lite",), 137, 8, 8, 614, ici_bytes_per_s=0, ici_axes=2, dcn_bytes_per_s=0,
          vmem_bytes=16 * _MIB, clock_hz=1.05e9, pod=(2, 2)),
-    _tpu("v4", ("TPU v4",), 275, 275, 32, 30.75, 1228, ici_bytes_per_s=4.5e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
+    _tpu("v4", ("TPU v4",), 275, 32, 30.75, 1228, ici_bytes_per_s=4.5e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
          host_bytes_per_s=1.6e10, vmem_bytes=32 * _MIB, clock_hz=1.05e9, pod=(16, 16, 16)),
-    _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 394, 16, 15.75, 819, ici_bytes_per_s=4.5e10, ici_axes=2,
+    _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 16, 15.75, 819, ici_bytes_per_s=4.5e10, ici_axes=2,
          dcn_bytes_per_s=3.125e9, host_bytes_per_s=1.6e10, vmem_bytes=128 * _MIB, clock_hz=1.5e9, pod=(16, 16)),
-    _tpu("v5p", ("TPU v5",), 459, 918, 96, 95.74, 2765, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
+    _tpu("v5p", ("TPU v5",), 459, 96, 95.74, 2765, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=6.25e9,
          host_bytes_per_s=1.6e10, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 20, 28)),
-    _tpu("v6e", ("TPU v6 lite", "TPU v6"), 920, 1840, 32, 31.25, 1638, ici_bytes_per_s=9e10, ici_axes=2,
+    _tpu("v6e", ("TPU v6 lite", "TPU v6"), 920, 32, 31.25, 1638, ici_bytes_per_s=9e10, ici_axes=2,
          dcn_bytes_per_s=12.5e9, host_bytes_per_s=3.2e10, vmem_bytes=128 * _MIB, clock_hz=1.75e9, pod=(16, 16)),
-    _tpu("tpu7x", ("TPU7x",), 2310, 0, 192, 189.5, 7380, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=12.5e9,
+    _tpu("tpu7x", ("TPU7x",), 2310, 192, 189.5, 7380, ici_bytes_per_s=9e10, ici_axes=3, dcn_bytes_per_s=12.5e9,
          vmem_bytes=128 * _MIB, clock_hz=2.2e9, cores=2, pod=(16, 24, 24)),
-    _gpu("gb200", "NVIDIA GB200", 2500, 5000, 186, 8000, 900, 50),
-    _gpu("b200", "NVIDIA B200", 2250, 4500, 180, 8000, 900, 50),
-    _gpu("gh200", "NVIDIA GH200", 989, 1979, 96, 4000, 450, 50),
-    _gpu("h200-nvl", "NVIDIA H200 NVL", 836, 1671, 141, 4800, 64),
-    _gpu("h200", "NVIDIA H200", 989, 1979, 141, 4800, 450, 50),
-    _gpu("h100-pcie", "NVIDIA H100 PCIe", 756, 1513, 80, 2000, 64),
-    _gpu("h100-nvl", "NVIDIA H100 NVL", 836, 1671, 94, 3900, 64),
-    _gpu("h100", "NVIDIA H100", 989, 1979, 80, 3350, 450, 50),
-    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312, 624, 40, 1555, 300, 25),
-    _gpu("a100-40gb-pcie", "NVIDIA A100-PCIE-40GB", 312, 624, 40, 1555, 32),
-    _gpu("a100-pcie", "NVIDIA A100 80GB PCIe", 312, 624, 80, 1935, 32),
-    _gpu("a100", "NVIDIA A100", 312, 624, 80, 2039, 300, 25),
-    _gpu("l40s", "NVIDIA L40S", 362, 733, 48, 864, 32),
-    _gpu("l4", "NVIDIA L4", 121, 242, 24, 300, 32),
-    _gpu("a10g", "NVIDIA A10G", 70, 140, 24, 600, 32),
-    _gpu("a10", "NVIDIA A10", 125, 250, 24, 600, 32),
-    _gpu("t4", "Tesla T4", 65, 130, 16, 320, 16),
-    _gpu("v100-32gb", "Tesla V100-SXM2-32GB", 125, 0, 32, 900, 150),
-    _gpu("v100", "Tesla V100", 125, 0, 16, 900, 150),
+    _gpu("gb200", "NVIDIA GB200", 2500, 186, 8000, 900, 50, joined=72, host=4),
+    _gpu("b200", "NVIDIA B200", 2250, 180, 8000, 900, 50),
+    _gpu("gh200", "NVIDIA GH200", 989, 96, 4000, 450, 50, joined=1, host=1),
+    _gpu("h200-nvl", "NVIDIA H200 NVL", 836, 141, 4800, 64),
+    _gpu("h200", "NVIDIA H200", 989, 141, 4800, 450, 50),
+    _gpu("h100-pcie", "NVIDIA H100 PCIe", 756, 80, 2000, 64),
+    _gpu("h100-nvl", "NVIDIA H100 NVL", 836, 94, 3900, 64),
+    _gpu("h100", "NVIDIA H100", 989, 80, 3350, 450, 50),
+    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312, 40, 1555, 300, 25),
+    _gpu("a100-40gb-pcie", "NVIDIA A100-PCIE-40GB", 312, 40, 1555, 32),
+    _gpu("a100-pcie", "NVIDIA A100 80GB PCIe", 312, 80, 1935, 32),
+    _gpu("a100", "NVIDIA A100", 312, 80, 2039, 300, 25),
+    _gpu("l40s", "NVIDIA L40S", 362, 48 * _ECC, 864, 32),
+    _gpu("l4", "NVIDIA L4", 121, 24 * _ECC, 300, 32),
+    _gpu("a10g", "NVIDIA A10G", 70, 24 * _ECC, 600, 32),
+    _gpu("a10", "NVIDIA A10", 125, 24 * _ECC, 600, 32),
+    _gpu("t4", "Tesla T4", 65, 16 * _ECC, 320, 16),
+    _gpu("v100-32gb", "Tesla V100-SXM2-32GB", 125, 32, 900, 150),
+    _gpu("v100", "Tesla V100", 125, 16, 900, 150),
 )  # fmt: skip
 
 
@@ -196,7 +203,6 @@ def stated_by_jax(device_kind: str) -> Chip | None:
             f"tpu{version}",
             (device_kind,),
             float(core.bf16_ops_per_second * cores),
-            float(core.int8_ops_per_second * cores),
             hbm_bytes=core.hbm_capacity_bytes * cores,
             usable_hbm_bytes=core.hbm_capacity_bytes * cores,
             hbm_bytes_per_s=float(core.mem_bw_bytes_per_second * cores),

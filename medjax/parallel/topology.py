@@ -32,7 +32,7 @@ _OLD = ("v2", "v3", "v4i")  # known by their peak alone
 _FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 _CUBES = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
 # a CPU of this machine, for plans of small programs: it has no figures of its own
-CPU = Chip("cpu", ("cpu",), 0, 0, 0, 0, 0, 0, 1, 0)
+CPU = Chip("cpu", ("cpu",), 0, 0, 0, 0, 0, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Topology:
     @property
     def hosts(self) -> int:
         """Machines of all slices."""
-        return max(1, prod(self.shape) // self.chip.host_chips) * self.slices
+        return -(-prod(self.shape) // self.chip.host_chips) * self.slices
 
     def devices(self) -> list[Any]:
         """JAX devices, slice by slice. TPU: of the compiler alone, nothing can be computed on them.
@@ -96,7 +96,8 @@ def topology(text: str, slices: int = 1, chip: Chip | None = None) -> Topology:
     slices  of that shape, over the network
     chip    facts of a chip that the table lacks; else they are asked of the installed JAX, through libtpu
 
-    Raises ValueError for an unknown kind or number (the message lists what there is) and for slices larger than a pod.
+    Raises ValueError for an unknown kind or number (the message lists what there is), for slices larger than a pod, and
+    for shapes that no pod has.
     """
     if slices < 1:
         raise ValueError(f"slices: got {slices}, expected 1 or more; leave it out for one slice.")
@@ -120,6 +121,12 @@ def topology(text: str, slices: int = 1, chip: Chip | None = None) -> Topology:
         raise ValueError(
             f"topology: got {text!r} of {prod(shape)} chips, expected {prod(found.pod)} at most, the largest slice of "
             f"{found.name}; take several slices (slices=2 or more) of a smaller shape."
+        )
+    if not _possible(found, shape):
+        raise ValueError(
+            f"topology: got {text!r}, a shape that no pod of {found.name} has, expected whole hosts of 2 x 2 chips"
+            f"{f', {found.pod[0]} at most along an axis' if found.ici_axes == 2 else ''}; choose one of "
+            f"{', '.join(_shapes(found))}."
         )
     return Topology(f"{found.name}:{'x'.join(map(str, shape))}", found, shape, slices)
 
@@ -207,6 +214,24 @@ def _usual(text: str, found: Chip, count: int) -> tuple[int, ...]:
         f"topology: got {text!r}, expected one of {', '.join(map(str, table))}{more} chips for {found.name}; choose "
         f"one, or write the shape, as {found.name}:{'x'.join(map(str, table[16]))}."
     )
+
+
+def _possible(found: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether a pod can have such a slice: whole hosts or a part of one, and of a flat torus no axis beyond its own.
+
+    Cubes are joined by switches, in lines as long as there are cubes.
+    """
+    if found.pod and found.ici_axes == 2 and max(shape) > max(found.pod):
+        return False
+    return prod(shape) < 4 or all(size % 2 == 0 for size in shape[:2])
+
+
+def _shapes(found: Chip) -> list[str]:
+    """Names of the usual slices of a TPU, smallest first."""
+    table = _FLAT if found.ici_axes == 2 else _CUBES
+    shapes = [shape for count, shape in table.items() if not found.pod or count <= prod(found.pod)]
+    cubes = [] if found.ici_axes == 2 else [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8)]
+    return [f"{found.name}:{'x'.join(map(str, shape))}" for shape in shapes + cubes]
 
 
 def _asked(text: str, kind: str, size: str) -> Chip | None:

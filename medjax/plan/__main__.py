@@ -3,10 +3,11 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 from medjax.config import parse_command, peek
 from medjax.plan.engine_settings import OBJECTIVES, EnginePlanSettings
-from medjax.plan.settings import RunPlanSettings, plan_class
+from medjax.plan.settings import RunPlanSettings, check_options, plan_class
 
 _DESCRIPTION = """Compile the step that `python -m medjax.train` would run, for chips that are not there, and say
 what it needs: memory, operations, what is sent, and the time of a step at the roofline (an estimate).
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         cls, argv, prog="medjax.plan", description=_DESCRIPTION, epilog=_EXAMPLES
     )
     try:
+        check_options(settings.plan, argv)
         return _run(settings)
     except (ValueError, OSError, _compilers_own()) as error:
         print(f"medjax.plan: {error}", file=sys.stderr)
@@ -74,11 +76,14 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
         files = results.write(searched, settings, results.folder(settings))
         if settings.plan.json:
             results.write_json(settings.plan.json, searched, settings)
+        if settings.plan.hlo and searched.best and searched.best.found and searched.best.found.compiled:
+            Path(settings.plan.hlo).write_text(searched.best.found.compiled.text, "utf-8")
+            files.insert(0, Path(settings.plan.hlo))
         print(f"\nwrote {', '.join(map(str, files))}")
         if searched.best:
             print(f"next: python -m medjax.train {files[-1]}")
         return 0 if searched.best else 1
-    from medjax.plan.compiled import GIB
+    from medjax.parallel.chips import GIB
     from medjax.plan.run import plan, tables, write_json
 
     found = plan(settings, say)
@@ -92,7 +97,7 @@ def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
 
 
 def _run_engine(settings: EnginePlanSettings) -> int:
-    from medjax.plan.compiled import GIB
+    from medjax.parallel.chips import GIB
     from medjax.plan.engine_run import engine_tables, plan_engine, write_engine_json
 
     spare = settings.plan.spare_gib * GIB

@@ -71,7 +71,7 @@ class Candidate:
 
 
 def candidates(settings: RunPlanSettings, place: Topology, *, least: bool = False) -> Iterator[Candidate]:
-    """All ways to run on a slice that medjax.train would accept.
+    """Ways to run on a slice that medjax.train would accept, as the top of this file lists them.
 
     least  only those that take least memory: one row a device at a time, and nothing kept
 
@@ -97,7 +97,10 @@ def _decoders(settings: LanguagePlanSettings, place: Topology, least: bool) -> I
         frozen_boxes = split(variables, choose_trainable(variables, run.train.trainable))[1]
         sizes_of: dict[tuple[int, int], tuple[int, int, int]] = {}
         for sizes in meshes(place, config, rules, run.data.window):
-            mesh = make_mesh(written(sizes), devices)
+            try:
+                mesh = make_mesh(written(sizes), devices)
+            except ValueError:  # JAX finds no place for some meshes on slices with sides of 12 or 20
+                continue
             if (parts := (sizes[1], sizes[2])) not in sizes_of:  # no parameter is split by data or sequence
                 state = abstract_state(variables, base.chosen, base.tx, mesh, rules)
                 frozen = abstract_frozen(frozen_boxes, mesh, rules, dtype)
@@ -144,7 +147,10 @@ def _encoders(settings: EcgPlanSettings, place: Topology, least: bool) -> Iterat
 
 
 def meshes(place: Topology, config: DecoderConfig, rules: Rules, window: int) -> list[tuple[int, int, int, int]]:
-    """Sizes of data, fsdp, tensor, sequence for all devices: those that split what they are meant to split."""
+    """Sizes of data, fsdp, tensor, sequence for all devices: those that split what they are meant to split.
+
+    window  tokens of a row, whose parts along sequence are multiples of 128
+    """
     count, found = place.device_count, []
     for data, fsdp, tensor in itertools.product(_divisors(count), repeat=3):
         if count % (data * fsdp * tensor) or data % place.slices:

@@ -11,9 +11,9 @@ Bytes that one chip sends (and receives) in a collective over a group of n, on a
 The mesh axes of a collective are those along which the members of its groups differ, partition ids counting through
 the mesh in row-major order, as in `jax.sharding.Mesh.devices`.
 
-Asynchronous ones have a start and a done with other work between them, so their time may be hidden; the program waits
-for synchronous ones. On TPU an asynchronous collective is spread over several fusions that all mention it; the one
-that holds AsyncCollectiveStart counts. A fusion named all-reduce-scatter is a reduce-scatter.
+Asynchronous ones have a start and a done with other work between them. On TPU such a collective is spread over several
+fusions that all mention it; the one that holds AsyncCollectiveStart counts. A fusion named all-reduce-scatter is a
+reduce-scatter.
 
 Between slices TPU programs send and receive through their hosts, and their partition ids count within one slice. Such
 transfers are collectives along the first mesh axis, over as many members as there are slices, with `network` set.
@@ -31,7 +31,7 @@ from math import prod
 import numpy as np
 
 from medjax.plan.hlo import Module
-from medjax.plan.instructions import Array, Computation, Instruction
+from medjax.plan.instructions import Array, Computation, Instruction, numbers
 
 KINDS = (
     "all-gather",
@@ -55,8 +55,6 @@ class Collective:
     axes                of the mesh, in its order; empty when nothing is sent
     group               chips that take part together
     times               in one step, loops multiplied
-    in_loop             whether it is executed in a loop
-    asynchronous        whether other work may go on meanwhile
     network             whether it goes between slices, over the hosts' network
     """
 
@@ -68,8 +66,6 @@ class Collective:
     axes: tuple[str, ...]
     group: int
     times: int
-    in_loop: bool
-    asynchronous: bool
     op_name: str
     network: bool = False
 
@@ -96,7 +92,6 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
             "program was compiled for; pass the shape of that mesh."
         )
     mesh = {**mesh, first: mesh[first] // slices}
-    looped = _looped(module)
     started = {
         one.attribute("channel_id")
         for computation in module.computations.values()
@@ -108,26 +103,21 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     for computation, one, times in module.steps(inside=True):
         kind = one.opcode.removesuffix("-start")
         if one.opcode == "recv" and _TRANSFER in one.rest:
-            found.append(_between(computation, one, first, slices, times, computation.name in looped))
+            found.append(_between(computation, one, first, slices, times))
         if kind not in KINDS:
             continue
-        asynchronous = one.opcode.endswith("-start")
         if computation.name in module.inside:
-            asynchronous = _is_start(computation, one)
-            mention = (one.attribute("channel_id"), "" if asynchronous else _executing(module, computation.name))
-            if (mention[0] in started and not asynchronous) or (mention in seen and not asynchronous):
+            starts = _is_start(computation, one)
+            mention = (one.attribute("channel_id"), "" if starts else _executing(module, computation.name))
+            if (mention[0] in started and not starts) or (mention in seen and not starts):
                 continue
             seen.add(mention)
             if computation.name.startswith("all-reduce-scatter") and kind == "all-reduce":
                 kind = "reduce-scatter"
-        elif any(caller.opcode == "async-start" for _, caller in module.users(computation.name)):
-            asynchronous = True
         found.append(
             replace(
                 _measured(module, computation, one, kind, mesh),
                 times=times,
-                in_loop=computation.name in looped,
-                asynchronous=asynchronous,
                 op_name=one.op_name or next((caller.op_name for _, caller in module.users(computation.name)), ""),
             )
         )
@@ -156,12 +146,12 @@ def groups_of(text: str, partitions: int) -> np.ndarray:
     Raises ValueError for another spelling, and for groups of unequal sizes.
     """
     if found := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, sizes = _numbers(found[1]), _numbers(found[2])
+        shape, sizes = numbers(found[1]), numbers(found[2])
         ids = np.arange(prod(sizes)).reshape(sizes)
-        return (ids.transpose(_numbers(found[3])) if found[3] else ids).reshape(shape)
+        return (ids.transpose(numbers(found[3])) if found[3] else ids).reshape(shape)
     if text.startswith("mesh["):
         return _mesh_groups(text)
-    members = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text if text.startswith("{{") else "")]
+    members = [numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text if text.startswith("{{") else "")]
     if not members and re.fullmatch(r"[{}\s]*", text):
         return np.arange(partitions)[None]
     if not members or len({len(group) for group in members}) > 1:
@@ -208,14 +198,10 @@ def _mesh_groups(text: str) -> np.ndarray:
 def _device_order(text: str) -> np.ndarray:
     found = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text)
     if not found:
-        return np.asarray(_numbers(text))
-    sizes = _numbers(found[2] or found[1])
+        return np.asarray(numbers(text))
+    sizes = numbers(found[2] or found[1])
     ids = np.arange(prod(sizes)).reshape(sizes)
-    return (ids.transpose(_numbers(found[3])) if found[3] else ids).reshape(-1)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    return (ids.transpose(numbers(found[3])) if found[3] else ids).reshape(-1)
 
 
 def _replica_groups(one: Instruction) -> str:
@@ -233,7 +219,7 @@ def _measured(
         result = result[len(sent) : 2 * len(sent)] if one.opcode != "all-reduce-start" else result
     if kind == "collective-permute":
         pairs = np.asarray(
-            [_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", one.attribute("source_target_pairs"))]
+            [numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", one.attribute("source_target_pairs"))]
         )
         apart = pairs[pairs[:, 0] != pairs[:, 1]] if pairs.size else pairs.reshape(0, 2)
         axes = _axes(apart, mesh)
@@ -250,12 +236,10 @@ def _measured(
     if kind == "reduce-scatter" and one.opcode == "all-reduce":
         result = [Array(array.dtype, (array.elements // group,)) for array in result]
     largest = max((array.bytes for array in result), default=0)
-    return Collective(one.name, kind, payload, moved, largest, axes, group, 1, False, False, one.op_name)
+    return Collective(one.name, kind, payload, moved, largest, axes, group, 1, one.op_name)
 
 
-def _between(
-    computation: Computation, one: Instruction, axis: str, slices: int, times: int, in_loop: bool
-) -> Collective:
+def _between(computation: Computation, one: Instruction, axis: str, slices: int, times: int) -> Collective:
     """A transfer between slices, from its recv, whose first array is the result; its send has the same rendezvous."""
     match = re.search(r'rendezvous="([^"]*)"', one.rest)
     send = next(
@@ -276,8 +260,6 @@ def _between(
         (axis,),
         slices,
         times,
-        in_loop,
-        True,
         send.op_name,
         network=True,
     )
@@ -306,20 +288,3 @@ def _executing(module: Module, name: str) -> str:
     while name in module.inside and (users := module.users(name)):
         name = users[0][0].name
     return name
-
-
-def _looped(module: Module) -> set[str]:
-    """Computations that a loop executes, directly or through others."""
-    looped: set[str] = set()
-    rest = []
-    for computation in module.computations.values():
-        for one in computation.instructions.values():
-            if one.opcode == "while":
-                rest += [one.attribute("body").removeprefix("%"), one.attribute("condition").removeprefix("%")]
-    while rest:
-        name = rest.pop()
-        if name not in looped:
-            looped.add(name)
-            for one in module.computations[name].instructions.values():
-                rest += one.called
-    return looped

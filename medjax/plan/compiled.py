@@ -6,13 +6,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import quiet
 from medjax.plan.engine import EngineStep
 from medjax.plan.hlo import Module, parse
 from medjax.plan.layout import tree_bytes
 from medjax.plan.program import PlannedStep
 
-GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -30,7 +30,7 @@ from medjax.parallel.sharding import PRESETS, Rules
 from medjax.plan.engine_layout import EngineLayout, cached_bytes
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.layout import tree_bytes
-from medjax.plan.program import decoder_of
+from medjax.plan.program import beyond, decoder_of
 from medjax.train.flops import attended_pairs
 from medjax.train.program import abstract_frozen
 
@@ -63,6 +63,7 @@ class EngineStep:
 
     name    score, prefill or decode
     groups  bytes of one device that its arguments take, by kind
+    beyond  what is longer than the model was made for, in words; empty where nothing is
     layout  what its memory and time depend on
     """
 
@@ -75,6 +76,7 @@ class EngineStep:
     groups: dict[str, int]
     layout: EngineLayout
     kernel_flops: float = 0.0
+    beyond: str = ""
 
 
 class ShapePrograms(Programs):
@@ -216,7 +218,9 @@ def _row_step(
         kept=kept,
         cache=groups["prefix"],
     )
-    return EngineStep(name, _newest(programs), "tokens", rows * length, flops, turns, groups, layout)
+    # prefill packs prompts, which load.context bounds; a row that is scored may be one document
+    longer = beyond(config, "engine.row_tokens and load.prefix", before + length) if name == "score" else ""
+    return EngineStep(name, _newest(programs), "tokens", rows * length, flops, turns, groups, layout, beyond=longer)
 
 
 def _layout(programs: ShapePrograms, groups: dict[str, int], flops: float, **sizes: Any) -> EngineLayout:

@@ -56,7 +56,7 @@ class EngineLayout:
         return ways(self.mesh, partition_spec((axis,), (size,), self.mesh, self.rules)[0])
 
     @property
-    def _numbers(self) -> tuple[int, int, int]:
+    def _parts(self) -> tuple[int, int, int]:
         """Numbers of a token on one device: queries, keys and values, one of the MLP's products."""
         c = self.config
         kv = 2 * c.kv_heads // self.ways("kv_heads", c.kv_heads)
@@ -65,7 +65,7 @@ class EngineLayout:
     @property
     def layer(self) -> int:
         """Bytes while a layer runs."""
-        c, (heads, kv, mlp) = self.config, self._numbers
+        c, (heads, kv, mlp) = self.config, self._parts
         kernel = c.embed * mlp * self.width if self.quantisation or self.gathered > 1 else 0
         return kernel + self.tokens * self.width * (3 * c.embed + 2 * heads + 2 * kv + (3 if c.gated else 2) * mlp)
 
@@ -81,7 +81,7 @@ class EngineLayout:
     @property
     def hbm_bytes(self) -> float:
         """Read and written in a call: weights and cache once a pass, expanded kernels twice more, activations."""
-        c, (heads, kv, mlp) = self.config, self._numbers
+        c, (heads, kv, mlp) = self.config, self._parts
         expanded = 2 * c.layers * c.embed * (2 * heads + kv + (3 if c.gated else 2) * mlp) * self.width
         inside = 2 * (6 * c.embed + 2 * heads + 2 * kv + (4 if c.gated else 3) * mlp) * self.width
         again = expanded if (self.quantisation and self.tokens > 1024) or self.gathered > 1 else 0

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.capacity import Capacity, capacity
-from medjax.plan.compiled import GIB, DoesNotFitError, compile_step
+from medjax.plan.compiled import DoesNotFitError, compile_step
 from medjax.plan.devices import devices_to_compile_for, named_devices
 from medjax.plan.engine import engine_steps, shape_programs
 from medjax.plan.engine_settings import EnginePlanSettings

@@ -24,10 +24,6 @@ class LoadSettings:
     def __post_init__(self):
         if self.prefix < 0:
             raise ValueError(f"prefix: got {self.prefix}, expected 0 or more tokens.")
-        if self.context <= self.prefix:
-            raise ValueError(
-                f"context: got {self.context} tokens, expected more than the {self.prefix} of the prefix; raise it."
-            )
 
 
 @dataclass(frozen=True)
@@ -39,3 +35,10 @@ class EnginePlanSettings:
     engine: EngineSettings = EngineSettings()
     load: LoadSettings = LoadSettings()
     plan: PlanSettings = PlanSettings()
+
+    def __post_init__(self):
+        if self.objective == "generate" and self.load.context <= self.load.prefix:
+            raise ValueError(
+                f"load.prefix: got {self.load.prefix} tokens, expected fewer than load.context={self.load.context}, "
+                "which holds the prefix, the rest of a prompt and the answer; lower --prefix or raise --context."
+            )

@@ -3,8 +3,12 @@
   operations  kernels: 2 a number and token forward, 2 for the gradient of the input, 2 for that of the kernel if it is
               trained; attention 4 a pair and component forward, 10 backward (14 with splash, which computes scores in
               both of its kernels); what remat computes again comes on top
-  HBM         weights once for every pass over them, twice more where they are gathered or expanded first; activations
-              as they are written and read between matrix products; the optimiser's state read and written
+  HBM         weights as they are stored where they are gathered (forward and backward) and for every product; written
+              and read once more where they are expanded; activations as they are written and read between matrix
+              products, inputs of adapters with dropout besides; TPU, packed kinds: both halves of every product, and
+              under dots and none the scales, spread out (inferred from compiled steps). The optimiser's state read and
+              written. NOT counted: copies into another order (rows split over sequence have many), what an attention
+              kernel reads several times, what the compiler keeps in VMEM (small steps need less than is said here)
   host        what train.remat=offload keeps in the host's memory, there and back
   links       by mesh axis, of one device, ring algorithms: (n - 1) / n of what is gathered or scattered, twice that
               of what is summed
@@ -26,7 +30,7 @@ from medjax.plan.encoder import EncoderLayout
 from medjax.plan.engine_layout import EngineLayout
 from medjax.plan.layout import AGAIN, Layout
 from medjax.plan.memory import host_bytes
-from medjax.plan.roofline import Roofline, link, network
+from medjax.plan.roofline import Roofline, link, network, of_work
 from medjax.train.flops import attended_pairs, lora_params
 
 _NOT_HIDDEN = 0.1  # share of what is not the limit that counts all the same: of two equal limits the one with less wins
@@ -37,8 +41,10 @@ _PASSES = {**dict.fromkeys(AGAIN, 3), "dots": 2, "none": 2}  # over the activati
 class Work:
     """Of one device in a step.
 
+    flops       operations, a multiplication and an addition count 2
+    hbm_bytes   read and written
     sent        bytes by mesh axis
-    host_bytes  to the host's memory and back
+    host_bytes  to the host's memory and back, both together
     """
 
     flops: float
@@ -59,23 +65,18 @@ def work(of: Layout | EncoderLayout | EngineLayout) -> Work:
 
 def bound(of: Layout | EncoderLayout | EngineLayout, place: Topology) -> Roofline | None:
     """The least time of a step on a slice, from its work; None where the chip has no figures."""
-    chip = place.chip.device
-    if not chip.bf16_flops:
+    if not place.chip.bf16_flops:
         return None
     todo = work(of)
-    links: dict[str, float] = {}
+    sent = []
     for axis, moved in todo.sent.items():
         within = of.mesh.shape[axis] // place.slices if axis == "data" else of.mesh.shape[axis]
-        name, bandwidth = link(place, of.mesh, (axis,))
-        if bandwidth and within > 1:
-            links[name] = moved / bandwidth
+        if within > 1:
+            sent.append((*link(place, of.mesh, (axis,)), moved))
     if place.slices > 1 and not isinstance(of, EngineLayout):
-        name, bandwidth = network(place, ("data",))
-        if bandwidth:
-            share = of.trained * of.accumulation / (of.mesh.shape["data"] // place.slices)
-            links[name] = links.get(name, 0.0) + 2 * (place.slices - 1) / place.slices * share / bandwidth
-    host = todo.host_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
-    return Roofline(todo.flops / chip.flops(of.width), todo.hbm_bytes / chip.hbm_bytes_per_s, links, host)
+        share = of.trained * of.accumulation / (of.mesh.shape["data"] // place.slices)
+        sent.append((*network(place, ("data",)), 2 * (place.slices - 1) / place.slices * share))
+    return of_work(place, todo.flops, todo.hbm_bytes, sent, todo.host_bytes, of.width)
 
 
 def seconds(line: Roofline) -> float:
@@ -108,17 +109,49 @@ def _flops(of: Layout) -> float:
 
 def _hbm_bytes(of: Layout) -> float:
     c, tokens = of.config, _tokens(of)
-    again = of.remat in AGAIN
-    uses = 1 if of.trains == "head" else 2 + (1 if again else 0) + (1 if of.trains == "full" else 0)
-    touched = 1 + (2 if of.gathered > 1 or of.quantisation else 0)
-    weights = uses * touched * of.layer_weights * c.layers * of.width * of.accumulation
     heads = c.heads // of.ways("heads") + 2 * c.kv_heads // of.ways("kv_heads")
     inside = 6 * c.embed + 4 * heads * c.head_dim + (4 if c.gated else 3) * c.mlp // of.ways("mlp")
     activations = 2 * _PASSES[of.remat] * tokens * c.layers * inside * of.width
     state = 2 * of.optimizer + (4 + 2 * of.accumulation) * of.trained
     chunks = -(-of.tokens // 512) * of.accumulation
     table = chunks * 2 * (c.vocab_size // of.ways("vocab")) * c.embed * of.width
-    return weights + activations + state + table
+    weights = _weight_bytes(of) * of.layer_weights * c.layers * of.accumulation
+    return weights + activations + tokens * c.layers * _beside(of) + state + table
+
+
+def _weight_bytes(of: Layout) -> float:
+    """Bytes of HBM for a number of a kernel in a step."""
+    reads = 1 if of.trains == "head" else 3 if of.remat in AGAIN else 2
+    gathers = min(reads, 2) if of.gathered > 1 else 0
+    found = (gathers + reads) * of.stored_width
+    if of.quantisation:
+        found += 2 * reads * of.width  # expanded: written and read
+    if of.packed and of.on_tpu and of.remat not in AGAIN:
+        found += (
+            6 * reads
+        )  # scales, spread out to float32 for half of the numbers, are written, and read by both halves
+    if of.trains == "full":
+        found += 8 if of.gathered > 1 else 4  # its gradient in float32, read again to be summed
+    return found
+
+
+def _beside(of: Layout) -> float:
+    """Bytes of HBM a token and layer for adapters, and for products with packed kernels, which are made in halves."""
+    c, kept = of.config, of.remat not in AGAIN
+    heads, kv = c.heads // of.ways("heads") * c.head_dim, c.kv_heads // of.ways("kv_heads") * c.head_dim
+    mlp, wide = c.mlp // of.ways("mlp"), 2 if c.gated else 1
+    shared = 2 * c.embed + heads + mlp  # inputs, those of several projections once
+    inputs, outputs = (3 + wide) * c.embed + heads + mlp, heads + 2 * kv + 2 * c.embed + wide * mlp
+    found = 0.0
+    if of.lora and of.lora.dropout:  # dropped inputs, again in the backward pass, and their gradients: written and read
+        found += 2 * (2 if of.remat == "none" else 3) * inputs * of.width
+    if of.lora and kept:
+        found += 2 * outputs * of.width
+    if of.packed and of.on_tpu:
+        forward = 8 * outputs + 3 * shared * of.width  # a half's product in float32, written and read; x split in two
+        backward = 5 * inputs * of.width + outputs * of.width  # halves of dx put side by side; dy read once more
+        found += forward * (1 if kept or of.trains == "head" else 2) + (backward if of.trains != "head" else 0)
+    return found
 
 
 def _sent(of: Layout) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import prod
 
 from medjax.plan.hlo import Module
-from medjax.plan.instructions import Array, Computation, Instruction
+from medjax.plan.instructions import Array, Computation, Instruction, numbers
 
 # they move nothing: names for values that exist, or work counted elsewhere
 _FREE = {
@@ -81,7 +81,7 @@ def flops_of(computation: Computation, one: Instruction) -> int:
     """Operations of one instruction executed once; 0 for what is no matrix product."""
     if one.opcode == "dot":
         left = computation.instructions[one.operands[0]].arrays[0]
-        contracted = [left.dims[int(axis)] for axis in _numbers(one.attribute("lhs_contracting_dims"))]
+        contracted = [left.dims[int(axis)] for axis in numbers(one.attribute("lhs_contracting_dims"))]
         return 2 * one.arrays[0].elements * prod(contracted)
     if one.opcode == "convolution":
         return _convolution(computation, one)
@@ -205,10 +205,6 @@ def _header(module: Module, name: str) -> str:
         if not depth:
             return rest[:place]
     return ""
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.strip()]
 
 
 def _size(array: Array, space: int | None = None) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medjax.config import to_dict, to_toml
-from medjax.plan.compiled import GIB
+from medjax.parallel.chips import GIB
 from medjax.plan.estimate import seconds
+from medjax.plan.layout import Layout
+from medjax.plan.program import beyond
 from medjax.plan.roofline import Roofline
 from medjax.plan.search import Search, Tried, described, first_of, front, rank_compiled
 from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings
@@ -48,6 +50,8 @@ def search_tables(found: Search) -> str:
             f"arithmetic alone was {100 * max(distances):.0f} % off the peak at the most, of {len(distances)} compiled"
         )
     parts.append(f"best: {described(found.best)}\n{_verdict(found.best, found)}" if found.best else found.lacking)
+    if longer := _beyond(found):
+        parts.append(longer)
     return "\n\n".join(parts)
 
 
@@ -110,6 +114,7 @@ def to_json(found: Search, settings: RunPlanSettings) -> dict[str, Any]:
         "hbm_gib": found.usable / GIB,
         **({f"{best.way.unit}_per_s_per_chip": _per_chip(best, found)} if best else {}),
         "limit": best.best_line.limit if best and best.best_line else None,
+        "no_bandwidth_of": list(best.best_line.unknown) if best and best.best_line else [],
         "lacking": found.lacking or None,
         "topology": found.topology.name,
         "slices": found.topology.slices,
@@ -123,6 +128,12 @@ def to_json(found: Search, settings: RunPlanSettings) -> dict[str, Any]:
         "command": command(settings, "medjax.plan"),
         "versions": versions("libtpu") if found.compiled and found.topology.chip.is_tpu else versions(),
     }
+
+
+def _beyond(found: Search) -> str:
+    """Rows that are longer than the model was made for, in words; empty where they are not."""
+    of = found.ways[0].way.layout if found.ways else None
+    return beyond(of.config, "data.window", of.window) if isinstance(of, Layout) else ""
 
 
 def _header(unit: str) -> tuple[str, ...]:
@@ -178,7 +189,8 @@ def _verdict(best: Tried, found: Search) -> str:
     source = "by the compiler" if best.found else "by arithmetic alone, not compiled"
     room = f", {(found.usable - best.peak) / GIB:.2f} to spare" if found.usable else ""
     speed = _speed(best, found)
-    return f"{best.peak / GIB:.2f} GiB on each device {source}{room}" + (f"\n{speed}" if speed else "")
+    notes = [speed, best.best_line.left_out if best.best_line else ""]
+    return "\n".join([f"{best.peak / GIB:.2f} GiB on each device {source}{room}", *filter(None, notes)])
 
 
 def _speed(one: Tried, found: Search) -> str:

@@ -11,7 +11,7 @@ Here every computation has `times`, its executions in one run of the program on 
 
 Turns of a loop come from XLA's `known_trip_count` where the text has it (CPU, GPU), else from the condition: counter,
 start, step and limit, where these are constants (TPU). A loop whose limit is data has turns that only the caller can
-know: `parse(text, {"loss": 8})`; without that it counts once, and `Module.open_loops` names it. Figures are made from
+know: `parse(text, {"loss": 8})`; without that it counts once. `Module.data_loops` names both. Figures are made from
 a module in `collectives` and `figures`.
 
 Written for the text of jax 0.10 to 0.12 on CPU and TPU, and for what GPU programs add.
@@ -61,9 +61,9 @@ class Module:
     inside: frozenset[str] = frozenset()
 
     @property
-    def open_loops(self) -> tuple[Loop, ...]:
-        """Loops that are counted once because nothing said how often they turn."""
-        return tuple(loop for loop in self.loops if loop.turns is None)
+    def data_loops(self) -> tuple[Loop, ...]:
+        """Loops whose end is data: as often as the caller said, or counted once as nothing says how often."""
+        return tuple(loop for loop in self.loops if loop.given or loop.turns is None)
 
     @property
     def partitions(self) -> int:

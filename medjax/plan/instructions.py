@@ -163,16 +163,17 @@ def arrays_of(text: str) -> tuple[Array, ...]:
         arrays.append(
             Array(
                 dtype,
-                _numbers(dims.replace("<=", "")),
-                _numbers(order),
-                _numbers(tile[1]) if tile else (),
+                numbers(dims.replace("<=", "")),
+                numbers(order),
+                numbers(tile[1]) if tile else (),
                 int(space[1]) if space else 0,
             )
         )
     return tuple(arrays)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas: (0, 2) of "0,2"."""
     return tuple(int(part) for part in text.split(",") if part.strip())
 
 

@@ -40,6 +40,7 @@ class PlannedStep:
     kernel_flops of a step in attention kernels, which the compiler's counts do not hold, forward, backward and what is
                  computed again; 0 where attention is spelt out
     turns        of loops whose end is data, by a part of their name: all rows full
+    beyond       what is longer than the model was made for, in words; empty where nothing is
     config       of the decoder, where there is one
     stacks       of blocks, of an encoder
     """
@@ -51,6 +52,7 @@ class PlannedStep:
     model_flops: float
     kernel_flops: float
     turns: dict[str, int]
+    beyond: str = ""
     config: DecoderConfig | None = None
     stacks: tuple[Stack, ...] = ()
 
@@ -102,7 +104,18 @@ def _language(settings: TrainSettings, devices: list[Any] | None) -> PlannedStep
         flops.of_step(tokens, pairs, tokens),
         _kernel_flops(program, config, pairs),
         {"loss": -(-shard // CHUNK)},
+        beyond(config, "data.window", window),
         config,
+    )
+
+
+def beyond(config: DecoderConfig, what: str, tokens: int) -> str:
+    """Rows that are longer than the context of a model, in words; empty where they are not."""
+    if tokens <= config.max_length:
+        return ""
+    return (
+        f"{what}: rows of {tokens:,} tokens are longer than the {config.max_length:,} that the model was made for; "
+        "documents must be shorter, or the model learns to read longer ones"
     )
 
 

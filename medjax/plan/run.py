@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.collectives import Collective, by_kind, collectives
-from medjax.plan.compiled import GIB, Compiled, DoesNotFitError, compile_step
+from medjax.plan.compiled import Compiled, DoesNotFitError, compile_step
 from medjax.plan.devices import devices_to_compile_for, named_devices
 from medjax.plan.engine import EngineStep
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.estimate import bound, work
 from medjax.plan.figures import donation, estimated_cycles, hbm_bytes, host_bytes, kernels, matmul_flops
+from medjax.plan.hlo import Loop
 from medjax.plan.layout import tree_bytes
 from medjax.plan.memory import Estimate, estimate, layout_of, memory
 from medjax.plan.program import PlannedStep, planned_step
@@ -35,6 +37,7 @@ class Plan:
     groups     bytes by group: trained, optimiser, frozen, batch
     estimated  the memory by arithmetic alone
     refused    what the compiler said where it found no room; then the figures after it are None or empty
+    loops      whose end is data: turns that are given by the step, as with full rows, or None, which count as one
     """
 
     step: Step
@@ -50,6 +53,7 @@ class Plan:
     cycles: int = 0
     collectives: tuple[Collective, ...] = ()
     kernels: tuple[str, ...] = ()
+    loops: tuple[Loop, ...] = ()
     donated: int = 0
     roofline: Roofline | None = None
 
@@ -144,6 +148,7 @@ def planned(step: Step, place: Topology) -> Plan:
         cycles=estimated_cycles(module),
         collectives=tuple(sent),
         kernels=tuple(f"{one.times} x {one.name}" for one in kernels(module)),
+        loops=module.data_loops,
         donated=donation(module).bytes,
         roofline=roofline(place, mesh, flops, moved, sent, to_host, layout_of(step).width),
     )
@@ -209,6 +214,7 @@ def to_json(found: Plan, settings: RunPlanSettings | EnginePlanSettings) -> dict
         ],
         "seconds": asdict(line) | {"step": line.step} if line else None,
         "kernels": list(found.kernels),
+        "loops_by_data": [{"name": one.op_name or one.name, "turns": one.turns} for one in found.loops],
         "donated_bytes": found.donated,
         "command": command(settings, "medjax.plan"),
         "versions": versions("libtpu") if found.compiled and found.topology.chip.is_tpu else versions(),
@@ -220,7 +226,8 @@ def tables(found: Plan, spare: float) -> str:
 
     spare  bytes of each chip that must stay free
     """
-    return "\n\n".join(part for part in (_verdict(found, spare), _memory(found), _time(found), _sent(found)) if part)
+    parts = (_verdict(found, spare), _memory(found), _time(found), _sent(found), _loops(found))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _verdict(found: Plan, spare: float) -> str:
@@ -232,10 +239,12 @@ def _verdict(found: Plan, spare: float) -> str:
     )
     if found.refused:
         return f"{what}\n{found.refused}{hint}"
-    if fits is None:
-        return f"{what}\n{found.peak / GIB:.2f} GiB on each device"
     if isinstance(found.step.program, LanguageProgram):
         what += f"\nattention: {found.step.program.attention}"
+    if found.step.beyond:
+        what += f"\n{found.step.beyond}"
+    if fits is None:
+        return f"{what}\n{found.peak / GIB:.2f} GiB on each device"
     room = (found.usable - found.peak) / GIB
     words = f"fits, {room:.2f} GiB to spare" if fits else f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
     return f"{what}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on each device{hint}"
@@ -265,8 +274,6 @@ def _host(found: Plan) -> str:
     chips = min(chip.host_chips, found.topology.chips)
     needed = each * chip.cores * chips / GIB
     words = f"\nactivations in the host's memory: {needed:.1f} GiB on a host of {chips} chip{'s' if chips > 1 else ''}"
-    if not chip.host_bytes_per_s:
-        words += "; no figure of this chip's PCIe is known, so that their way there and back is not in the estimate"
     return words
 
 
@@ -278,17 +285,32 @@ def _time(found: Plan) -> str:
         ("computing", f"{found.flops / 1e12:.2f} TFLOP", f"{line.compute * 1e3:.1f}"),
         ("HBM", f"{found.hbm_bytes / 1e9:.1f} GB", f"{line.memory * 1e3:.1f}"),
         *((f"links {axis}", "", f"{seconds * 1e3:.1f}") for axis, seconds in line.links.items()),
+        *((f"links {axis}", "", "not known") for axis in line.unknown if axis != "host"),
     ]
     if found.host_bytes:
-        shown_ms = f"{line.host * 1e3:.1f}" if line.host else "not known"
+        shown_ms = "not known" if "host" in line.unknown else f"{line.host * 1e3:.1f}"
         rows.append(("host's memory, by PCIe", f"{found.host_bytes / 1e9:.1f} GB", shown_ms))
     if scheduled := found.scheduled_s:
         rows.append(("compiler's own schedule", f"{found.cycles / 1e6:.0f} M cycles", f"{scheduled * 1e3:.1f}"))
     shown = text_table(rows, ("estimate of a step, one device", "work", "ms at the least"))
+    note = f"\n{line.left_out}" if line.left_out else ""
     return (
         f"{shown}\nestimate at that limit ({line.limit}): {found.per_chip_s:,.1f} {found.step.unit}/s/chip, MFU "
-        f"{100 * (found.mfu or 0):.1f} %; a bound from above, nothing was run"
+        f"{100 * (found.mfu or 0):.1f} %; a bound from above, nothing was run{note}"
     )
+
+
+def _loops(found: Plan) -> str:
+    """Which loops end where data says, and what was assumed; "" without such."""
+    given = [one.turns for one in found.loops if one.turns is not None]
+    alone = [one.op_name or one.name for one in found.loops if one.turns is None]
+    words = []
+    if given:
+        turns = " or ".join(map(str, sorted(set(given))))
+        words.append(f"loops whose end is data: {len(given)}, turns counted as with full rows: {turns}")
+    if alone:
+        words.append(f"loops whose turns nothing says: {len(alone)}, counted once: {', '.join(alone[:3])}")
+    return "\n".join(words)
 
 
 def _sent(found: Plan) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.candidates import Candidate, candidates
-from medjax.plan.compiled import GIB
 from medjax.plan.devices import devices_to_compile_for
 from medjax.plan.estimate import bound, seconds, work
 from medjax.plan.memory import Estimate, memory
@@ -210,14 +210,19 @@ def lacking(settings: RunPlanSettings, place: Topology, every: Sequence[Tried]) 
 
 
 def larger_slices(place: Topology) -> Iterable[Topology]:
-    """Slices of the same kind with 2, 4, 8, … times as many chips, as far as they are made."""
-    kind = place.chip.name if place.chip.is_tpu else f"gpu:{place.chip.name}"
-    most = prod(place.chip.pod) if place.chip.is_tpu else _MOST_GPUS
-    chips = 2 * place.chips // place.slices
-    while chips <= most:
+    """Slices of the same kind with 2, 4, 8, … times as many chips and 5, 6, 7 eighths of these, where there are such.
+
+    GPUs: eighths that are whole hosts.
+    """
+    own, chip = place.chips // place.slices, place.chip
+    most = prod(chip.pod) if chip.is_tpu else _MOST_GPUS
+    powers = [2**power * own for power in range(1, most.bit_length()) if 2**power * own <= 2 * most]
+    for chips in sorted({power * part // 8 for power in powers for part in (5, 6, 7, 8) if power * part % 8 == 0}):
+        whole = chip.is_tpu or chips in powers or chips % chip.host_chips == 0
+        if not own < chips <= most or not whole:
+            continue
         with contextlib.suppress(ValueError):  # no usual shape has so many
-            yield topology(f"{kind}-{chips}" if place.chip.is_tpu else f"{kind}:{chips}", place.slices)
-        chips *= 2
+            yield topology(f"{chip.name}-{chips}" if chip.is_tpu else f"gpu:{chip.name}:{chips}", place.slices)
 
 
 def described(one: Tried) -> str:

@@ -1,9 +1,10 @@
 """What `python -m medjax.plan` can be told: the run that is planned, by its own keys, and where it is to run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from medjax.config import field
+from medjax.config import field, peek
 from medjax.train.ecg_settings import EcgTrainSettings, settings_class
 from medjax.train.settings import QUANTISATIONS, RunSettings, TrainSettings
 
@@ -20,7 +21,9 @@ class PlanSettings:
     )
     slices: int = field(1, help="of that shape, joined by the data-centre network along mesh axis data")
     search: bool = field(
-        False, help="try meshes, batches, remat, quantisation and attention, and write the best", alias="--search"
+        False,
+        help="try meshes, batches, remat, quantisation and attention in place of those of the run, and write the best",
+        alias="--search",
     )
     compile: bool = field(True, help="ask the compiler; false: the analytic model alone, in a second")
     spare_gib: float = field(0.0, help="memory of each chip that must stay free for the run to fit")
@@ -38,7 +41,7 @@ class PlanSettings:
         None, help="search: folder for plan.toml, plan.svg and plan.json; default: runs/plan/<name>"
     )
     json: str | None = field(None, help="file for every figure", alias="--json")
-    hlo: str | None = field(None, help="file for the compiled program's text")
+    hlo: str | None = field(None, help="file for the compiled program's text; search: that of the best way")
 
     def __post_init__(self):
         if self.slices < 1:
@@ -73,6 +76,32 @@ RunPlanSettings = LanguagePlanSettings | EcgPlanSettings
 def plan_class(objective: str | None) -> type:
     """The settings of a plan for an objective of medjax.train. Raises ValueError for another."""
     return EcgPlanSettings if settings_class(objective) is EcgTrainSettings else LanguagePlanSettings
+
+
+def check_options(plan: PlanSettings, argv: Sequence[str]) -> None:
+    """Raise ValueError for options that would have no effect: those of a search without one, and the reverse.
+
+    argv  of the command: a mesh and parts that a search does not keep may stand in CONFIG.toml, but not beside --search
+    """
+    if plan.hlo and not (plan.compile and (plan.tries or not plan.search)):
+        raise ValueError(
+            f"plan.hlo: got {plan.hlo} where nothing is compiled, expected plan.compile and, for a search, plan.tries; "
+            "leave it out, or let it compile."
+        )
+    if not plan.search:
+        usual = PlanSettings()
+        for name in ("tries", "margin", "batches", "quantisations", "out"):
+            if (got := getattr(plan, name)) != getattr(usual, name):
+                raise ValueError(
+                    f"plan.{name}: got {got} without a search, which alone reads it; add --search, or leave it out."
+                )
+        return
+    options = [argument for argument in argv if argument.startswith("-") or not argument.endswith(".toml")]
+    for key, *names in (("mesh.shape", "--mesh"), ("train.accumulation",)):
+        if got := peek(options, key, *names):
+            raise ValueError(
+                f"{key}: got {got} with --search, which tries all that there are; leave one of the two out."
+            )
 
 
 def run_settings(settings: RunPlanSettings) -> RunSettings:

@@ -76,7 +76,11 @@ class TrainingFlops:
         )
 
     def of_remat(self, tokens: float, pairs: float) -> float:
-        """Operations of one more forward pass through all layers: what remat that keeps nothing adds, for HFU."""
+        """Operations of one more forward pass through all layers: what remat that keeps nothing adds, for HFU.
+
+        A little too many: nothing in the backward pass needs what a layer's last projection gave, and compilers leave
+        that product out (2 embed mlp a token and layer; plan.estimate does not count it).
+        """
         return tokens * 2 * (self.config.matmul_params + self.adapter_params) + self._attention(pairs)
 
     def per_token(self, length: int, logits_share: float = 1.0) -> float:

@@ -118,7 +118,8 @@ def test_smallest_slices():
     assert paper.smallest_slice(chip("v5e"), 12.7 * gib) == 1
     assert paper.smallest_slice(chip("v5e"), 12.9 * gib) == 4  # there is no v5e-2
     assert paper.smallest_slice(chip("v5p"), 16 * 68_976_648_192) == 16  # 1,028 GiB in 0.8 x 96 each
-    assert paper.smallest_slice(chip("h100"), 65e9) == 2
+    assert paper.smallest_slice(chip("h100"), 63.9 * gib) == 1
+    assert paper.smallest_slice(chip("h100"), 64.1 * gib) == 2
     assert paper.smallest_slice(chip("v5e"), 1e15) is None
 
 

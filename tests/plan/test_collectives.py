@@ -59,7 +59,7 @@ def mapped(function, inputs, outputs, *shapes):
 def test_bytes_and_axes_of_each_kind(function, spec, out, expected):
     found = [one for one in mapped(function, (spec,), out, (64, 16)) if one.moved_bytes]
     assert [(one.kind, one.axes, one.group, one.payload_bytes, one.moved_bytes) for one in found] == [expected]
-    assert [(one.times, one.in_loop, one.network) for one in found] == [(1, False, False)]
+    assert [(one.times, one.network) for one in found] == [(1, False)]
 
 
 def test_a_loop_multiplies_and_the_largest_gathered_array_is_known():
@@ -71,7 +71,7 @@ def test_a_loop_multiplies_and_the_largest_gathered_array_is_known():
 
     found = mapped(scanned, (P(None, "fsdp"),), P(), (6, 16, 16))
     gathers = [one for one in found if one.kind == "all-gather"]
-    assert [(one.times, one.in_loop, one.payload_bytes) for one in gathers] == [(6, True, 1024)]
+    assert [(one.times, one.payload_bytes) for one in gathers] == [(6, 1024)]
     assert gathers[0].step_bytes == 6 * 1024 * 3 / 4
     # the whole stack, 6144 bytes, is nowhere gathered at once; one layer is
     assert max(one.largest_array_bytes for one in gathers) == 1024
@@ -196,16 +196,15 @@ ENTRY %main (a: bf16[8,64], b: bf16[64,64]) -> bf16[8,64] {
 
 def test_asynchronous_gathers_of_tpu_count_once_and_fused_scatters_are_scatters():
     found = collectives(parse(TPU), {"fsdp": 2, "tensor": 2})
-    seen = [(one.kind, one.axes, one.payload_bytes, one.moved_bytes, one.asynchronous, one.times) for one in found]
+    seen = [(one.kind, one.axes, one.payload_bytes, one.moved_bytes, one.times) for one in found]
     assert seen == [
-        ("all-gather", ("fsdp",), 2048, 1024, True, 5),
-        ("reduce-scatter", ("tensor",), 2048, 1024, False, 5),
-        ("collective-permute", ("fsdp", "tensor"), 1024, 1024, True, 5),
-        ("all-gather", ("tensor",), 2048, 1024, False, 5),
+        ("all-gather", ("fsdp",), 2048, 1024, 5),
+        ("reduce-scatter", ("tensor",), 2048, 1024, 5),
+        ("collective-permute", ("fsdp", "tensor"), 1024, 1024, 5),
+        ("all-gather", ("tensor",), 2048, 1024, 5),
     ]
     assert [one.largest_array_bytes for one in found] == [2048, 1024, 1024, 2048]
     assert [one.op_name for one in found] == ["jit(step)/mlp", "jit(step)/grads", "", ""]
-    assert all(one.in_loop for one in found)
 
 
 # As GPU programs spell asynchronous ones: a start names operand and result, a wrapped computation holds the collective.
@@ -234,7 +233,7 @@ ENTRY %main (a: f32[16]) -> f32[16] {
 """
 
 
-def test_starts_and_wrapped_collectives_are_asynchronous():
+def test_starts_and_wrapped_collectives_count_once():
     found = collectives(parse(STARTED), {"data": 2, "fsdp": 2})
     seen = [(one.kind, one.axes, one.payload_bytes, one.moved_bytes, one.largest_array_bytes) for one in found]
     assert seen == [
@@ -242,7 +241,7 @@ def test_starts_and_wrapped_collectives_are_asynchronous():
         ("all-gather", ("data", "fsdp"), 256, 192, 256),
         ("all-reduce", ("fsdp",), 256, 256, 256),
     ]
-    assert all(one.asynchronous and one.times == 1 for one in found)
+    assert all(one.times == 1 for one in found)
 
 
 # Between two slices of two chips: partition ids count within a slice, the host does the rest.

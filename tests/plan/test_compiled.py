@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medjax.plan.compiled import GIB, compiled, out_of_memory
+from medjax.parallel.chips import GIB
+from medjax.plan.compiled import compiled, out_of_memory
 
 USED = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.17G of 15.75G hbm.
 Exceeded hbm capacity by 2.42G.

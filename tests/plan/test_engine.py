@@ -155,7 +155,7 @@ def test_operations_of_full_rows(folder):
     assert step.per_step == rows * length
     assert step.model_flops == rows * (length * (2 * weights + logits) + 4 * HEADS * HEAD_DIM * pairs)
     module = compile_step(step).module(step.turns)
-    assert module.open_loops == ()
+    assert all(loop.given for loop in module.data_loops)
     blocks = LAYERS * 4 * 3 * 128 * 128  # of four query blocks, each with the mean of 1, 2, 3, 4 rounded up
     assert matmul_flops(module) * 8 == rows * (length * (2 * weights + logits) + 4 * HEADS * HEAD_DIM * blocks)
 
@@ -245,5 +245,15 @@ def test_the_command(folder, tmp_path, capsys):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="prefix: got -1"):
         LoadSettings(prefix=-1)
-    with pytest.raises(ValueError, match="context: got 100 tokens, expected more than the 200 of the prefix"):
-        LoadSettings(context=100, prefix=200)
+    given = {"load.prefix": "5000"}
+    with pytest.raises(ValueError, match=r"load\.prefix: got 5000 tokens, expected fewer than load\.context=4096"):
+        load(EnginePlanSettings, overrides=given | {"objective": "generate"})
+    assert load(EnginePlanSettings, overrides=given | {"objective": "score"}).load.prefix == 5000
+
+
+def test_a_row_beyond_the_model_s_context_is_said(folder, capsys):
+    options = ["--objective", "score", "--model", folder, "--topology", "v5e:2x2", "--plan.compile", "false"]
+    assert main([*options, "--mesh", "tensor=4", "--row-tokens", "512", "--prefix", "512"]) == 0
+    assert "that the model was made for" not in capsys.readouterr().out
+    assert main([*options, "--mesh", "tensor=4", "--row-tokens", "512", "--prefix", "640"]) == 0
+    assert "rows of 1,152 tokens are longer than the 1,024 that the model was made for" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def test_nested_loops_multiply():
     module = parse(compiled(nested, SQUARE))
     assert sorted(loop.turns for loop in module.loops) == [3, 5]
     assert body_times(module) == [1, 5, 15]
-    assert module.open_loops == ()
+    assert module.data_loops == ()
 
 
 def without_known_counts(text: str) -> str:
@@ -72,10 +72,11 @@ def test_a_limit_that_is_data_is_open_until_it_is_given():
     text = compiled(loop, SQUARE, ((), jnp.int32))
     module = parse(text)
     assert [(loop.turns, loop.given) for loop in module.loops] == [(None, False)]
-    assert "chunks" in module.open_loops[0].op_name
+    assert "chunks" in module.data_loops[0].op_name
     assert body_times(module) == [1]
     given = parse(text, {"nowhere": 3, "chunks": 8})
     assert [(loop.turns, loop.given) for loop in given.loops] == [(8, True)]
+    assert given.data_loops == given.loops
     assert body_times(given) == [8]
 
 

@@ -63,7 +63,19 @@ def test_times_are_work_over_peaks_and_the_largest_is_the_limit():
     found = roofline(place, flat, 197e12, 0.0, [], host_bytes=3.2e10)
     assert (found.host, found.step, found.limit) == (2.0, 2.0, "host")
     unknown = Topology("tpu7x:2x2x1", chip("tpu7x"), (2, 2, 1))
-    assert roofline(unknown, flat, 0.0, 0.0, [], host_bytes=3.2e10).host == 0.0
+    found = roofline(unknown, flat, 0.0, 0.0, [], host_bytes=3.2e10)
+    assert (found.host, found.unknown) == (0.0, ("host",))
+
+
+def test_what_goes_where_no_bandwidth_is_known_is_named():
+    """Sixteen L40S are two hosts, and nothing is known of the network between."""
+    place = topology("gpu:l40s:16")
+    devices = np.array(named_devices(place), object).reshape(2, 8)
+    of = SimpleNamespace(axis_names=("data", "fsdp"), devices=devices)
+    found = roofline(place, of, 362e12, 0.0, [sent(("data",), 1e9), sent(("data",), 1e9), sent(("fsdp",), 3.2e10)])
+    assert (found.links, found.unknown, found.limit) == ({"fsdp": 1.0}, ("data dcn",), "compute")
+    assert "no bandwidth is known of data dcn here: what goes over that is NOT in the estimate" in found.left_out
+    assert roofline(place, of, 362e12, 0.0, [sent(("fsdp",), 3.2e10)]).left_out == ""
 
 
 def test_what_passes_between_slices_goes_over_the_network():
@@ -97,6 +109,15 @@ def test_nvlink_ends_with_the_node(shape, axis, rate):
         devices[device.id] = device
     of = SimpleNamespace(axis_names=names, devices=devices.reshape(shape))
     assert link(place, of, (axis,))[1] == rate
+
+
+@pytest.mark.parametrize(("name", "rate"), [("gb200", 9e11), ("gh200", 5e10)])
+def test_nvlink_of_superchips_joins_a_rack_or_nothing(name, rate):
+    """Eight GPUs are one NVL72's on two hosts, or eight hosts with a network between."""
+    place = topology(f"gpu:{name}:8")
+    of = SimpleNamespace(axis_names=("fsdp",), devices=np.array(named_devices(place), object))
+    assert link(place, of, ("fsdp",))[1] == rate
+    assert len({device.process_index for device in named_devices(place)}) == place.hosts
 
 
 def test_float32_products_take_longer():

@@ -1,8 +1,11 @@
 """The command on fake CPU devices: figures against shapes, what is printed and written, and how it ends."""
 
 import json
+import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,9 +14,10 @@ from medjax.models.decoder_config import from_hugging_face
 from medjax.models.published import NAMES, published
 from medjax.plan import program as plan_program
 from medjax.plan.__main__ import main
+from medjax.plan.hlo import Loop, parse
 from medjax.plan.memory import estimate
 from medjax.plan.program import decoder_of, planned_step
-from medjax.plan.run import plan
+from medjax.plan.run import plan, tables
 from medjax.plan.settings import LanguagePlanSettings, run_settings
 from medjax.train.flops import TrainingFlops, attended_pairs
 from medjax.train.settings import TrainSettings
@@ -99,6 +103,43 @@ def test_what_does_not_fit_together_is_one_sentence(options, message, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"medjax.plan: {message}")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan.tries", "5"], "plan.tries: got 5 without a search, which alone reads it; add --search"),
+        (["--plan.batches", "8,16"], "plan.batches: got (8, 16) without a search"),
+        (["--plan.out", "somewhere"], "plan.out: got somewhere without a search"),
+        (["--objective", "score", "--plan.margin", "0.3"], "plan.margin: got 0.3 without a search"),
+        (["--search", "--mesh", "fsdp=4"], "mesh.shape: got fsdp=4 with --search, which tries all that there are"),
+        (["--search", "--train.accumulation=2"], "train.accumulation: got 2 with --search"),
+        (["--plan.hlo", "x", "--plan.compile", "false"], "plan.hlo: got x where nothing is compiled"),
+        (["--search", "--plan.hlo", "x", "--plan.tries", "0"], "plan.hlo: got x where nothing is compiled"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message, capsys):
+    assert main(["--topology", "cpu:4", "--model", "any", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"medjax.plan: {message}")
+
+
+@pytest.fixture
+def quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_a_search_keeps_no_mesh_of_a_file_and_writes_the_best_program(tmp_path):
+    """The file's mesh would not even fit the slice."""
+    (tmp_path / "run.toml").write_text('[mesh]\nshape = "fsdp=64"\n[data]\nwindow = 128\n', "utf-8")
+    given = [str(tmp_path / "run.toml"), "--topology", "cpu:2", "--search", "--batch-size", "2", "--plan.tries", "1"]
+    given += ["--plan.quantisations", "none", "--plan.batches", "2", "--plan.out", str(tmp_path / "plan")]
+    assert main([*given, "--plan.hlo", str(tmp_path / "best.hlo")]) == 0
+    assert json.loads((tmp_path / "plan" / "plan.json").read_text("utf-8"))["best"]["mesh"] != "fsdp=64"
+    program = parse((tmp_path / "best.hlo").read_text("utf-8"))
+    assert program.partitions == 2
+
+
 def test_a_slice_by_arithmetic_needs_no_compiler(tmp_path, monkeypatch, capsys):
     """Also its JSON: the versions are those of what took part."""
     from medjax.store import provenance
@@ -118,6 +159,31 @@ def test_a_slice_by_arithmetic_needs_no_compiler(tmp_path, monkeypatch, capsys):
     assert "Is a directory" in capsys.readouterr().err
 
 
+def test_what_is_not_known_and_what_is_too_long_is_said(tmp_path, capsys):
+    """Two hosts of L40S, whose network is not known; rows of 2,048 tokens for a context of 1,024."""
+    options = ["--topology", "gpu:l40s:16", "--mesh", "data=2,fsdp=8", "--batch-size", "16", "--plan.compile", "false"]
+    assert main([*GIVEN, *options, "--window", "2048", "--json", str(tmp_path / "plan.json")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"links data dcn\W+not known", printed)
+    assert "no bandwidth is known of data dcn here" in printed
+    assert "data.window: rows of 2,048 tokens are longer than the 1,024 that the model was made for" in printed
+    assert json.loads((tmp_path / "plan.json").read_text("utf-8"))["seconds"]["unknown"] == ["data dcn"]
+    assert main([*GIVEN, "--topology", "gpu:l40s:4", "--plan.compile", "false"]) == 0
+    printed = capsys.readouterr().out
+    assert "no bandwidth is known" not in printed
+    assert "that the model was made for" not in printed
+
+
+def test_loops_whose_end_is_data_are_counted_and_named(found):
+    loops = (Loop("while.1", "jit(step)/jvp(loss)/while", "main", 8, True), Loop("while.2", "", "main", None))
+    printed = tables(replace(found, loops=loops), 0.0)
+    assert "loops whose end is data: 1, turns counted as with full rows: 8\n" in printed
+    assert printed.endswith("loops whose turns nothing says: 1, counted once: while.2")
+    assert "counted" not in tables(replace(found, loops=()), 0.0)
+    # chunks of the loss; blockwise attention, which skips blocks that no query sees
+    assert {loop.turns for loop in found.loops} == {1, None}
+
+
 def test_the_run_is_the_plan_without_its_own_keys():
     run = run_settings(settings("--optimizer.learning_rate", "3e-4"))
     assert type(run) is TrainSettings
@@ -125,10 +191,33 @@ def test_the_run_is_the_plan_without_its_own_keys():
     assert run.data.window == 256
 
 
-def test_autoencoders_and_predictors_are_planned():
-    given = ["--topology", "cpu:2", "--encoder.size", "nano", "--encoder.patch", "50", "--signal.samples", "500"]
-    for objective, more in (("mae", []), ("classify", ["--targets", "lvsd"]), ("regress", ["--targets", "age"])):
-        assert main(["--objective", objective, "--train.batch_size", "4", *given, *more]) == 0
+@pytest.mark.parametrize(
+    ("objective", "more", "passes"),
+    [
+        ("mae", [], None),
+        ("classify", ["--targets", "lvsd,mi"], 3),
+        ("regress", ["--targets", "age", "--finetune.trained", "probe"], 1),
+    ],
+)
+def test_autoencoders_and_predictors_are_planned(objective, more, passes, tmp_path):
+    """Twelve leads of ten patches; nano: four blocks of 64 numbers. A probe has no gradient below its head."""
+    file = tmp_path / "plan.json"
+    given = ["--topology", "v5e:1x2", "--encoder.size", "nano", "--encoder.patch", "50", "--signal.samples", "500"]
+    given += ["--objective", objective, "--train.batch_size", "4", "--plan.compile", "false", "--json", str(file)]
+    assert main([*given, *more]) == 0
+    found = json.loads(file.read_text("utf-8"))
+    assert (found["unit"], found["per_step"], found["fits"], found["mesh"]) == ("records", 4, True, {"fsdp": 2})
+    assert found["records_per_s_per_chip"] == pytest.approx(2 / found["seconds"]["step"])
+    targets = 2 if objective == "classify" else 1  # an autoencoder's batch has one too, and does not read it
+    # of two records: signal in float32 and where it is known; targets, where those are known, a weight of the record
+    assert found["groups"]["batch"] == 2 * (12 * 500 * 5 + 2 * targets * 4 + 4)
+    # Adam's two moments, and its count and whatever is not split
+    trained, optimiser = found["groups"]["trained parameters"], found["groups"]["optimiser"]
+    assert optimiser == pytest.approx(2 * trained, abs=64)
+    assert (found["groups"]["frozen parameters"] > 0) == (passes == 1)
+    if passes:  # four records; 2 a weight and token, 4 a pair of tokens and number
+        layer = 120 * 2 * (4 * 64**2 + 2 * 64 * 256) + 4 * 64 * 120**2
+        assert found["model_flops"] == 4 * passes * 4 * layer
 
 
 def test_published_shapes_have_the_published_sizes(monkeypatch):
