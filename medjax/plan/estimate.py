@@ -127,9 +127,8 @@ def _weight_bytes(of: Layout) -> float:
     if of.quantisation:
         found += 2 * reads * of.width  # expanded: written and read
     if of.packed and of.on_tpu and of.remat not in AGAIN:
-        found += (
-            6 * reads
-        )  # scales, spread out to float32 for half of the numbers, are written, and read by both halves
+        # scales, spread out to float32 for half of the numbers, are written, and read by both halves
+        found += 6 * reads
     if of.trains == "full":
         found += 8 if of.gathered > 1 else 4  # its gradient in float32, read again to be summed
     return found
