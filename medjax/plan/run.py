@@ -282,6 +282,7 @@ def _time(found: Plan) -> str:
     if not line:
         return ""
     rows = [
+        ("the model's own operations", f"{found.step.model_flops / found.step.program.mesh.size / 1e12:.2f} TFLOP", ""),
         ("computing", f"{found.flops / 1e12:.2f} TFLOP", f"{line.compute * 1e3:.1f}"),
         ("HBM", f"{found.hbm_bytes / 1e9:.1f} GB", f"{line.memory * 1e3:.1f}"),
         *((f"links {axis}", "", f"{seconds * 1e3:.1f}") for axis, seconds in line.links.items()),
