@@ -1,4 +1,4 @@
-"""Reading entities from outputs, and how they are compared: hand-computed cases, brute force, and the published defect."""
+"""Reading entities from outputs, and how they are compared: by hand, by brute force, and the published defect."""
 
 import ast
 import itertools
