@@ -90,7 +90,8 @@ def _folder(files: Files, name: str) -> Path:
     if reason:
         raise FileNotFoundError(
             f"{_FOLDER}/{name}/test.jsonl: not in the folder of the question sets{reason}. With a network it is "
-            f"fetched when the set is named in --tasks; or clone https://huggingface.co/datasets/{HUB_ID} into that folder."
+            f"fetched when the set is named in --tasks; or clone https://huggingface.co/datasets/{HUB_ID} into that "
+            "folder."
         )
     return folder
 

@@ -188,6 +188,8 @@ def yakugakuqa(files: Files, language: str) -> Rows:
                     dropped[name] = "withdrawn: the question has no solution"
                 elif isinstance(row["choices"], str):
                     dropped[name] = "its choices are images"
+                elif not row["problem_text"].strip():
+                    dropped[name] = "the set gives no text of the question"
                 else:
                     items.append((_yakugaku_item(row, remark, about.get(name, {}).get("category", "")), where))
     return Rows(unique(items), dropped=dropped)

@@ -11,7 +11,6 @@ required part; no pass rule is known for it.
 
 import difflib
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -21,7 +20,7 @@ from medjax.data.exams import sources
 from medjax.data.exams.catalogue import FURTHER_LICENSING, REQUIRED_LICENSING, TASKS
 from medjax.data.exams.definition import LoadedTask, PassRule, Task
 from medjax.data.exams.rows import Files, Rows
-from medjax.data.qa import Item, Kind
+from medjax.data.qa import Item, Kind, is_japanese
 
 __all__ = ["FOLDER", "TASKS", "LoadedTask", "PassRule", "Task", "load_task"]
 
@@ -34,8 +33,6 @@ _METRICS: dict[Kind, tuple[str, ...]] = {
     "similarity": ("pearson", "spearman", "mae"),
     "text": ("chrf",),
 }
-# kana, half-width ones too, and CJK ideographs
-_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 def load_task(
@@ -144,7 +141,7 @@ def _own_folder(folder: Path) -> Task:
 
 
 def _language(items: tuple[Item, ...]) -> str:
-    return "ja" if any(_JAPANESE.search(item.question) for item in items) else "en"
+    return "ja" if any(is_japanese(item.question) for item in items) else "en"
 
 
 def _pool(rows: Rows) -> tuple[Item, ...]:
