@@ -1,4 +1,4 @@
-"""`load_task` reads a question set by its name in the catalogue, or an exam of the user's, and keeps the items asked for.
+"""`load_task` reads a question set of the catalogue, or an exam of the user's, and keeps the items asked for.
 
 IgakuQA comes with its authors' three demonstrations; sets with a training part, or that are part of a larger one, with
 questions outside the test set. The other published files hold nothing more: there the pool is the set itself
