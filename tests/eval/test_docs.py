@@ -9,8 +9,9 @@ import pytest
 from medjax.data.exams.sources import Files
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import Item, read_jsonl
-from medjax.eval.protocols import PromptTemplate, Protocol
+from medjax.eval.protocols import Protocol
 from medjax.eval.settings import ProtocolSettings
+from medjax.eval.templates import PromptTemplate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

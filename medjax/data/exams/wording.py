@@ -6,6 +6,8 @@ Both render an item by the functions below, so that a model trained on exam item
   question(item, language, asks_letter=True)           Question: ... a. ... b. ... Reply with the letter ... Answer:
   answer_gap(text) + answer(item, as_letters=True)     " b"
 
+and by `reasoned_question` and `reasoned_answer` what the protocol `cot` asks: reasoning, and the answer on a last line.
+
 Without a chat template the texts are joined by newlines and the answer follows the question after the gap; in a chat
 the answer is a message of its own, without the gap. docs/protocols.md shows every prompt to the byte.
 """
@@ -17,7 +19,7 @@ from medjax.data.qa import Item
 
 @dataclass(frozen=True)
 class _Wording:
-    """Texts of one language; `one` and `many` say how to answer."""
+    """Texts of one language; `one` and `many` say how to answer, `last_…` how to after reasoning."""
 
     system: str
     question: str
@@ -25,6 +27,10 @@ class _Wording:
     many: str
     number: str
     answer: str
+    last_one: str
+    last_many: str
+    last_number: str
+    reasoning: str
 
 
 _WORDING = {
@@ -35,6 +41,12 @@ _WORDING = {
         many="正しい選択肢の記号を{n}つ、コンマで区切って答えてください。",
         number="数値だけを答えてください。",
         answer="答え:",
+        last_one="段階的に考え、最後の行に「答え: 」に続けて正しい選択肢の記号を1つだけ書いてください。",
+        last_many=(
+            "段階的に考え、最後の行に「答え: 」に続けて正しい選択肢の記号を{n}つ、コンマで区切って書いてください。"
+        ),
+        last_number="段階的に考え、最後の行に「答え: 」に続けて数値だけを書いてください。",
+        reasoning="考え方:",
     ),
     "en": _Wording(
         system="You answer medical examination questions.",
@@ -43,6 +55,13 @@ _WORDING = {
         many="Reply with the letters of the {n} correct choices only, separated by commas.",
         number="Reply with the number only.",
         answer="Answer:",
+        last_one='Think step by step. On the last line write "Answer: " and the letter of the correct choice only.',
+        last_many=(
+            'Think step by step. On the last line write "Answer: " and the letters of the {n} correct choices only, '
+            "separated by commas."
+        ),
+        last_number='Think step by step. On the last line write "Answer: " and the number only.',
+        reasoning="Reasoning:",
     ),
 }
 LANGUAGES = tuple(_WORDING)
@@ -60,13 +79,41 @@ def question(item: Item, language: str, *, asks_letter: bool) -> str:
                  prompt is that of `choice-logprob`
     """
     words = _WORDING[language]
-    lines = [item.context] if item.context else []
-    lines.append(words.question + item.question)
-    lines += [f"{letter}. {choice}" for letter, choice in zip(item.letters, item.choices, strict=True)]
+    lines = _shown(item, words)
     if asks_letter:
         ask = words.number if item.is_numeric else words.one if item.num_answers == 1 else words.many
         lines.append(ask.format(n=item.num_answers))
     return "\n".join([*lines, words.answer])
+
+
+def reasoned_question(item: Item, language: str) -> str:
+    """An item as the protocol `cot` puts it: how to reason and to answer on a last line, and the cue of reasoning."""
+    words = _WORDING[language]
+    ask = words.last_number if item.is_numeric else words.last_one if item.num_answers == 1 else words.last_many
+    return "\n".join([*_shown(item, words), ask.format(n=item.num_answers), words.reasoning])
+
+
+def reasoned_answer(item: Item, language: str) -> str:
+    """A worked example's reply to `reasoned_question`: its explanation where it has one, and the line of its answer."""
+    line = f"{_WORDING[language].answer} {answer(item, as_letters=True)}"
+    return f"{item.explanation.strip()}\n{line}" if item.explanation.strip() else line
+
+
+def answer_cue(language: str) -> str:
+    """What stands before an answer on a line of its own."""
+    return _WORDING[language].answer
+
+
+def question_marks() -> tuple[str, ...]:
+    """How the next question begins, in every language: where a model that writes on has left its answer."""
+    return tuple("\n" + words.question.rstrip() for words in _WORDING.values())
+
+
+def _shown(item: Item, words: _Wording) -> list[str]:
+    """Context, question and choices, line by line."""
+    lines = [item.context] if item.context else []
+    lines.append(words.question + item.question)
+    return lines + [f"{letter}. {choice}" for letter, choice in zip(item.letters, item.choices, strict=True)]
 
 
 def answer_gap(text: str) -> str:
