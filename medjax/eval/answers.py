@@ -174,7 +174,10 @@ def _letters(match: re.Match[str]) -> list[str]:
 def _is_choice_text(text: str, letter: str, item: Item) -> bool:
     if letter not in item.letters:
         return False
-    choice = _plain(item.choices[item.letters.index(letter)])
+    written = item.choices[item.letters.index(letter)]
+    if len(text) > 4 * len(written) + 64:  # no blanks and brackets make a choice that long
+        return False
+    choice = _plain(written)
     # "a, b" names two letters even where choice a is "B"
     is_next_letter = len(choice) == 1 and text.lstrip().startswith((",", "、"))
     return bool(choice) and not is_next_letter and _plain(text) == choice

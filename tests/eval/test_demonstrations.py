@@ -1,5 +1,8 @@
 """Worked examples: fixed, drawn and nearest, and that no item ever sees its own question."""
 
+import math
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -87,3 +90,64 @@ def test_a_pool_that_is_too_small():
     with pytest.raises(ValueError, match=r"num_fewshot=3, its pool holds 3 demonstrations \(one is kept in reserve\)"):
         Demonstrations(_task(_items(3)), 3)
     assert Demonstrations(_task([]), 0, "fixed").of(_items(1)[0]) == []
+
+
+# fixed and nearest
+
+
+def test_fixed_takes_the_first_of_the_pool():
+    task = _task(_items(9))
+    assert [d.id for d in Demonstrations(task, 2, "fixed").of(task.items[7])] == ["i0", "i1"]
+    assert [d.id for d in Demonstrations(task, 2, "fixed").of(task.items[1])] == ["i0", "i2"]
+
+
+def _slow_cosine(one, two):
+    def counts(text):
+        text = text.replace(" ", "").lower()
+        return Counter(text[i : i + n] for n in (2, 3, 4) for i in range(len(text) + 1 - n))
+
+    a, b = counts(one), counts(two)
+    norms = [math.sqrt(sum(v * v for v in x.values())) for x in (a, b)]
+    return sum(a[gram] * b[gram] for gram in a) / (math.prod(norms) or 1)
+
+
+def test_nearest_is_the_order_of_the_plain_cosine():
+    draw = random.Random(0)
+    words = ["fever", "chest pain", "心電図で異常", "呼吸困難を認める", "発熱", "dyspnoea", "浮腫", "Xp", "a"]
+    items = [Item(f"i{n}", " ".join(draw.choices(words, k=4)), ("x", "y"), ("a",)) for n in range(60)]
+    near = Demonstrations(_task(items), 4, "nearest")
+    for item in items[:20]:
+        others = [other for other in items if other.asked != item.asked]
+        ranked = sorted(others, key=lambda other: -_slow_cosine(item.question, other.question))
+        shown = near.of(item)
+        similar = [_slow_cosine(item.question, other.question) for other in shown]
+        assert similar == pytest.approx([_slow_cosine(item.question, o.question) for o in ranked[3::-1]], rel=1e-12)
+        assert item.asked not in [other.asked for other in shown]
+
+
+def test_of_equals_the_first_of_the_pool_is_nearest_and_the_nearest_stands_last():
+    questions = ["fever and cough", "ＦＥＶＥＲ and  cough", "edema", "fever", "fever and cough"]
+    pool = [Item(f"p{n}", question, ("x", str(n)), ("a",)) for n, question in enumerate(questions)]
+    asked = Item("q", "Fever and cough?", ("x", "y"), ("a",))
+    assert [d.id for d in Demonstrations(_task([asked], pool), 3, "nearest").of(asked)] == ["p4", "p1", "p0"]
+    blank = Item("b", "?", ("x", "y"), ("a",))  # similar to nothing
+    assert [d.id for d in Demonstrations(_task([blank], pool), 2, "nearest").of(blank)] == ["p1", "p0"]
+
+
+def test_a_context_is_part_of_what_is_similar():
+    pool = [Item(f"p{n}", "Is it?", ("x", "y"), ("a",), context=text) for n, text in enumerate(["edema", "jaundice"])]
+    asked = Item("q", "Is it?", ("x", "y"), ("a",), context="Neonatal jaundice.")
+    (demo,) = Demonstrations(_task([asked], pool), 1, "nearest").of(asked)
+    assert demo.id == "p1"
+
+
+def test_igakuqa_shows_its_authors_examples_unless_told_otherwise(shared_data):
+    task = load_task("igakuqa", years=[2022], sections=["A"], data_dir=shared_data)
+    shown = {how: [d.id for d in Demonstrations(task, 3, how).of(task.items[0])] for how in (None, "fixed", "random")}
+    assert shown[None] == shown["fixed"] == ["100E5", "100A60", "100A1"]
+    assert sorted(shown["random"]) == sorted(shown["fixed"])
+
+
+def test_an_unknown_choice_of_examples():
+    with pytest.raises(ValueError, match="fewshot: got 'closest', expected one of fixed, random, nearest"):
+        Demonstrations(_task(_items(4)), 1, "closest")
