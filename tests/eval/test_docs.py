@@ -30,7 +30,9 @@ def _item():
     return Item(row["id"], row["question"], tuple(row["choices"]), tuple(row["answer"]))
 
 
-@pytest.mark.parametrize("name", ["strict", "strict-en", "choice-logprob", "kasai", "kasai-en", "gestalt"])
+@pytest.mark.parametrize(
+    "name", ["strict", "strict-en", "cot", "cot-en", "choice-logprob", "kasai", "kasai-en", "gestalt"]
+)
 def test_the_prompts_shown_are_the_prompts_sent(name):
     language = "en" if name.endswith("-en") else "ja"
     protocol = Protocol(name.removesuffix("-en"), ProtocolSettings())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -221,6 +222,32 @@ def test_texts_are_stripped_and_numeric_items_have_nothing_to_score():
     assert _prompt("choice-logprob", NUMBER).continuations == ()
 
 
+# reasoning
+
+
+def test_cot_asks_for_reasoning_and_the_answer_on_a_last_line():
+    assert _prompt("cot", ITEM).text == (
+        "医学の試験問題に答えます。\n"
+        "問題: 正しいのはどれか。2つ選べ。\na. 肺炎\nb. 喘息\nc. 肺塞栓\nd. 気胸\ne. 心不全\n"
+        "段階的に考え、最後の行に「答え: 」に続けて正しい選択肢の記号を2つ、コンマで区切って書いてください。\n考え方:"
+    )
+    assert _prompt("cot", NUMBER, language="en").text == (
+        "You answer medical examination questions.\nQuestion: BMIを求めよ。\n"
+        'Think step by step. On the last line write "Answer: " and the number only.\nReasoning:'
+    )
+    assert _protocol("cot").reasoning_stop(False) == ("\n問題:", "\nQuestion:")
+    assert _protocol("cot").reasoning_stop(True) == ()
+
+
+def test_a_worked_example_of_cot_shows_its_explanation():
+    explained = replace(DEMOS[1], explanation="アとイである。\n")
+    text = _prompt("cot", ITEM, demos=(explained, DEMOS[0])).text
+    assert "\n考え方: アとイである。\n答え: a,b\n問題: 一つはどれか。" in text
+    assert "1つだけ書いてください。\n考え方: 答え: e\n問題: 正しいのは" in text
+    chat = json.loads(_prompt("cot", ITEM, demos=(explained,), chat=AS_JSON).text)
+    assert chat[2] == {"role": "assistant", "content": "アとイである。\n答え: a,b"}
+
+
 # ranking and ids
 
 
@@ -250,6 +277,18 @@ def test_pick_takes_the_largest_and_the_first_of_a_tie():
         ("choice-logprob", {"max_new_tokens": 9}, "choice-logprob-0shot"),
         ("choice-logprob", {"continuation": "letter", "num_fewshot": 2}, "choice-logprob-letter-2shot"),
         ("choice-logprob", {"normalise": "byte"}, "choice-logprob-per-byte-0shot"),
+        ("cot", {}, "cot-0shot"),
+        ("cot", {"think_tokens": 512}, "cot-0shot"),
+        ("cot", {"think_tokens": 2048, "max_new_tokens": 64}, "cot-64tokens-2048think-0shot"),
+        ("strict", {"think_tokens": 9}, "strict-0shot"),
+        ("strict", {"rotate": True}, "strict-rotated-0shot"),
+        ("choice-logprob", {"rotate": True, "num_fewshot": 3}, "choice-logprob-rotated-3shot"),
+        ("strict", {"samples": 5, "temperature": 0.7}, "strict-5samples-t0.7-0shot"),
+        ("cot", {"samples": 3, "temperature": 1.0, "top_p": 0.95}, "cot-3samples-t1-p0.95-0shot"),
+        ("strict", {"temperature": 0.5}, "strict-1samples-t0.5-0shot"),
+        ("strict", {"top_p": 0.5}, "strict-0shot"),  # greedy all the same
+        ("strict", {"num_fewshot": 3, "fewshot": "nearest"}, "strict-nearest-3shot"),
+        ("strict", {"fewshot": "nearest"}, "strict-0shot"),
     ],
 )
 def test_ids_say_what_makes_scores_differ(name, settings, expected):
@@ -270,6 +309,8 @@ def test_refused_protocols():
         _protocol("kasia")
     with pytest.raises(ValueError, match="gestalt is a zero-shot protocol; set num_fewshot to 0"):
         _protocol("gestalt", num_fewshot=1)
+    with pytest.raises(ValueError, match=r"choice-logprob draws no answers, got temperature 0\.7"):
+        _protocol("choice-logprob", samples=3, temperature=0.7)
 
 
 def test_what_gestalt_asks_and_how_answers_stop():

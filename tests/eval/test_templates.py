@@ -8,7 +8,7 @@ from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
 from medjax.eval.protocols import Protocol
 from medjax.eval.settings import ProtocolSettings
-from medjax.eval.templates import PromptTemplate
+from medjax.eval.templates import PromptTemplate, labels
 
 ITEM = Item("q", "正しいのはどれか。2つ選べ。", ("肺炎", "喘息", "肺塞栓", "気胸", "心不全"), ("b", "d"))
 TEMPLATES = (
@@ -86,3 +86,45 @@ def test_template_errors_name_file_and_cause(tmp_path):
         PromptTemplate.read(tmp_path)
     with pytest.raises(ValueError, match=r"^template: item q: ZeroDivisionError"):
         PromptTemplate("{{question}}{{1/0}}").render(ITEM)
+
+
+# several templates
+
+
+def test_a_template_is_called_by_its_file_and_by_its_content_where_names_repeat():
+    one, two, three = (PromptTemplate(f"{{{{question}}}}{n}", f"{n % 2}/t.txt") for n in range(3))
+    other = PromptTemplate("Q {{question}}", "other.txt")
+    assert labels([one, other]) == ("t", "other")
+    assert labels([one, two]) == (f"t-{one.digest[:8]}", f"t-{two.digest[:8]}")
+    assert labels([]) == ()
+    with pytest.raises(ValueError, match=r"template: got 0/t\.txt, copy\.txt, which have the same content"):
+        labels([one, three, PromptTemplate("{{question}}0", "copy.txt")])
+
+
+def test_meditron_style_lines_of_options():
+    source = (
+        "<|im_start|>question\n{{question}}\n\nOptions:\n"
+        "{% for letter in letters %}({{letter|upper}}) {{choices[loop.index0]}}\n{% endfor %}"
+        "<|im_end|>\n<|im_start|>answer\n"
+    )
+    assert PromptTemplate(source).render(ITEM) == (
+        "<|im_start|>question\n正しいのはどれか。2つ選べ。\n\nOptions:\n"
+        "(A) 肺炎\n(B) 喘息\n(C) 肺塞栓\n(D) 気胸\n(E) 心不全\n<|im_end|>\n<|im_start|>answer\n"
+    )
+
+
+def test_choices_with_commas_are_joined_as_the_harness_joins_them():
+    item = Item("q", "?", ("Na 140, K 4.0", "x"), ("a",))
+    assert PromptTemplate("{{question}}\n{{input}}\n").render(item) == "?\nNa 140, K 4.0,x\n"
+
+
+def test_one_prompt_for_each_template():
+    templates = [PromptTemplate(source, name) for source, name in (("1 {{question}}", "a"), ("2 {{question}}", "b"))]
+    protocol = Protocol("strict", ProtocolSettings(template=("a", "b"), majority=True), templates)
+    assert protocol.wordings == ("a", "b")
+    assert [protocol.prompt(ITEM, (), "ja", None, number).text for number in (0, 1)] == [
+        f"1 {ITEM.question}",
+        f"2 {ITEM.question}",
+    ]
+    digests = "".join(template.digest for template in templates)
+    assert protocol.id == f"strict-majority-2templates-{hashlib.sha256(digests.encode()).hexdigest()[:8]}-0shot"
