@@ -47,6 +47,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similarity
 # the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+# kana, half-width ones too, and CJK ideographs
+_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _REQUIRED = ("id", "question", "choices", "answer")
 _OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
 _WITH_CHOICES = ("choice", "number")
@@ -205,6 +207,11 @@ def read_jsonl(path: str | Path) -> list[Item]:
     if not items:
         raise ValueError(f"{path}: got no items, expected one JSON object a line")
     return items
+
+
+def is_japanese(text: str) -> bool:
+    """Whether a text holds kana or a Chinese character."""
+    return bool(_JAPANESE.search(text))
 
 
 def read_text(path: Path) -> str:

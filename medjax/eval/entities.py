@@ -17,10 +17,10 @@ Two scores of one item, both macro-averaged over items:
               of overlaps is largest; overlap(g, p) = 2 * longest common run of characters / (characters of g and p),
               after NFKC, lower case and without blanks; precision = sum / predicted, recall = sum / gold
 
-Overlaps are at most 1 and pairs at most min(gold, predicted), so partial F1 never exceeds 1. The published partial F1 of
-JMED-LLM (sociocom/JMED-LLM@3774a34, src/utils.py) counts every gold entity as found once one prediction is exactly
-right: one right answer of four gets 1.6 there and 0.4 here. With nothing to find, saying so scores 1. Of an output that
-names more than a thousand entities the first thousand are matched; all of them count in the precision.
+Overlaps are at most 1 and pairs at most min(gold, predicted), so partial F1 never exceeds 1. The published partial F1
+of JMED-LLM (sociocom/JMED-LLM@3774a34, src/utils.py) counts every gold entity as found once one prediction is exactly
+right: one right answer of four gets 1.6 there and 0.4 here. With nothing to find, saying so scores 1. Of an output
+that names more than a thousand entities the first thousand are matched; all of them count in the precision.
 """
 
 import re
@@ -34,9 +34,7 @@ _MOST_MATCHED = 1000
 MOST_CHARACTERS = 1_000_000  # longer outputs are not read
 _LONGEST = 100  # characters of an entity that no list marks as one; gold ones have up to 76
 _QUOTES = {"'": "'", '"': '"', "“": "”", "‘": "’", "「": "」", "『": "』"}
-_STRING = re.compile(
-    "|".join(rf"{start}((?:[^{end}\\]|\\.)*){end}" for start, end in _QUOTES.items()), re.DOTALL
-)
+_STRING = re.compile("|".join(rf"{start}((?:[^{end}\\]|\\.)*){end}" for start, end in _QUOTES.items()), re.DOTALL)
 _BLANK = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"\s*[,、，]\s*")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)

@@ -93,10 +93,10 @@ def judge_kasai(item: Item, text: str) -> Verdict:
 
 
 def chance(item: Item) -> float:
-    """Probability of a right answer by guessing, the number of answers being known; 0 where a number is asked for."""
+    """Probability of a right answer by guessing, the number of answers being known; 0 where there are no choices."""
     if item.any_answer:
         return 1.0
-    if item.is_numeric:
+    if item.kind != "choice":
         return 0.0
     ways = math.perm if item.ordered else math.comb
     return sum(1 / ways(len(item.choices), len(gold)) for gold in _golds(item))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medjax.data.exams.sources import Files
+from medjax.data.exams.rows import Files
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import Item, read_jsonl
 from medjax.eval.protocols import Protocol
