@@ -1,5 +1,7 @@
 """What a model's text says: the letters of its answer, or nothing.
 
+`parse_answer`  by the kind of the item: letters and numbers as below, a similarity as a number, entities by
+                medjax.eval.entities, a free text as it stands; after reasoning what follows the last "答え:".
 `parse_kasai`   full-width to half-width and lower case; the text is then judged as it stands.
 `parse_last`    after reasoning: the last answer that `parse_strict` would read, since reasoning names others before.
 `parse_strict`  a set of letters, or None (unparsed). It reads an answer only where the text says one:
@@ -20,6 +22,7 @@ import re
 import unicodedata
 
 from medjax.data.qa import Item
+from medjax.eval.entities import parse_entities
 
 # the printable ASCII block and the blank; full-width kana cannot be an answer, so they are left alone
 _ZEN_TO_HAN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}
@@ -47,6 +50,10 @@ _DENIAL = re.compile(
     r"|(?:\b(?:incorrect|wrong|false|inaccurate|invalid|worst|least|not|non)|n['’]t)[\s-]+(?:(?:the|an?|correct|right|best|final)\s+)*)$",
     re.IGNORECASE,
 )
+_LAST_CUE = re.compile(
+    r"^[ \t\u3000*#>_]*(?:最終的な)?(?:答え|回答|(?:final )?answer)[*_]*[ \t\u3000]*[:：][*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
 _DENIAL_REACH = 80  # characters before a cue
 _ANSWER_REACH = 4000  # characters after a cue: no choice is longer
 _BARE_END = re.compile(r"\s*(?:です|である|だ|が正解(?:です)?|が正しい(?:です)?)?\s*[.。:!]?\s*")
@@ -62,6 +69,27 @@ _NUMBER = re.compile(r"(?<![A-Za-z0-9.])(?:(?<![^\s:=(は])-)?(?:[0-9]{1,3}(?:,[
 def parse_kasai(text: str) -> str:
     """Half-width and lower case, as IgakuQA's scripts store a prediction. Trims nothing: "a, c" stays wrong."""
     return text.translate(_ZEN_TO_HAN).lower()
+
+
+def parse_answer(text: str, item: Item, *, reasoned: bool = False) -> tuple[str, ...] | None:
+    """What a text answers, in the form of `Item.answer`; None where nothing can be read.
+
+    reasoned  the text is reasoning that ends in an answer
+    """
+    if item.kind in ("choice", "number", "similarity"):
+        return (parse_last if reasoned else parse_strict)(text, item)
+    said: str | None = without_thoughts(text)
+    if reasoned:
+        said = _after_cue(said or "")
+    if not said or not said.strip():
+        return None
+    return parse_entities(said) if item.kind == "entities" else (said.strip(),)
+
+
+def _after_cue(text: str) -> str | None:
+    """What follows the last line that opens with "答え:" or "Answer:"; None where there is no such line."""
+    cues = list(_LAST_CUE.finditer(text))
+    return text[cues[-1].end() :] if cues else None
 
 
 def parse_strict(text: str, item: Item) -> tuple[str, ...] | None:
@@ -82,11 +110,11 @@ def parse_last(text: str, item: Item) -> tuple[str, ...] | None:
 def _readings(text: str, item: Item, *, reasoned: bool) -> list[tuple[str, ...]]:
     """Every answer that the text says, in its order."""
     text = _MARKS.sub("", _normal(without_thoughts(text))).strip()
-    return _numbers(text, reasoned) if item.is_numeric else _letter_lists(text, item)
+    return _letter_lists(text, item) if item.kind == "choice" else _numbers(text, reasoned)
 
 
 def _checked(answer: tuple[str, ...], item: Item) -> tuple[str, ...] | None:
-    return answer if item.is_numeric or set(answer) <= set(item.letters) else None
+    return answer if item.kind != "choice" or set(answer) <= set(item.letters) else None
 
 
 def without_thoughts(text: str) -> str:

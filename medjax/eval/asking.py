@@ -67,6 +67,11 @@ class Evaluation:
         return found
 
     @cached_property
+    def max_new_tokens(self) -> int:
+        """New tokens of an answer to any of the items."""
+        return self.protocol.room(self.items)
+
+    @cached_property
     def prompt_digest(self) -> str:
         """sha256 over every prompt and continuation."""
         prompts = [[ask.prompt.text, *ask.prompt.continuations] for ask in self.asks]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medjax.data.exams import wording
-from medjax.eval.answers import open_thought, parse_last
+from medjax.eval.answers import open_thought, parse_answer
 from medjax.eval.asking import Ask, Evaluation, seed_of
 from medjax.eval.reading import TOO_LONG, ForcedGeneration
 from medjax.eval.settings import EvalSettings
@@ -23,6 +23,7 @@ from medjax.infer.generator import Generation, Generator
 from medjax.infer.language_model import LanguageModel
 from medjax.infer.packing import Request
 from medjax.infer.programs import Programs
+from medjax.infer.sampling import Sampling
 from medjax.infer.scorer import Score, Scorer, Work
 from medjax.report.progress import ProgressBar
 from medjax.store.runs import Journal
@@ -52,7 +53,7 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
         tuple(encode(ask.prompt.text, bos=False if ask.prompt.is_chat else None, special=ask.prompt.is_chat))
         for ask in evaluation.asks
     ]
-    room = protocol.max_new_tokens
+    room = evaluation.max_new_tokens
     if protocol.reasons:
         room += protocol.settings.think_tokens + len(encode(_cue(evaluation, "reasoning"), bos=False))
     sent = _fitting(evaluation, [len(prompt) + room for prompt in prompts], model)
@@ -109,7 +110,7 @@ class _Writing:
         """Generations of answers by number of the ask; forced: after reasoning that had none."""
         protocol, asks = self._evaluation.protocol, self._evaluation.asks
         stop = protocol.stop(is_chat=any(ask.prompt.is_chat for ask in asks))
-        return self.step(prompts, protocol.max_new_tokens, stop, forced=forced)
+        return self.step(prompts, self._evaluation.max_new_tokens, stop, forced=forced)
 
     def step(
         self, prompts: Mapping[int, tuple[int, ...]], limit: int, stop: tuple[str, ...], *, forced: bool
@@ -140,8 +141,6 @@ class _Writing:
         settings = self._evaluation.protocol.settings
         if not settings.temperature:
             return {}
-        from medjax.infer.sampling import Sampling
-
         drawn = []
         for ask in (self._evaluation.asks[number] for number in numbers):
             seed = seed_of(self._seed, self._evaluation.items[ask.item].id, ask.sample)
@@ -162,7 +161,7 @@ def _continued(
     # a chat template may open the thoughts itself
     opened = open_thought(ask.prompt.text[-_TAG_REACH:]) if is_chat else ""
     text = f"<{opened}>{reasoned.text}" if opened else reasoned.text
-    if parse_last(text, evaluation.shown(ask)) is not None:
+    if parse_answer(text, evaluation.shown(ask), reasoned=True) is not None:
         return "", ()
     cue = _cue(evaluation, open_thought(text))
     context, (more,) = model.tokenizer.encode_pairs(
@@ -170,7 +169,7 @@ def _continued(
     )
     ids = (*context, *more)
     # a text may take more tokens than it was written with
-    fits = len(ids) + evaluation.protocol.max_new_tokens <= model.decoder.config.max_length
+    fits = len(ids) + evaluation.max_new_tokens <= model.decoder.config.max_length
     return cue, ids if fits else ()
 
 

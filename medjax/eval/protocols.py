@@ -16,7 +16,7 @@ times by sampling (medjax.eval.asking), and counts one answer of them all (medja
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medjax.data.exams import wording
@@ -26,7 +26,8 @@ from medjax.eval.gestalt import is_asked
 from medjax.eval.settings import PROTOCOLS, ProtocolSettings
 from medjax.eval.templates import PromptTemplate, labels, stem
 
-# new tokens that an answer may take
+# new tokens that an answer may take: a letter or a number; what other kinds of items ask for
+_KIND_ROOM = {"entities": 512, "text": 512}
 _ROOM = {"strict": 32, "cot": 32, "kasai": 32, "gestalt": 256}
 _THINK = ProtocolSettings.think_tokens
 
@@ -109,8 +110,12 @@ class Protocol:
 
     @property
     def max_new_tokens(self) -> int:
-        """New tokens of an answer; reasoning has settings.think_tokens before it."""
+        """New tokens of an answer in letters or a number; reasoning has settings.think_tokens before it."""
         return self.settings.max_new_tokens or _ROOM[self.name]
+
+    def room(self, items: Iterable[Item]) -> int:
+        """New tokens of an answer to any of these items: lists of entities and texts get more."""
+        return self.settings.max_new_tokens or max(_KIND_ROOM.get(item.kind or "", _ROOM[self.name]) for item in items)
 
     def stop(self, is_chat: bool) -> tuple[str, ...]:
         """Texts that end an answer once something visible was written; in a chat the model ends its turn itself."""
@@ -121,8 +126,13 @@ class Protocol:
         return () if is_chat else wording.question_marks()
 
     def asks(self, item: Item, language: str) -> bool:
-        """Whether the protocol puts this item at all; gestalt leaves out what its harness leaves out."""
-        return self.name != "gestalt" or is_asked(item, language)
+        """Whether the protocol puts this item at all.
+
+        Gestalt leaves out what its harness leaves out; kasai and choice-logprob know choices and numbers only.
+        """
+        if self.name == "gestalt":
+            return is_asked(item, language)
+        return item.kind in ("choice", "number") or self.name in ("strict", "cot")
 
     def prompt(
         self, item: Item, demonstrations: Sequence[Item], language: str, chat: ChatTemplate | None, number: int = 0

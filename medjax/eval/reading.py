@@ -12,9 +12,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medjax.eval.answers import parse_kasai, parse_last, parse_strict, without_thoughts
+from medjax.data.qa import Item
+from medjax.eval.answers import parse_answer, parse_kasai, without_thoughts
 from medjax.eval.asking import Ask, Evaluation
 from medjax.eval.gestalt import extract, judge_gestalt
+from medjax.eval.metrics import item_metrics
 from medjax.eval.protocols import Protocol, normalised, pick
 from medjax.eval.rotation import original
 from medjax.eval.scoring import Prediction, Verdict, judge, judge_kasai
@@ -85,7 +87,9 @@ def read_answers(evaluation: Evaluation, outputs: Sequence[Any]) -> list[Answer]
     """Judge outputs (for each ask a list of Score or a Generation; TOO_LONG) by the evaluation's protocol."""
     read = _read_generation if evaluation.protocol.generates else _read_scores
     replies = [
-        _too_long(evaluation) if output == TOO_LONG else _in_order(evaluation, ask, read(evaluation, ask, output))
+        _too_long(evaluation, evaluation.items[ask.item])
+        if output == TOO_LONG
+        else _in_order(evaluation, ask, read(evaluation, ask, output))
         for ask, output in zip(evaluation.asks, outputs, strict=True)
     ]
     return [_answer(evaluation, numbers, replies) for numbers in evaluation.by_item]
@@ -104,7 +108,7 @@ def _answer(evaluation: Evaluation, numbers: Sequence[int], every: Sequence[Repl
     # what is shown of a rotated item: its most frequent reading
     shown = shifts[vote([reply.ballot for reply in shifts])[0]]
     name = headline(evaluation.protocol)
-    metrics = {name: shown.metrics[name]}
+    metrics = {key: value for key, value in shown.metrics.items() if key == name or key in _further(evaluation)}
     verdict = shown.verdict
     if evaluation.protocol.settings.rotate:
         right = [reply.verdict.correct for reply in shifts]
@@ -118,7 +122,7 @@ def _answer(evaluation: Evaluation, numbers: Sequence[int], every: Sequence[Repl
             unparsed=unread and verdict.unparsed,
             truncated=unread and any(reply.truncated for reply in shifts),
         )
-        metrics = {name: float(all(right)), f"{name}_mean": sum(right) / len(right)}
+        metrics |= {name: float(all(right)), f"{name}_mean": sum(right) / len(right)}
     return Answer(
         **vars(replace(shown, verdict=verdict, metrics=metrics, resps=[r for reply in replies for r in reply.resps])),
         replies=replies,
@@ -127,10 +131,17 @@ def _answer(evaluation: Evaluation, numbers: Sequence[int], every: Sequence[Repl
     )
 
 
-def _too_long(evaluation: Evaluation) -> Reply:
+def _further(evaluation: Evaluation) -> tuple[str, ...]:
+    """Metrics of the task that an item has, besides whether it is right."""
+    return tuple(name for name in evaluation.task.metrics if name != "accuracy")
+
+
+def _too_long(evaluation: Evaluation, item: Item) -> Reply:
     verdict = Verdict(correct=False, points=0, prohibited=False, unparsed=False, too_long=True)
     names = ["exact_match", "gestalt"] if evaluation.protocol.name == "gestalt" else ["exact_match"]
     metrics = dict.fromkeys(names if evaluation.protocol.generates else LM_EVAL.values(), 0.0)
+    if evaluation.protocol.name in ("strict", "cot"):
+        metrics |= item_metrics(_further(evaluation), item, None)
     return Reply(None, "", verdict, metrics, resps=[], filtered=[])
 
 
@@ -181,10 +192,10 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
         picked = None if verdict.unparsed else tuple(pieces if item.ordered else sorted(pieces))
         metrics = {"exact_match": float(verdict.correct)}
     else:
-        picked = (parse_last if evaluation.protocol.reasons else parse_strict)(text, item)
+        picked = parse_answer(text, item, reasoned=evaluation.protocol.reasons)
         verdict = judge(item, Prediction(item.id, picked, text))
-        filtered = ",".join(picked) if picked else "[unparsed]"
-        metrics = {"exact_match": float(verdict.correct)}
+        filtered = "[unparsed]" if picked is None else ",".join(picked)
+        metrics = {"exact_match": float(verdict.correct)} | item_metrics(_further(evaluation), item, picked)
     return Reply(
         *(picked, output.text, replace(verdict, truncated=truncated), metrics, [[output.text]], [filtered]),
         truncated=truncated,

@@ -15,6 +15,7 @@ from typing import Any
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.eval.comparison import compare
 from medjax.eval.languages import languages_compared
+from medjax.eval.metrics import METRICS, grade
 from medjax.eval.reading import LM_EVAL
 from medjax.eval.record import sha256_text
 from medjax.eval.repeats import repeats
@@ -36,12 +37,15 @@ def results_json(
     versions = record["versions"]
     compared = {"comparisons": _comparisons(finished, settings)} if any(r.evaluation.variant for r in finished) else {}
     return {
-        "results": {name: _lm_eval_metrics(by_id[name]) for name in by_id},
+        "results": {name: _lm_eval_metrics(by_id[name], summaries[name]) for name in by_id},
         "group_subtasks": {name: [] for name in by_id},
         "configs": {name: _task_config(run, settings) for name, run in by_id.items()},
         "versions": {name: versions["medjax"] for name in by_id},
         "n-shot": {name: settings.protocol.num_fewshot for name in by_id},
-        "higher_is_better": {name: dict.fromkeys(run.answers[0].metrics, True) for name, run in by_id.items()},
+        "higher_is_better": {
+            name: {metric: metric not in METRICS or METRICS[metric].higher_is_better for metric in _names(run)}
+            for name, run in by_id.items()
+        },
         "n-samples": {
             name: {"original": len(run.evaluation.task.items), "effective": len(run.answers)}
             for name, run in by_id.items()
@@ -104,6 +108,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
             resamples=settings.resamples,
             seed=settings.seed,
         ),
+        **({"metrics": graded} if (graded := _graded(run, settings)) else {}),
         **repeats(run, settings),
         "data": {
             "digest": e.task.digest,
@@ -129,6 +134,18 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     return summary
 
 
+def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
+    """What the set is graded by, the headline first (medjax.eval.metrics.grade); {} where that is accuracy alone.
+
+    A text that no reference is known for is not graded, only written down.
+    """
+    e = run.evaluation
+    if e.task.metrics == ("accuracy",):
+        return {}
+    readings = [answer.picked for answer in run.answers]
+    return grade(e.task.metrics, e.items, readings, resamples=settings.resamples, seed=settings.seed)
+
+
 def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[dict[str, Any]]:
     """One entry a task and protocol: the adapter against its base on the same items."""
     found = []
@@ -145,15 +162,23 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
     return found
 
 
-def _lm_eval_metrics(run: Finished) -> dict[str, Any]:
-    """Means and closed-form standard errors under "metric,filter" keys."""
+def _names(run: Finished) -> list[str]:
+    """Metrics that some item has."""
+    return list(dict.fromkeys(name for answer in run.answers for name in answer.metrics))
+
+
+def _lm_eval_metrics(run: Finished, summary: dict[str, Any]) -> dict[str, Any]:
+    """Means and closed-form standard errors under "metric,filter" keys, and what only a set has, such as kappa."""
     metrics: dict[str, Any] = {"alias": run.evaluation.id, "sample_len": len(run.answers)}
-    for name in run.answers[0].metrics:
-        values = [answer.metrics[name] for answer in run.answers]
+    for name in _names(run):
+        values = [answer.metrics[name] for answer in run.answers if name in answer.metrics]
         mean = sum(values) / len(values)
         metrics[f"{name},none"] = mean
         variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
         metrics[f"{name}_stderr,none"] = math.sqrt(variance / len(values)) if len(values) > 1 else "N/A"
+    for name, graded in summary.get("metrics", {}).items():
+        if name != "accuracy" and graded["value"] is not None:
+            metrics[f"{name},none"] = graded["value"]
     return metrics
 
 
@@ -177,7 +202,7 @@ def _task_config(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "dataset_name": e.task.language,
         "output_type": "generate_until" if e.protocol.generates else "multiple_choice",
         "num_fewshot": settings.protocol.num_fewshot,
-        "metric_list": [{"metric": name} for name in run.answers[0].metrics],
+        "metric_list": [{"metric": name} for name in _names(run)],
         "metadata": {"protocol": e.protocol.id, "data_sha256": e.task.digest, "prompt_sha256": e.prompt_digest},
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.config import load, to_toml
+from medjax.data.exams.groups import expand
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.outputs import questions
@@ -54,8 +55,21 @@ def evaluate(
         given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
         settings = load(EvalSettings, overrides=given)
     start = time.time()
-    tasks, protocols = _tasks(settings), _protocols(settings)
-    chosen = [choose_items(task, protocol, settings) for task in tasks for protocol in protocols]
+    names, left_out = expand(settings.task.names, settings.task.data_dir)
+    for line in left_out:
+        say(line)
+    tasks, protocols = _tasks(names, settings), _protocols(settings)
+    chosen = [
+        choose_items(task, protocol, settings)
+        for task in tasks
+        for protocol in protocols
+        if names == settings.task.names or _can_ask(task, protocol, say)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"protocol: got {', '.join(protocol.name for protocol in protocols)}, expected one that asks some item of "
+            f"{', '.join(settings.task.names)}; strict and cot ask them all."
+        )
     evaluations = [evaluation for evaluation, _ in chosen]
     _check_distinct(evaluations)
     place = _folder(settings, evaluations)
@@ -101,10 +115,18 @@ def evaluate(
     return results
 
 
-def _tasks(settings: EvalSettings) -> list[LoadedTask]:
+def _can_ask(task: LoadedTask, protocol: Protocol, say: Callable[[str], None]) -> bool:
+    """Whether the protocol asks any item of a task; of a group it may leave some sets out, which is said."""
+    if any(protocol.asks(item, task.language) for item in task.items):
+        return True
+    say(f"{task.name} is left out under {protocol.name}, which asks none of its items")
+    return False
+
+
+def _tasks(names: Sequence[str], settings: EvalSettings) -> list[LoadedTask]:
     t = settings.task
     loaded = []
-    for name in t.names:
+    for name in names:
         base, _, suffix = name.rpartition(":")
         has_language = base in TASKS or base.endswith(".jsonl") or (base and suffix in ("ja", "en"))
         named, language = (base, suffix) if has_language else (name, t.language)

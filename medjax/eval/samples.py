@@ -11,7 +11,6 @@ from typing import Any
 
 from medjax.data.qa import Item
 from medjax.eval.asking import Ask, Evaluation
-from medjax.eval.protocols import Protocol
 from medjax.eval.reading import Answer, Reply
 from medjax.eval.record import sha256_text
 from medjax.infer.scorer import Work
@@ -43,7 +42,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
     evaluation, answer = run.evaluation, run.answers[number]
     item, asks = evaluation.items[number], [evaluation.asks[i] for i in evaluation.by_item[number]]
     doc, target = shown_doc(item), ",".join(item.answer)
-    arguments = [entry for ask in asks for entry in _arguments(evaluation.protocol, ask)]
+    arguments = [entry for ask in asks for entry in _arguments(evaluation, ask)]
     agreement = {} if answer.agreement is None else {"agreement": answer.agreement}
     return {
         "task": evaluation.id,
@@ -88,14 +87,14 @@ def _asked(ask: Ask, reply: Reply) -> dict[str, Any]:
     }
 
 
-def _arguments(protocol: Protocol, ask: Ask) -> Iterator[dict[str, Any]]:
-    prompt = ask.prompt
+def _arguments(evaluation: Evaluation, ask: Ask) -> Iterator[dict[str, Any]]:
+    protocol, prompt = evaluation.protocol, ask.prompt
     if not protocol.generates:
         for continuation in prompt.continuations:
             yield {"arg_0": prompt.text, "arg_1": continuation}
         return
     settings = protocol.settings
-    stop, room = protocol.stop(prompt.is_chat), protocol.max_new_tokens
+    stop, room = protocol.stop(prompt.is_chat), evaluation.max_new_tokens
     if protocol.reasons:
         stop, room = protocol.reasoning_stop(prompt.is_chat), settings.think_tokens
     drawn = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.temperature else {}
@@ -111,6 +110,7 @@ def shown_doc(item: Item) -> dict[str, Any]:
         "section": item.section,
         "category": item.category,
         "exam": item.exam,
+        "kind": "" if item.kind in ("choice", "number") else item.kind,
         "prohibited": list(item.prohibited),
         "needs_image": item.needs_image,
     }

@@ -67,12 +67,20 @@ class Verdict:
 
 
 def judge(item: Item, prediction: Prediction) -> Verdict:
-    """Exact set rule (exact order for an `ordered` item). Raises ValueError when the prediction is for another item."""
+    """Exact set rule (exact order for an `ordered` item); a similarity must be the same number, a text the same text.
+
+    Raises ValueError when the prediction is for another item.
+    """
     if prediction.item_id != item.id:
         raise ValueError(f"judge: got the prediction for {prediction.item_id!r}, expected {item.id!r}; keep one order")
     letters = prediction.letters or ()
-    answer = letters if item.ordered else tuple(sorted(set(letters)))
-    return _verdict(item, answer in _golds(item), set(letters), unparsed=prediction.letters is None)
+    if item.kind == "entities":
+        correct = prediction.letters is not None and set(letters) == set(item.answer)
+    elif item.kind == "similarity":
+        correct = bool(letters) and float(letters[0]) == float(item.answer[0])
+    else:
+        correct = bool(letters) and (letters if item.ordered else tuple(sorted(set(letters)))) in _golds(item)
+    return _verdict(item, correct, set(letters), unparsed=prediction.letters is None)
 
 
 def judge_kasai(item: Item, text: str) -> Verdict:

@@ -27,6 +27,10 @@ def print_summary(results: dict[str, Any]) -> None:
     if both:
         print()
         print_comparisons(record["comparisons"], ("base", "adapter"))
+    if graded := [row for evaluation in record["evaluations"] for row in _graded_rows(evaluation)]:
+        print()
+        header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", "unparsed"]
+        print(text_table(graded, header, align="lllrrrr"))
     if languages := record.get("languages"):
         print()
         _print_languages(languages)
@@ -101,6 +105,17 @@ def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
     header += ["both right", "only first", "only second", "neither", "p"]
     print(text_table(rows, header, align="lllrrrrrrrr"))
     print("The same questions in two languages, paired by id; difference: second minus first; p: McNemar, exact.")
+
+
+def _graded_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
+    """What a set is graded by, the headline first, where that is not accuracy alone."""
+    names = " ".join(evaluation[key] for key in ("protocol", "variant") if key in evaluation)
+    for name, graded in evaluation.get("metrics", {}).items():
+        value = "undefined" if graded["value"] is None else f"{graded['value']:.3f}"
+        interval = f" ({graded['interval'][0]:.3f} to {graded['interval'][1]:.3f})" if graded["interval"] else ""
+        chance = "" if graded["chance"] is None else f"{graded['chance']:.3f}"
+        row = [f"{evaluation['task']} ({evaluation['language']})", names, name, str(graded["items"])]
+        yield [*row, value + interval, chance, str(graded["unparsed"])]
 
 
 def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """From asks to outputs with an engine that says what it is told to: steps, seeds, journals, and what is too long."""
 
-import sys
-from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from small_evaluations import FIVE, NUMBER, ONE, TWO, evaluation
@@ -15,6 +13,7 @@ from medjax.eval.outputs import questions
 from medjax.eval.reading import TOO_LONG, ForcedGeneration, read_answers
 from medjax.eval.settings import EvalSettings
 from medjax.infer.generator import Generation
+from medjax.infer.sampling import Sampling
 from medjax.infer.scorer import Score, Work
 from medjax.report.progress import ProgressBar
 from medjax.store.runs import Journal
@@ -31,13 +30,6 @@ class Letters:
 
     def encode_pairs(self, context, continuations, *, bos=None, special=False):
         return self.encode(context), [self.encode(text) for text in continuations]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @pytest.fixture
@@ -67,9 +59,6 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(outputs, "Generator", FakeGenerator)
     monkeypatch.setattr(outputs, "Scorer", FakeScorer)
-    module = ModuleType("medjax.infer.sampling")
-    module.Sampling = Sampling
-    monkeypatch.setitem(sys.modules, "medjax.infer.sampling", module)
     return state
 
 
