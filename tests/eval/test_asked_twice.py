@@ -60,10 +60,10 @@ def test_reasoning_is_cut_at_its_budget_and_an_answer_is_forced(tiny_folder, exa
     forced = [ask for sample in samples for ask in sample["asks"] if ask.get("forced")]
     assert found["forced"] == len(forced) == 3  # a random model says nothing that can be read
     assert all("\nAnswer:" in ask["output"] for ask in forced)
-    lines = [json.loads(line) for line in (tmp_path / "cot" / "journal").glob("*").__next__().open()][1:]
-    assert [(line["i"], line.get("forced", False)) for line in lines] == [
-        (i, f) for f in (False, True) for i in range(3)
-    ]
+    (journal,) = (tmp_path / "cot" / "journal").iterdir()
+    lines = [json.loads(line) for line in journal.read_text("utf-8").split("\n")[1:-1]]
+    steps = sorted((line.get("forced", False), line["i"]) for line in lines)
+    assert steps == [(forced, i) for forced in (False, True) for i in range(3)]
     before = (tmp_path / "cot" / "samples.jsonl").read_bytes()
     assert _main(tiny_folder, exam, tmp_path / "cot", *more)[0]["work"]["items_reused"] == 3
     assert (tmp_path / "cot" / "samples.jsonl").read_bytes() == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medjax.data.exams import wording
 from medjax.data.exams.rows import Files
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import Item, read_jsonl
@@ -40,6 +41,14 @@ def test_the_prompts_shown_are_the_prompts_sent(name):
     # the fence stands on a line of its own; only gestalt's prompt itself ends with a newline
     assert text.endswith("\n") == (name == "gestalt")
     assert PROTOCOLS[f"text {name}"] == text.removesuffix("\n") + "\n"
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize(("kind", "answer"), [("entities", ("x",)), ("similarity", ("1",))])
+def test_what_is_asked_of_other_kinds_is_shown(kind, answer, language):
+    item = Item("q", "Q", (), answer, kind=kind)
+    line = wording.question(item, language, asks_letter=True).splitlines()[-2]
+    assert PROTOCOLS[f"text {kind}{'' if language == 'ja' else '-en'}"] == line + "\n"
 
 
 def test_the_template_shown_fills_in_every_choice():

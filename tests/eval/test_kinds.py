@@ -99,8 +99,8 @@ def test_each_item_has_the_metrics_of_its_set():
 
 
 def test_drawn_lists_of_entities_vote():
-    _, (answer,) = _graded("strict", (FOUND,), ("entity_exact_f1",), *texts("['発熱']", "発熱、咳嗽", "['発熱', '咳嗽']"),
-                           samples=3, temperature=0.5)  # fmt: skip
+    outputs = texts("['発熱']", "発熱、咳嗽", "['発熱', '咳嗽']")
+    _, (answer,) = _graded("strict", (FOUND,), ("entity_exact_f1",), *outputs, samples=3, temperature=0.5)
     assert (answer.picked, answer.metrics) == (("発熱", "咳嗽"), {"exact_match": 1.0, "entity_exact_f1": 1.0})
 
 
