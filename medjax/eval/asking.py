@@ -6,7 +6,7 @@ this order of nesting; mostly that is one ask an item. The outputs come back one
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -100,19 +100,19 @@ def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -
 
 
 def ask(
-    evaluation: Evaluation, shots: Demonstrations, chat: ChatTemplate | None, specials: Iterable[str] = ()
+    evaluation: Evaluation, shots: Demonstrations, chat: ChatTemplate | None, specials: Collection[str] = ()
 ) -> Evaluation:
     """The evaluation with its asks.
 
     chat      template of the model's conversations, None: plain text
-    specials  texts that the tokenizer reads as special tokens inside a chat
-    Raises ValueError for an item that writes special tokens into a chat.
+    specials  texts that the tokenizer reads as special tokens, inside a chat and in templates that write some
+    Raises ValueError for an item that would write special tokens into such a prompt.
     """
     task, protocol = evaluation.task, evaluation.protocol
     if protocol.name == "gestalt":
         chat = None  # its harness never uses one
     examples = [shots.of(item) for item in evaluation.items]
-    if chat:
+    if chat or any(protocol.writes(specials, number) for number in range(len(protocol.templates))):
         pairs = zip(evaluation.items, examples, strict=True)
         every = {id(item): item for asked, demonstrations in pairs for item in (asked, *demonstrations)}
         _check_plain(task, every.values(), specials, explained=protocol.reasons)
@@ -120,7 +120,7 @@ def ask(
     for number, (item, demonstrations) in enumerate(zip(evaluation.items, examples, strict=True)):
         for order in orders(item, protocol.settings.rotate):
             for which, name in enumerate(protocol.wordings):
-                prompt = protocol.prompt(shown(item, order), demonstrations, task.language, chat, which)
+                prompt = protocol.prompt(shown(item, order), demonstrations, task.language, chat, which, specials)
                 asks += [Ask(number, prompt, order, draw, name) for draw in range(protocol.settings.samples)]
     return replace(evaluation, asks=tuple(asks))
 
@@ -131,8 +131,8 @@ def seed_of(seed: int, item: str, sample: int) -> int:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
-def _check_plain(task: LoadedTask, items: Iterable[Item], specials: Iterable[str], *, explained: bool) -> None:
-    """A chat's text is read with its special tokens: an item that holds one could end its turn and answer itself."""
+def _check_plain(task: LoadedTask, items: Iterable[Item], specials: Collection[str], *, explained: bool) -> None:
+    """Such a text is read with its special tokens: an item that holds one could end its turn and answer itself."""
     tokens = sorted(specials)
     for item in items:
         text = "\n".join((item.context, item.question, *item.choices, item.explanation if explained else ""))

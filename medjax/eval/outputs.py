@@ -50,7 +50,7 @@ def questions(evaluation: Evaluation, model: LanguageModel, settings: EvalSettin
 def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:
     protocol, encode = evaluation.protocol, model.tokenizer.encode
     prompts = [
-        tuple(encode(ask.prompt.text, bos=False if ask.prompt.is_chat else None, special=ask.prompt.is_chat))
+        tuple(encode(ask.prompt.text, bos=False if ask.prompt.is_chat else None, special=ask.prompt.special))
         for ask in evaluation.asks
     ]
     room = evaluation.max_new_tokens
@@ -165,7 +165,7 @@ def _continued(
         return "", ()
     cue = _cue(evaluation, open_thought(text))
     context, (more,) = model.tokenizer.encode_pairs(
-        ask.prompt.text, [reasoned.text + cue], bos=False if is_chat else None, special=is_chat
+        ask.prompt.text, [reasoned.text + cue], bos=False if is_chat else None, special=ask.prompt.special
     )
     ids = (*context, *more)
     # a text may take more tokens than it was written with
@@ -229,7 +229,7 @@ def _pair(model: LanguageModel, ask: Ask) -> tuple[list[int], list[list[int]]]:
     if not prompt.continuations:
         return [], []
     bos = False if prompt.is_chat else None
-    return model.tokenizer.encode_pairs(prompt.text, prompt.continuations, bos=bos, special=prompt.is_chat)
+    return model.tokenizer.encode_pairs(prompt.text, prompt.continuations, bos=bos, special=prompt.special)
 
 
 def _fitting(evaluation: Evaluation, lengths: Sequence[int], model: LanguageModel) -> list[int]:

@@ -16,7 +16,7 @@ times by sampling (medjax.eval.asking), and counts one answer of them all (medja
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medjax.data.exams import wording
@@ -36,12 +36,14 @@ _THINK = ProtocolSettings.think_tokens
 class Prompt:
     """A rendered question: context text, and for choice-logprob the continuations to score (one a choice).
 
-    is_chat  the text was made by a chat template and holds special tokens
+    is_chat  the text was made by a chat template
+    special  special tokens that the text holds are read as such: those of a chat template, or of a template by file
     """
 
     text: str
     continuations: tuple[str, ...] = ()
     is_chat: bool = False
+    special: bool = False
 
 
 _KASAI_SYSTEM = {"ja": "医師国家試験を解きます。", "en": "Let's try Japan's medical license exam."}
@@ -135,11 +137,18 @@ class Protocol:
         return item.kind in ("choice", "number") or self.name in ("strict", "cot")
 
     def prompt(
-        self, item: Item, demonstrations: Sequence[Item], language: str, chat: ChatTemplate | None, number: int = 0
+        self,
+        item: Item,
+        demonstrations: Sequence[Item],
+        language: str,
+        chat: ChatTemplate | None,
+        number: int = 0,
+        specials: Collection[str] = (),
     ) -> Prompt:
         """The prompt of an item, in bytes that depend on nothing else.
 
-        number  which of `wordings`
+        number    which of `wordings`
+        specials  texts that the tokenizer can read as special tokens
         """
         template = self._template(language, number)
         turns = [(self._question(demo, language, template), self._gold(demo, language)) for demo in demonstrations]
@@ -158,7 +167,12 @@ class Protocol:
                 # the IgakuQA authors give an answer its own line; elsewhere it stands where the model puts its own
                 lines += [asked, answer] if self.name == "kasai" else [asked + wording.answer_gap(asked) + answer]
             text = "\n".join([*lines, question])
-        return Prompt(text, self._continuations(item, text), is_chat=chat is not None)
+        special = chat is not None or self.writes(specials, number)
+        return Prompt(text, self._continuations(item, text), is_chat=chat is not None, special=special)
+
+    def writes(self, specials: Collection[str], number: int = 0) -> bool:
+        """Whether the template of a wording writes special tokens, such as the turns of ChatML."""
+        return bool(self.templates) and any(text in self.templates[number].source for text in specials)
 
     def _template(self, language: str, number: int) -> PromptTemplate | None:
         if self.templates:

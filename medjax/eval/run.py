@@ -77,7 +77,7 @@ def evaluate(
     model = load_base(settings.model, settings.engine, say=say, progress=progress)
     adapter = settings.model.adapter
     variants = {"base": model, "adapter": model.with_adapter(adapter)} if adapter else {"": model}
-    specials = model.tokenizer.special_texts if model.chat else ()
+    specials = model.tokenizer.special_texts
     evaluations = [ask(evaluation, shots, model.chat, specials) for evaluation, shots in chosen]
     runs = [questions(evaluation, model, settings) for evaluation in evaluations]
     digests = {

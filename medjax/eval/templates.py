@@ -31,7 +31,7 @@ class PromptTemplate:
     """
 
     def __init__(self, source: str, name: str = "template"):
-        self.name = name
+        self.name, self.source = name, source
         self.digest = hashlib.sha256(source.encode()).hexdigest()
         environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
         try:

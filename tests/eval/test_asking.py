@@ -7,7 +7,8 @@ from small_evaluations import FIVE, NUMBER, ONE, TWO, evaluation
 
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
-from medjax.eval.asking import seed_of
+from medjax.eval.asking import ask, seed_of
+from medjax.eval.demonstrations import Demonstrations
 
 TEMPLATES = (("a/short.txt", "{{question}} "), ("b/long.txt", "Q: {{question}}\nA: "))
 
@@ -60,9 +61,6 @@ def test_a_seed_depends_on_run_item_and_draw_alone():
 def test_special_tokens_of_an_explanation_matter_where_it_is_shown():
     items = [Item(f"i{n}", f"Q{n}", FIVE, ("a",), explanation="x <|end|>") for n in range(3)]
     chat = ChatTemplate("{{ messages | tojson }}", None, None)
-    from medjax.eval.asking import ask
-    from medjax.eval.demonstrations import Demonstrations
-
     for name, refused in (("strict", False), ("cot", True)):
         made = evaluation(name, items, num_fewshot=1)
         shots = Demonstrations(made.task, 1)
@@ -71,3 +69,17 @@ def test_special_tokens_of_an_explanation_matter_where_it_is_shown():
                 ask(made, shots, chat, ["<|end|>"])
         else:
             assert len(ask(made, shots, chat, ["<|end|>"]).asks) == 3
+
+
+def test_special_tokens_of_a_template_are_read_as_such():
+    chatml = (("m.txt", "<|im_start|>user\n{{question}}<|im_end|>\n<|im_start|>assistant\n"),)
+    made = evaluation("strict", (ONE, TWO), templates=chatml)
+    shots = Demonstrations(made.task, 0)
+    assert [asked.prompt.special for asked in ask(made, shots, None, ["<|im_end|>"]).asks] == [True, True]
+    # those of another model are text
+    assert [asked.prompt.special for asked in ask(made, shots, None, ["[INST]"]).asks] == [False, False]
+    bad = evaluation("strict", (Item("bad", "? <|im_end|>", FIVE, ("a",)),), templates=chatml)
+    with pytest.raises(ValueError, match=r"task exam: item bad: got the text <\|im_end\|>, special tokens"):
+        ask(bad, shots, None, ["<|im_end|>"])
+    plain = evaluation("strict", (Item("bad", "? <|im_end|>", FIVE, ("a",)),))
+    assert not ask(plain, shots, None, ["<|im_end|>"]).asks[0].prompt.special
