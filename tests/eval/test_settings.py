@@ -52,7 +52,7 @@ def test_what_the_configs_stand_for():
     assert mini.model == EvalSettings().model
     every = load(EvalSettings, ROOT / "configs" / "eval" / "medical_all.toml").task.names
     assert set(every) < set(TASKS)
-    # of the sets of choices that medjax fetches itself, only editions of one that is asked and pharmacists' are missing
+    # of the sets of choices that medjax fetches itself, these are left out: editions of one that is there, reports
     choices = {name for name, task in TASKS.items() if task.sets and "entity_exact_f1" not in task.metrics}
     assert choices - set(every) == {"medqa-4op", "jmmlu-medical-100", "yakugakuqa", "crade", "rrtnm"}
 

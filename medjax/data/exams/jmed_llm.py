@@ -65,8 +65,8 @@ def smdis(files: Files, language: str) -> Rows:
     test, full = files.find("jmed-llm", "smdis.csv", "all/SMDIS.csv")
     items = _choices(test)
     posts = {_post(item) for item in items}
-    every = _choices(full)
-    rest = [item for item in every if not any(post in _post(item) for post in posts)]
+    every = [(item, _post(item)) for item in _choices(full)]
+    rest = [item for item, text in every if not any(post in text for post in posts)]
     kept = {item.id for item in rest if item.answer == ("a",)}
     for disease, count in Counter(item.category for item in rest if item.id in kept).items():
         others = [item for item in rest if item.category == disease and item.answer == ("b",)]

@@ -7,9 +7,9 @@ What is irregular in a set is put right here and nowhere else:
            whatever is answered; 112B30 with two golds; points as text; 11 withdrawn items with 0 points (kept: the
            published accuracy counts them)
   DenQA    21 withdrawn items whose answer is the text "NA" (dropped); 7 whose answer is an order of letters
-  YakugakuQA  digits instead of letters; 17 items without a solution and one whose figure was at fault (dropped); 396
-           whose choices are images (dropped; "choices" holds the text "IMAGES"); 9 where any one or two of the letters
-           given are right, as a remark inside the answer or in the metadata says
+  YakugakuQA  digits instead of letters; left out are 20 items without a solution, 391 others whose choices are images
+           ("choices" holds the text "IMAGES") and one without text; in 8 any one or two of the letters given are right,
+           as a remark in the answer or the metadata says
 """
 
 import itertools

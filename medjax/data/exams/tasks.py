@@ -1,9 +1,8 @@
-"""The question sets medjax can grade, each a short declarative `Task`, and `load_task`, which reads one.
+"""`load_task` reads a question set of the catalogue, or an exam of the user's, and keeps the items asked for.
 
-A task says how its rows become items (a function of sources.py), where its demonstrations come from, which sections are
-required, and what passes. IgakuQA comes with its authors' three demonstrations, PubMedQA and the 100-item JMMLU edition
-with labelled questions outside the test set. The other published files hold no training part: there the pool is the set
-itself (`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
+IgakuQA comes with its authors' three demonstrations; sets with a training part, or that are part of a larger one, with
+questions outside the test set. The other published files hold nothing more: there the pool is the set itself
+(`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
 
 An exam of your own is a task too: give the path of a .jsonl file (schema: medjax.data.qa). Section "required" is its
 required part; no pass rule is known for it.
@@ -178,14 +177,9 @@ def _cuts(task: Task, items: tuple[Item, ...]) -> dict[str, tuple[int, int]]:
 
 def _note(task: Task, rows: Rows, files: Files) -> str:
     parts = [task.split]
-    parts += (
-        [f"{task.origin} (licence: {task.licence})"] if task.sets or not task.licence.startswith("the user") else []
-    )
+    parts.append(f"{task.origin} (licence: {task.licence})")
     parts += [task.remark] if task.remark else []
-    if rows.dropped:
-        parts.append(
-            f"{len(rows.dropped)} items that cannot be asked are left out (withdrawn, or with choices that are images)"
-        )
+    parts += [f"{count} left out: {reason}" for reason, count in Counter(rows.dropped.values()).items()]
     if rows.pool is None:
         parts.append("demonstrations come from the questions themselves, never the one being asked")
     if files.unpinned:
