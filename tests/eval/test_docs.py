@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from medjax.data.exams import wording
 from medjax.data.exams.rows import Files
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import KINDS, Item, read_jsonl
 from medjax.eval.metrics import METRICS
-from medjax.eval.protocols import PromptTemplate, Protocol
+from medjax.eval.protocols import Protocol
 from medjax.eval.settings import ProtocolSettings
+from medjax.eval.templates import PromptTemplate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -30,7 +32,9 @@ def _item():
     return Item(row["id"], row["question"], tuple(row["choices"]), tuple(row["answer"]))
 
 
-@pytest.mark.parametrize("name", ["strict", "strict-en", "choice-logprob", "kasai", "kasai-en", "gestalt"])
+@pytest.mark.parametrize(
+    "name", ["strict", "strict-en", "cot", "cot-en", "choice-logprob", "kasai", "kasai-en", "gestalt"]
+)
 def test_the_prompts_shown_are_the_prompts_sent(name):
     language = "en" if name.endswith("-en") else "ja"
     protocol = Protocol(name.removesuffix("-en"), ProtocolSettings())
@@ -38,6 +42,14 @@ def test_the_prompts_shown_are_the_prompts_sent(name):
     # the fence stands on a line of its own; only gestalt's prompt itself ends with a newline
     assert text.endswith("\n") == (name == "gestalt")
     assert PROTOCOLS[f"text {name}"] == text.removesuffix("\n") + "\n"
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize(("kind", "answer"), [("entities", ("x",)), ("similarity", ("1",))])
+def test_what_is_asked_of_other_kinds_is_shown(kind, answer, language):
+    item = Item("q", "Q", (), answer, kind=kind)
+    line = wording.question(item, language, asks_letter=True).splitlines()[-2]
+    assert PROTOCOLS[f"text {kind}{'' if language == 'ja' else '-en'}"] == line + "\n"
 
 
 def test_the_template_shown_fills_in_every_choice():
