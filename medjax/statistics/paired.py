@@ -1,4 +1,4 @@
-"""What two models on the same items differ by besides their means: effect sizes of discordant items, many tests at once.
+"""What two models on the same items differ by besides their means: effect sizes, and many tests at once.
 
 Of n items that one of two models alone got right, b are the first's and c the second's. McNemar's test asks whether
 b = c (`intervals.mcnemar`); how far they are apart say
