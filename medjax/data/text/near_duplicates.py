@@ -14,8 +14,8 @@ stands in k of the items has weight 1 / k, as phrases of the trade ("意識は�
 
 Where a stretch holds another item more than twice as well, it is taken for that one alone. An item is its stem. Where
 the stem has too little of its own to tell one item from another, it is stem and choices; its stem by itself is then
-looked for too, but must be there to the letter. An item with too little text in all is listed as unchecked. Time grows
-with the text, not with text x items.
+looked for too, but must be there to the letter, as must stem and choices where even these are short. An item with too
+little text in all is listed as unchecked. Time grows with the text, not with text x items.
 
 Sources: Broder, On the resemblance and containment of documents (SEQUENCES 1997); Lee et al., Deduplicating training
 data makes language models better (ACL 2022), for near duplicates by n-grams and MinHash.
@@ -32,11 +32,12 @@ from medjax.data.text.overlap import Asked, Runs, is_japanese, normalise, rollin
 CONTAINMENT, JACCARD = 0.35, 0.2  # from here on a text holds the item
 NGRAM_JAPANESE, NGRAM, SKETCH = 5, 6, 64
 _VERBATIM = 0.95, 0.9  # containment and Jaccard similarity of a stem that is too short for changes
+_VERBATIM_WHOLE = 0.95, 0.2  # of a short stem with choices, which the text may label and turn
 _SHORTEST_JAPANESE, _SHORTEST = 18, 45  # letters of such a stem
 _OUTDONE = 0.5  # of the containment of another item in the same place: less does not count
 _LEAST = 24  # n-grams that an item needs; of a stem alone by weight
 _LEAST_VERBATIM = 8
-_ROOM = 1.25  # length of a window, in items
+_ROOM = 1.25  # a window's length, in items
 _FEWEST = 3  # n-grams of a sketch that make a candidate
 _CANDIDATE = 0.5  # share of the containment asked for that a candidate's sketch must show
 
@@ -59,8 +60,9 @@ class _Unit(NamedTuple):
     ngram: int  # letters
 
     @property
-    def ngrams(self) -> int:
-        return sum(max(0, len(part) - self.ngram + 1) for part in self.parts)
+    def room(self) -> int:
+        """Letters of a window that holds all parts, each with a label; few more, as something may stand between."""
+        return round(_ROOM * sum(len(part) + 1 for part in self.parts))
 
 
 class NearIndex:
@@ -110,14 +112,17 @@ class NearIndex:
             and len(own[number]) >= _LEAST_VERBATIM
         ]
         self._search = _Search(units, range(len(items)), (containment, jaccard), sketch, _LEAST)
-        self._verbatim = _Search([alone[n] for n in short], short, _VERBATIM, sketch, _LEAST_VERBATIM)
-        self.unchecked = sorted(set(range(len(items))) - self._search.checked - self._verbatim.checked)
+        verbatim = _Search([alone[n] for n in short], short, _VERBATIM, sketch, _LEAST_VERBATIM)
+        tiny = [n for n in range(len(items)) if self.needs_choices[n] and n not in self._search.checked]
+        few = _Search([units[n] for n in tiny], tiny, _VERBATIM_WHOLE, sketch, _LEAST_VERBATIM)
+        self._searches = self._search, verbatim, few
+        self.unchecked = sorted(set(range(len(items))).difference(*(search.checked for search in self._searches)))
 
     def find(self, texts: Sequence[str]) -> list[Near]:
         """The best place of every item in every normalised text that holds it, by text and item."""
         joined = "\0".join(texts)
         starts = np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts])[:-1]]).astype(np.int64)
-        both = itertools.chain(*(search.find(texts, joined, starts) for search in (self._search, self._verbatim)))
+        both = itertools.chain(*(search.find(texts, joined, starts) for search in self._searches))
         best: dict[tuple[int, int], Near] = {}
         for near in both:
             key = near.text, near.item
@@ -165,7 +170,7 @@ class _Search:
         self.checked = {owners[number] for number in np.flatnonzero(self._is_checked).tolist()}
         share = _CANDIDATE * self._containment
         self._needed = np.maximum(_FEWEST, np.floor(share * np.minimum(sketch, sizes))).astype(np.int64)
-        self._windows = np.array([round(_ROOM * unit.ngrams) for unit in units], np.int64)
+        self._windows = np.array([unit.room for unit in units], np.int64)
 
     def find(self, texts: Sequence[str], joined: str, starts: np.ndarray) -> Iterator[Near]:
         """The best place of every unit; joined: the texts with a separator, starts: where each begins in it."""
