@@ -8,11 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medjax.config import field, parse_command
 from medjax.infer.command import exit_status
 from medjax.report.table import text_table
+
+if TYPE_CHECKING:
+    from medjax.store.runs import RunFolder
 
 _COMPARE = """Compare finished runs on the questions that all pairs of them asked.
 
@@ -99,10 +102,12 @@ def run_subcommand(argv: Sequence[str]) -> int:
         compared = parse_command(
             CompareSettings, given, prog=prog, description=_COMPARE, epilog=_COMPARE_EPILOG + _STATUS
         )
-        return exit_status(prog, lambda: _compare(compared), _NoEngine(), stopped="stopped; nothing was written.")
+        return exit_status(
+            "medjax.eval", lambda: _compare(compared), _NoEngine(), stopped="stopped; nothing was written."
+        )
     given = gathered(rest, lists=("--train", "--tasks", "--run"))
     audited = parse_command(AuditSettings, given, prog=prog, description=_AUDIT, epilog=_AUDIT_EPILOG + _STATUS)
-    return exit_status(prog, lambda: _audit(audited), _NoEngine(), stopped="stopped; nothing was written.")
+    return exit_status("medjax.eval", lambda: _audit(audited), _NoEngine(), stopped="stopped; nothing was written.")
 
 
 def gathered(
@@ -157,6 +162,7 @@ def _compare(settings: CompareSettings) -> None:
     found = compare_runs(settings.runs, anyway=settings.anyway, resamples=settings.resamples, seed=settings.seed)
     identity = {"compare": [str(named(run)) for run in settings.runs]}
     with RunFolder.open(place, identity) as folder:
+        _say_moved(folder)
         questions = [{key: entry.pop(key) for key in ("won", "lost")} for entry in found["comparisons"]]
         folder.write_json("comparison.json", found)
         names_of = ("task", "language", "protocol", "first_label", "second_label")
@@ -223,6 +229,12 @@ def print_compared(found: Mapping[str, Any]) -> None:
         print(f"{exam['task']} ({exam['language']}) {exam['exam']}: {shown}{'  (changed)' if exam['changed'] else ''}")
 
 
+def _say_moved(folder: "RunFolder") -> None:
+    """Say where another result went that stood in the folder; the same one made again is written over."""
+    if folder.note and not folder.resumed:
+        print(folder.note)
+
+
 def _odds(entry: Mapping[str, Any]) -> str:
     if entry["cohen_g"] is None:
         return ""
@@ -241,6 +253,7 @@ def _audit(settings: AuditSettings) -> None:
     RunFolder.check(place)
     found = audit(settings, say=lambda line: print(line, flush=True), progress=True)
     with RunFolder.open(place, {"audit": list(settings.train), "tasks": list(settings.tasks)}) as folder:
+        _say_moved(folder)
         folder.write_json("audit.json", found)
         folder.write_text("audit.html", audit_report(found))
     print_audited(found)
