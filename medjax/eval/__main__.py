@@ -6,6 +6,7 @@ import sys
 from medjax.config import parse_command, peek
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
+from medjax.eval.subcommands import run_subcommand
 from medjax.infer.command import exit_status, keep_compiled
 from medjax.store.encoders import encoder_folder
 
@@ -20,7 +21,8 @@ _EPILOG = """examples:
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
   python -m medjax.eval --adapter runs/train/my_run --tasks pubmedqa --protocol choice-logprob
-  python -m medjax.eval --compare runs/eval/one,runs/eval/two
+  python -m medjax.eval compare runs/eval/one runs/eval/two     (see compare --help)
+  python -m medjax.eval audit --train notes.jsonl --tasks igakuqa     (see audit --help)
 """
 
 _ECG_DESCRIPTION = """Evaluate a detector or a regression on ECGs, on patients that its training has not seen.
@@ -42,6 +44,8 @@ _STOPPED = "stopped; the same command goes on from here."
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("compare", "audit"):
+        return run_subcommand(argv)
     try:
         is_ecg = _is_ecg(argv)
     except ValueError as error:  # a damaged record
@@ -84,7 +88,7 @@ def _compare(settings: EvalSettings) -> None:
     from medjax.eval.summary import print_comparisons
 
     first, second = settings.compare
-    found = compare_runs(first, second, resamples=settings.resamples, seed=settings.seed)
+    found = compare_runs(settings.compare, resamples=settings.resamples, seed=settings.seed)["comparisons"]
     print(f"first   {first}\nsecond  {second}\n")
     print_comparisons(found, ("first", "second"))
     for comparison in found:

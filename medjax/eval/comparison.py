@@ -1,19 +1,24 @@
-"""Two models on the same items: the paired difference with its interval, within a run or between two finished runs.
+"""Models on the same items: paired differences with their intervals, within a run or between finished runs.
 
 A base and its adapter are compared by `python -m medjax.eval --adapter`, whose results.json holds both. Runs made apart
-are compared by `--compare`, over the items that both asked, from their results.json and samples.jsonl. There a
-different protocol, data set or prompt is refused: the difference would be one of the questions, not of the models.
+are compared by `python -m medjax.eval compare`, every pair of them over the items that both asked, from their
+results.json and samples.jsonl. There another protocol, data set or prompt is refused, field by field: the difference
+would be one of the questions, not of the models. With `anyway` it is compared, and what differs stands in the result.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from medjax.eval.graded import GradedRun, Key, called, labels
 from medjax.statistics import intervals
-from medjax.store.runs import named
+from medjax.statistics.paired import discordance, holm
 
-_FIELDS = ("doc", "doc_hash", "prompt_hash", "correct", "points")
+_Samples = Mapping[str, Mapping[str, Any]]
+_SHOWN = 12  # characters of a digest
+_MOST_REASONS = 8
+_TEXT = ("question", "choices", "context")
 
 
 def compare(
@@ -25,13 +30,15 @@ def compare(
     returns        items; first_accuracy, second_accuracy; accuracy_difference, second minus first, and
                    accuracy_difference_interval, the paired 95 % bootstrap interval [low, high]; points_difference and
                    its interval, in points; only_first, only_second: items that one of them alone got right; p_value:
-                   McNemar's exact test on these
+                   McNemar's exact test on these; odds_ratio (None: no bound), odds_ratio_interval and cohen_g, their
+                   effect sizes (statistics.paired)
     """
     right = [[correct for correct, _ in answers] for answers in (first, second)]
     points = [[worth for _, worth in answers] for answers in (first, second)]
     accuracy = intervals.difference_interval(right[1], right[0], resamples=resamples, seed=seed)
     won = intervals.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
     test = intervals.mcnemar(right[0], right[1])
+    effect = discordance(test.only_first, test.only_second)
     items = len(first)
     return {
         "items": items,
@@ -44,106 +51,231 @@ def compare(
         "only_first": test.only_first,
         "only_second": test.only_second,
         "p_value": test.p_value,
+        "odds_ratio": effect.odds_ratio,
+        "odds_ratio_interval": [effect.low, effect.high],
+        "cohen_g": effect.cohen_g,
     }
 
 
 def compare_runs(
-    first: str | Path, second: str | Path, *, resamples: int = intervals.RESAMPLES, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Compare two run folders on every set and protocol that both hold; of a run with an adapter the adapter counts.
+    paths: Sequence[str | Path], *, anyway: bool = False, resamples: int = intervals.RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Compare every pair of run folders on every set and protocol that both hold; of an adapter's run the adapter.
 
-    returns  one entry a set and protocol: what `compare` returns, with task, language, protocol, first and second (the
-             folders), and left_out: items that only one of the runs asked
-
+    anyway   compare what differs in protocol, data or prompts too
+    returns  runs: label, path, model, adapter, dtype, quantisation, chat_template of each; comparisons: what `compare`
+             returns, with task, language, protocol, first and second (the folders), first_label and second_label,
+             p_holm (corrected over all comparisons), left_out (items that cannot be paired), won and lost (questions
+             that only the second, only the first got right, with both answers); differences: what `anyway` let pass;
+             notes: what else differs; exams: the verdicts of every run on every exam
     Raises FileNotFoundError for a folder without results, and ValueError where nothing can be compared.
     """
-    paths = [named(first), named(second)]
-    runs = [_evaluations(path) for path in paths]
-    shared = [key for key in runs[0] if key in runs[1]]
-    if not shared:
-        held = [", ".join(" ".join(key) for key in run) for run in runs]
-        raise ValueError(
-            f"compare: {paths[0]} holds {held[0]}, {paths[1]} holds {held[1]}: got no set with the same language and "
-            "protocol in both; scores of different protocols cannot be compared, so run both with the same one."
-        )
-    samples = [_samples(path, [run[key]["id"] for key in shared]) for path, run in zip(paths, runs, strict=True)]
-    found = []
-    for key in shared:
-        entries = [run[key] for run in runs]
-        digests = [entry["data"]["digest"] for entry in entries]
-        if digests[0] != digests[1]:
+    if len(paths) < 2:
+        raise ValueError(f"compare: got {len(paths)} run, expected two or more; name the folders of finished runs.")
+    runs = [GradedRun.read(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ValueError("compare: got the same run twice, expected different ones; name each folder once.")
+    names = labels(runs)
+    keys = [{key for other in runs if other is not run for key in _alike(run, other)} for run in runs]
+    samples = [run.samples(sorted(wanted)) for run, wanted in zip(runs, keys, strict=True)]
+    pairs = []
+    for i, j in combinations(range(len(runs)), 2):
+        pair = _Pair((runs[i], runs[j]), (names[i], names[j]), (samples[i], samples[j]))
+        matched = _matched(runs[i], runs[j])
+        if not matched:
+            held = [", ".join(map(called, run.evaluations)) for run in pair.runs]
             raise ValueError(
-                f"compare: {' '.join(key)}: got data {digests[0][:12]} in {paths[0]} and {digests[1][:12]} in "
-                f"{paths[1]}, expected the same files; run both on the same data."
+                f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: got no set with the same "
+                "language and protocol in both; scores of different protocols cannot be compared, so run both with "
+                "the same one."
             )
-        answers = [by_task[entry["id"]] for by_task, entry in zip(samples, entries, strict=True)]
+        pairs += [(pair, first, second) for first, second in matched]
+    differences = [difference for pair, *both in pairs for difference in pair.differences(*both)]
+    if differences and not anyway:
+        raise ValueError(_refusal(differences))
+    found = [pair.comparison(*both, resamples=resamples, seed=seed) for pair, *both in pairs]
+    for entry, p_value in zip(found, holm([entry["p_value"] for entry in found]), strict=True):
+        entry["p_holm"] = p_value
+    return {
+        "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
+        "comparisons": found,
+        "differences": differences,
+        "notes": _notes(runs, names),
+        "exams": _exams(runs, {key for wanted in keys for key in wanted}),
+        "anyway": anyway,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def _alike(run: GradedRun, other: GradedRun) -> list[Key]:
+    """The run's evaluations of sets that the other asked in the same language."""
+    sets = {key[:2] for key in other.evaluations}
+    return [key for key in run.evaluations if key[:2] in sets]
+
+
+def _matched(first: GradedRun, second: GradedRun) -> list[tuple[Key, Key]]:
+    """Evaluations to compare: the same ones, and where a set has none, those of other protocols if each run has one."""
+    found: list[tuple[Key, Key]] = []
+    for place in dict.fromkeys(key[:2] for key in _alike(first, second)):
+        mine, others = ([key for key in run.evaluations if key[:2] == place] for run in (first, second))
+        same = [(key, key) for key in mine if key in others]
+        found += same or ([(mine[0], others[0])] if len(mine) == len(others) == 1 else [])
+    return found
+
+
+class _Pair:
+    """Two runs and their samples."""
+
+    def __init__(
+        self,
+        runs: tuple[GradedRun, GradedRun],
+        names: tuple[str, str],
+        samples: tuple[Mapping[Key, _Samples], Mapping[Key, _Samples]],
+    ) -> None:
+        self.runs = runs
+        self._names = names
+        self._samples = samples
+
+    def differences(self, first: Key, second: Key) -> list[dict[str, Any]]:
+        """What makes the two scores those of different questions, field by field."""
+        entries = [run.evaluations[key] for run, key in zip(self.runs, (first, second), strict=True)]
+        answers = self._samples[0][first], self._samples[1][second]
         both = [item for item in answers[0] if item in answers[1]]
+        found = []
+
+        def differ(field: str, values: Sequence[Any]) -> None:
+            if values[0] != values[1]:
+                where = {"evaluation": called(first), "first": self._names[0], "second": self._names[1]}
+                found.append({**where, "field": field, "values": list(values)})
+
+        differ("protocol", [first[2], second[2]])
+        differ("data", [entry["data"]["digest"][:_SHOWN] for entry in entries])
+        if docs := [item for item in both if answers[0][item]["doc_hash"] != answers[1][item]["doc_hash"]]:
+            hashes = [str(each[docs[0]]["doc_hash"])[:_SHOWN] for each in answers]
+            differ(f"questions of {len(docs)} of {len(both)} items, the first {docs[0]}", hashes)
+        prompts = [item for item in both if answers[0][item]["prompt_hash"] != answers[1][item]["prompt_hash"]]
+        if prompts:
+            for field in ("num_fewshot", "chat_template", "seed"):
+                differ(field, [_setting(run, entry, field) for run, entry in zip(self.runs, entries, strict=True)])
+            hashes = [str(each[prompts[0]]["prompt_hash"])[:_SHOWN] for each in answers]
+            differ(f"prompts of {len(prompts)} of {len(both)} items, the first {prompts[0]}", hashes)
+        return found
+
+    def comparison(self, first: Key, second: Key, *, resamples: int, seed: int) -> dict[str, Any]:
+        """The entry of two evaluations, over the questions that both asked."""
+        answers = self._samples[0][first], self._samples[1][second]
+        both = [
+            item for item in answers[0] if item in answers[1] and _asked(answers[0][item]) == _asked(answers[1][item])
+        ]
         if not both:
-            raise ValueError(f"compare: {' '.join(key)}: got no item that both runs asked; ask both the same part.")
-        for item in both:
-            _check_same_question(" ".join(key), item, answers[0][item], answers[1][item])
-        pairs = [[(bool(a[item]["correct"]), a[item]["points"]) for item in both] for a in answers]
-        task, language, protocol = key
-        found.append(
-            {
-                **{"task": task, "language": language, "protocol": protocol},
-                **{"first": str(paths[0]), "second": str(paths[1])},
-                **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
-                "left_out": len(set(answers[0]) ^ set(answers[1])),
-            }
-        )
+            raise ValueError(f"compare: {called(first)}: got no item that both runs asked; ask both the same part.")
+        pairs = [[(bool(each[item]["correct"]), each[item]["points"]) for item in both] for each in answers]
+        won = [item for item in both if answers[1][item]["correct"] and not answers[0][item]["correct"]]
+        lost = [item for item in both if answers[0][item]["correct"] and not answers[1][item]["correct"]]
+        task, language, _ = first
+        return {
+            **{"task": task, "language": language},
+            "protocol": first[2] if first == second else f"{first[2]} / {second[2]}",
+            **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
+            **{"first_label": self._names[0], "second_label": self._names[1]},
+            **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
+            "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
+            "won": [_question(answers[0][item], answers[1][item]) for item in won],
+            "lost": [_question(answers[0][item], answers[1][item]) for item in lost],
+        }
+
+
+def _asked(sample: Mapping[str, Any]) -> list[Any]:
+    doc = sample["doc"]
+    texts = [doc.get(name) for name in _TEXT]
+    return texts if any(texts) else [sample["doc_hash"]]
+
+
+def _question(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    doc = second["doc"]
+    kept = ("id", "exam", "section", "category", "points", "context", "question", "choices", "answer", "prohibited")
+    given = ("picked", "output", "unparsed", "truncated")
+    return {
+        **{name: doc[name] for name in kept if name in doc},
+        "first": {name: first.get(name) for name in given},
+        "second": {name: second.get(name) for name in given},
+    }
+
+
+def _setting(run: GradedRun, entry: Mapping[str, Any], field: str) -> Any:
+    if field == "num_fewshot":
+        return run.results.get("configs", {}).get(entry["id"], {}).get("num_fewshot")
+    if field == "chat_template":
+        digest = run.results.get("chat_template_sha")
+        return digest[:_SHOWN] if digest else "none"
+    return run.record.get("seed")
+
+
+def _refusal(differences: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"\n  {d['evaluation']}: {d['field']}: {d['values'][0]} in {d['first']}, {d['values'][1]} in {d['second']}"
+        for d in differences[:_MOST_REASONS]
+    ]
+    more = len(differences) - len(lines)
+    lines += [f"\n  and {more} more"] if more else []
+    return (
+        "compare: got runs that were not asked the same, expected the same protocol, data and prompts:"
+        f"{''.join(lines)}\n"
+        "run them with the same settings on the same data (models with different chat templates with --chat-template "
+        "none), or give --anyway, which compares them and says in the result what differs."
+    )
+
+
+def _run(run: GradedRun, label: str) -> dict[str, Any]:
+    model, adapter = run.record.get("model", {}), run.record.get("adapter", {})
+    return {
+        **{"label": label, "path": str(run.path), "model": model.get("name", ""), "adapter": adapter.get("name", "")},
+        **{"dtype": model.get("dtype"), "quantisation": model.get("quantisation"), "date": run.results.get("date")},
+        "model_digest": model.get("digest"),
+        "adapter_digest": adapter.get("digest"),
+    }
+
+
+def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
+    """What differs and may move a score, but does not change what was asked."""
+    fields = {
+        "dtype": [run.record.get("model", {}).get("dtype") for run in runs],
+        "quantisation": [run.record.get("model", {}).get("quantisation") for run in runs],
+        "medjax": [run.record.get("versions", {}).get("medjax") for run in runs],
+        "devices": [run.record.get("devices") for run in runs],
+    }
+    found = []
+    for field, values in fields.items():
+        if len({str(value) for value in values}) > 1:
+            shown = ", ".join(f"{value or 'none'} in {name}" for value, name in zip(values, names, strict=True))
+            found.append(f"{field}: {shown}")
+    every = {key for run in runs for key in run.evaluations}
+    lone = [key for key in sorted(every) if sum(key in run.evaluations for run in runs) == 1]
+    found += [f"{called(key)}: in one run alone" for key in lone]
     return found
 
 
-def _evaluations(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """(task, language, protocol) -> entry of medjax.evaluations; an adapter's entry wins over its base's."""
-    file = path / "results.json"
-    try:
-        record = json.loads(file.read_text("utf-8"))["medjax"]
-        # the base comes first, so that the adapter's entry replaces it
-        return {(e["task"], e["language"], e["protocol"]): e for e in record["evaluations"]}
-    except OSError:
-        raise FileNotFoundError(
-            f"{path}: got no results.json, expected the folder of a finished run; run it to its end first."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes; run the evaluation again."
-        ) from None
-
-
-def _samples(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Evaluation id -> item id -> sample, of the evaluations wanted."""
-    file = path / "samples.jsonl"
-    found: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in wanted}
-    try:
-        # not splitlines(): generated text may hold U+2028 and other line ends, which JSON lets stand
-        lines = file.read_text("utf-8").split("\n")
-    except OSError:
-        raise FileNotFoundError(f"{file}: no such file; it stands beside results.json, copy both.") from None
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            sample = json.loads(line)
-            if sample["task"] in found:
-                found[sample["task"]][sample["doc"]["id"]] = {name: sample[name] for name in _FIELDS}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}, line {number}: {type(error).__name__}: {error}; expected what medjax.eval writes; run the "
-                "evaluation again."
-            ) from None
+def _exams(runs: Sequence[GradedRun], keys: set[Key]) -> list[dict[str, Any]]:
+    """One entry an exam with cut-offs: what every run made of it (None: not asked), and whether they agree."""
+    found = []
+    for key in sorted(keys):
+        scores = [run.evaluations.get(key, {}).get("scores", {}).get("by_exam", {}) for run in runs]
+        for exam in dict.fromkeys(exam for each in scores for exam in each):
+            rows = [_exam(each[exam]) if exam in each else None for each in scores]
+            results = {row["result"] for row in rows if row}
+            if results - {"none"}:
+                task, language, protocol = key
+                entry = {"task": task, "language": language, "protocol": protocol, "exam": exam}
+                found.append({**entry, "runs": rows, "changed": len(results) > 1})
     return found
 
 
-def _check_same_question(where: str, item: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    if first["doc_hash"] != second["doc_hash"]:
-        raise ValueError(
-            f"compare: {where}: item {item}: got two different questions under this id; run both on the same data."
-        )
-    if first["prompt_hash"] != second["prompt_hash"]:
-        raise ValueError(
-            f"compare: {where}: item {item}: got two different prompts (other worked examples, template or chat "
-            "template), expected the same; run both with the same --num-fewshot, --seed and --template, and models "
-            "with different chat templates with --chat-template none."
-        )
+def _exam(score: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("items", "accuracy", "points", "points_total", "required_points", "required_total", "prohibited")
+    verdict = score.get("verdict", {})
+    return {
+        "result": verdict.get("result", "none"),
+        "reasons": verdict.get("reasons", []),
+        **{name: score[name] for name in kept if name in score},
+    }

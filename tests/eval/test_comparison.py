@@ -1,13 +1,16 @@
-"""Paired comparison: closed forms, and two runs that must have asked the same."""
+"""Paired comparison: closed forms, and runs that must have asked the same."""
 
 import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from medjax.eval.__main__ import main
 from medjax.eval.comparison import compare, compare_runs
 from medjax.statistics.intervals import difference_interval, mcnemar
+
+PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def _answers(right, points):
@@ -51,7 +54,7 @@ def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **e
     lines = []
     for name, correct, worth in zip(ids, right, points, strict=False):
         sample = {"task": entry["id"], "doc": {"id": name}, "doc_hash": f"doc {name}", "prompt_hash": f"prompt {name}"}
-        sample |= {"correct": bool(correct), "points": worth * correct, "text": "\u2028"} | dict(changes)
+        sample |= {"correct": bool(correct), "points": worth * int(correct), "text": "\u2028"} | dict(changes)
         lines.append(json.dumps(sample, ensure_ascii=False) + "\n")
     (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
     return folder
@@ -60,7 +63,7 @@ def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **e
 def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
     first = write_run(tmp_path / "one", [1, 0, 0, 1])
     second = write_run(tmp_path / "two", [1, 1, 1], ids="srq", points=(4, 3, 2), id="another")
-    (found,) = compare_runs(first, second, resamples=100)
+    (found,) = compare_runs([first, second], resamples=100)["comparisons"]
     assert (found["task"], found["language"], found["protocol"]) == ("ward", "en", "strict-0shot")
     assert (found["first"], found["second"], found["left_out"]) == (str(first), str(second), 1)
     assert (found["items"], found["only_first"], found["only_second"]) == (3, 0, 2)
@@ -87,22 +90,32 @@ def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
     better = write_run(tmp_path / "better", [1, 1, 1, 0], id="x_adapter")
     with (second / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write((better / "samples.jsonl").read_text("utf-8"))
-    (found,) = compare_runs(first, second, resamples=10)
+    (found,) = compare_runs([first, second], resamples=10)["comparisons"]
     assert (found["first_accuracy"], found["second_accuracy"], found["items"]) == (0, 0.75, 4)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"protocol": "kasai-3shot"}, "got no set with the same language and protocol in both"),
-        ({"language": "ja"}, "holds ward en strict-0shot, .* holds ward ja strict-0shot"),
         (
-            {"data": {"digest": "e" * 64}},
-            "ward en strict-0shot: got data d{12} in .*one and e{12} in .*two",
+            {"protocol": "kasai-3shot"},
+            r"\n  ward \(en\) strict-0shot: protocol: strict-0shot in one, kasai-3shot in two\n",
         ),
+        (
+            {"language": "ja"},
+            r"holds ward \(en\) strict-0shot, .* holds ward \(ja\) strict-0shot: got no set with the same language",
+        ),
+        ({"data": {"digest": "e" * 64}}, r"ward \(en\) strict-0shot: data: d{12} in one, e{12} in two"),
         ({"ids": "wxyz"}, "got no item that both runs asked"),
-        ({"changes": {"doc_hash": "other"}}, "item p: got two different questions under this id"),
-        ({"changes": {"prompt_hash": "other"}}, "item p: got two different prompts .* --chat-template none"),
+        (
+            {"changes": {"doc_hash": "other"}},
+            "strict-0shot: questions of 4 of 4 items, the first p: doc p in one, other in two",
+        ),
+        (
+            {"changes": {"prompt_hash": "other"}},
+            "strict-0shot: prompts of 4 of 4 items, the first p: prompt p in one, other in two\nrun them "
+            "with the same .*--chat-template none.* give --anyway",
+        ),
         ({"changes": {"task": 7, "doc": 7}}, "got no item that both runs asked"),
     ],
 )
@@ -110,7 +123,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, changed, message):
     first = write_run(tmp_path / "one", [1, 0, 0, 1])
     second = write_run(tmp_path / "two", [1, 0, 0, 1], **changed)
     with pytest.raises(ValueError, match=message):
-        compare_runs(first, second)
+        compare_runs([first, second])
 
 
 def test_folders_that_hold_no_finished_run(tmp_path, capsys):
@@ -120,16 +133,126 @@ def test_folders_that_hold_no_finished_run(tmp_path, capsys):
         f"medjax.eval: {tmp_path / 'none'}: got no results.json, expected the folder of a finished run; run it to its "
         "end first.\n"
     )
+    write_run(tmp_path / "two", [1, 0])
     (run / "samples.jsonl").write_text('{"task": "x"}\n')
     with pytest.raises(ValueError, match=r"samples.jsonl, line 1: KeyError: 'doc'; expected what medjax.eval writes"):
-        compare_runs(run, run)
+        compare_runs([run, tmp_path / "two"])
     (run / "samples.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"stands beside results\.json"):
-        compare_runs(run, run)
+        compare_runs([run, tmp_path / "two"])
     (run / "results.json").write_text("[]")
     with pytest.raises(ValueError, match=r"results.json: TypeError: .* expected what medjax.eval writes"):
-        compare_runs(run, run)
+        compare_runs([run, tmp_path / "two"])
     for runs in ("one", "one,two,three"):
         with pytest.raises(SystemExit):
             main(["--compare", runs])
         assert f"--compare: got {runs.count(',') + 1} runs, expected two" in capsys.readouterr().err
+
+
+def test_settings_that_explain_other_prompts_are_named(tmp_path):
+    first = write_run(tmp_path / "one", [1, 0, 0, 1])
+    second = write_run(tmp_path / "two", [1, 0, 0, 1], changes={"prompt_hash": "other"})
+    for run, shots, chat in ((first, 0, None), (second, 3, "c" * 64)):
+        record = json.loads((run / "results.json").read_text())
+        record |= {"configs": {"x": {"num_fewshot": shots}}, "chat_template_sha": chat}
+        (run / "results.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"num_fewshot: 0 in one, 3 in two\n.*chat_template: none in one, c{12} in two\n"
+    ):
+        compare_runs([first, second])
+
+
+def test_anyway_compares_and_says_what_differs(tmp_path):
+    first = write_run(tmp_path / "one", [1, 0, 0, 1])
+    second = write_run(tmp_path / "two", [1, 1, 1, 0], protocol="kasai-3shot", changes={"prompt_hash": "other"})
+    found = compare_runs([first, second], anyway=True, resamples=10)
+    (entry,) = found["comparisons"]
+    assert (entry["protocol"], entry["items"], entry["only_first"], entry["only_second"]) == (
+        *("strict-0shot / kasai-3shot", 4),
+        *(1, 2),
+    )
+    assert [(each["field"], each["values"]) for each in found["differences"]] == [
+        ("protocol", ["strict-0shot", "kasai-3shot"]),
+        ("prompts of 4 of 4 items, the first p", ["prompt p", "other"]),
+    ]
+    # two questions under one id are never a pair
+    other = write_run(tmp_path / "other", [1, 1, 1, 0], data={"digest": "e" * 64}, changes={"doc_hash": "q"})
+    with pytest.raises(ValueError, match="got no item that both runs asked"):
+        compare_runs([first, other], anyway=True)
+
+
+def test_three_runs_are_corrected_together(tmp_path):
+    rng = np.random.default_rng(5)
+    ids, points = [f"q{i}" for i in range(60)], [1] * 60
+    right = [rng.random(60) < share for share in (0.3, 0.5, 0.8)]
+    runs = [write_run(tmp_path / f"r{i}", each, ids=ids, points=points) for i, each in enumerate(right)]
+    found = compare_runs(runs, resamples=50)["comparisons"]
+    assert [(entry["first_label"], entry["second_label"]) for entry in found] == [
+        ("r0", "r1"),
+        ("r0", "r2"),
+        ("r1", "r2"),
+    ]
+    p_values = [
+        binomtest(int((b & ~a).sum()), int((a ^ b).sum())).pvalue for a, b in ((right[i], right[j]) for i, j in PAIRS)
+    ]
+    assert [entry["p_value"] for entry in found] == pytest.approx(p_values)
+    ranks = sorted(range(3), key=lambda i: p_values[i])
+    by_hand = [min(1, 3 * p_values[ranks[0]]), 2 * p_values[ranks[1]], p_values[ranks[2]]]
+    by_hand = np.maximum.accumulate(by_hand)
+    assert [found[i]["p_holm"] for i in ranks] == pytest.approx(by_hand)
+
+
+def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch, capsys):
+    doc = {"question": "Which?", "choices": ["x", "y"], "answer": ["a"]}
+    runs = []
+    for name, right, result in (("one", [1, 0, 0, 1], "fail"), ("two", [1, 1, 1, 0], "pass")):
+        run = write_run(
+            tmp_path / name,
+            right,
+            scores={
+                "by_exam": {"2022": {"points": 2, "points_total": 10, "verdict": {"result": result, "reasons": []}}}
+            },
+        )
+        lines = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").split("\n") if line]
+        for line, correct in zip(lines, right, strict=True):
+            line["doc"] |= doc
+            line |= {"picked": ["a"] if correct else None, "resps": [[f"{name} <says> {line['doc']['id']}"]]}
+        (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(str(run))
+    assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--resamples", "50"]) == 0
+    (questions,) = json.loads((tmp_path / "out" / "questions.json").read_text("utf-8"))
+    assert [question["id"] for question in questions["won"]] == ["q", "r"]
+    (lost,) = questions["lost"]
+    assert (lost["id"], lost["question"], lost["choices"]) == ("s", "Which?", ["x", "y"])
+    assert lost["first"] == {"picked": ["a"], "output": "one <says> s", "unparsed": None, "truncated": None}
+    assert lost["second"]["picked"] is None
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))
+    (exam,) = comparison["exams"]
+    assert (exam["exam"], exam["changed"], [row["result"] for row in exam["runs"]]) == ("2022", True, ["fail", "pass"])
+    printed = capsys.readouterr().out
+    assert "ward (en) 2022: A fail, B pass  (changed)" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
+    assert [cell.strip() for cell in row.split("│")][6:] == [
+        *("+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17", "1", "1")
+    ]
+    html = (tmp_path / "out" / "comparison.html").read_text("utf-8")
+    assert "one &lt;says&gt; s" in html
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_wrong_calls_of_compare(tmp_path, capsys):
+    run = write_run(tmp_path / "one", [1, 0])
+    with pytest.raises(SystemExit) as left:
+        main(["compare", str(run)])
+    assert left.value.code == 2
+    assert "runs: got 1, expected two or more; write compare RUN_A RUN_B." in capsys.readouterr().err
+    assert main(["compare", str(run), str(run)]) == 2
+    assert "got the same run twice" in capsys.readouterr().err
+    other = write_run(tmp_path / "two", [1, 0], protocol="kasai-0shot")
+    assert main(["compare", str(run), str(other), "--out", str(tmp_path / "out")]) == 2
+    assert "protocol: strict-0shot in one, kasai-0shot in two" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["compare", "--anyway", str(run), str(other), "--out", str(tmp_path / "out"), "--resamples", "9"]) == 0
+    assert "DIFFERS  ward (en) strict-0shot: protocol: strict-0shot in A, kasai-0shot in B" in capsys.readouterr().out
+    assert "were not asked the same" in (tmp_path / "out" / "comparison.html").read_text("utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from medjax.data.exams import wording
 from medjax.data.exams.groups import missing
-from medjax.data.exams.tasks import TASKS, load_task
+from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.qa import Item
 from medjax.data.text.overlap import Asked
 
@@ -76,10 +76,14 @@ def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> I
     every = itertools.chain.from_iterable(auto if name == "auto" else [name] for name in names if name != "none")
     for name in dict.fromkeys(every):
         for language in TASKS[name].languages if name in TASKS else (None,):
-            task = load_task(name, language=language, data_dir=data_dir)
-            lines = Counter(line for item in task.items for line in set(item.question.splitlines()))
-            for item in task.items:
-                # a line that many items open with is the set's, not the item's
-                own = [line for line in item.question.splitlines() if lines[line] <= _MANY_ITEMS]
-                context = (item.context,) if item.context else ()
-                yield Asked(f"{name} {item.id}", "\n".join(own) or item.question, (*item.choices, *context))
+            yield from asked_of(load_task(name, language=language, data_dir=data_dir), name)
+
+
+def asked_of(task: LoadedTask, name: str) -> Iterator[Asked]:
+    """The items of a task, one by one, as texts to look for; an id is the name given and the item's own."""
+    lines = Counter(line for item in task.items for line in set(item.question.splitlines()))
+    for item in task.items:
+        # a line that many items open with is the set's, not the item's
+        own = [line for line in item.question.splitlines() if lines[line] <= _MANY_ITEMS]
+        context = (item.context,) if item.context else ()
+        yield Asked(f"{name} {item.id}", "\n".join(own) or item.question, (*item.choices, *context))

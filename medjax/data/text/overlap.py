@@ -19,12 +19,13 @@ text than a run in all cannot be told from chance; it is listed as unchecked.
 Every record is read once, by hashes that roll over its letters: the time grows with the text, not with text x items.
 """
 
+import copy
 import hashlib
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,11 +45,17 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _NOT_LETTERS = re.compile(r"[\W_]+")
 _JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _HIGHEST = 1 << 64
+_ZERO = ord("0")
 
 
 def normalise(text: str) -> str:
     """Letters and digits of a text: NFKC, lower case."""
     return _NOT_LETTERS.sub("", unicodedata.normalize("NFKC", text).lower())
+
+
+def is_japanese(text: str) -> bool:
+    """Whether most letters of a normalised text are kana or Chinese characters."""
+    return 2 * len(_JAPANESE.findall(text)) > len(text)
 
 
 @dataclass(frozen=True)
@@ -147,17 +154,19 @@ class _Entry(NamedTuple):
         return float(_union(np.zeros_like(pieces), pieces, self.piece, 1)[0] / max(len(self.stem), 1))
 
 
-class _Runs:
+class Runs:
     """All runs of `length` letters of some texts, found again in other text.
 
-    texts  (item, text)
+    texts        (item, text); an item may have several
+    same_digits  every digit counts as 0
     """
 
-    def __init__(self, texts: Sequence[tuple[int, str]], length: int) -> None:
+    def __init__(self, texts: Iterable[tuple[int, str]], length: int, *, same_digits: bool = False) -> None:
         self.length = length
+        self.same_digits = same_digits
         hashes, items, offsets = [], [], []
         for item, text in texts:
-            found = rolling_hashes(text, length)
+            found = rolling_hashes(text, length, same_digits=same_digits)
             hashes.append(found)
             items.append(np.full(len(found), item))
             offsets.append(np.arange(len(found)))
@@ -166,13 +175,42 @@ class _Runs:
         self._hashes = self._hashes[order]
         self._items = np.concatenate([*items, np.empty(0, np.int64)])[order].astype(np.int64)
         self._offsets = np.concatenate([*offsets, np.empty(0, np.int64)])[order].astype(np.int64)
+        self._set_filter()
+
+    def _set_filter(self) -> None:
         self._filter = np.zeros(1 << _FILTER_BITS, bool)
         self._filter[self._hashes >> np.uint64(64 - _FILTER_BITS)] = True
 
-    def rare(self) -> "_Runs":
+    def rare(self) -> "Runs":
         """Without the runs that stand in many items; self is changed."""
         _, inverse, counts = np.unique(self._hashes, return_inverse=True, return_counts=True)
-        keep = counts[inverse] <= _MANY_ITEMS
+        return self._only(counts[inverse] <= _MANY_ITEMS)
+
+    def distinct(self) -> "Runs":
+        """Every run of an item once; self is changed."""
+        order = np.lexsort((self._hashes, self._items))
+        items, hashes = self._items[order], self._hashes[order]
+        again = np.zeros(len(order), bool)
+        again[order[1:]] = (items[1:] == items[:-1]) & (hashes[1:] == hashes[:-1])
+        return self._only(~again)
+
+    def sketch(self, size: int) -> "Runs":
+        """The `size` runs of each item whose hashes are smallest: its bottom-k MinHash sketch; self is unchanged."""
+        order = np.lexsort((self._hashes, self._items))
+        counts = np.bincount(self._items)
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = copy.copy(self)._only(rank < size)
+        chosen._set_filter()
+        return chosen
+
+    def by_item(self, items: int) -> list[np.ndarray]:
+        """The runs' hashes of each item, sorted."""
+        order = np.lexsort((self._hashes, self._items))
+        ends = np.cumsum(np.bincount(self._items, minlength=items))[:-1]
+        return np.split(self._hashes[order], ends)
+
+    def _only(self, keep: np.ndarray) -> "Runs":
         self._hashes, self._items, self._offsets = self._hashes[keep], self._items[keep], self._offsets[keep]
         return self
 
@@ -182,7 +220,7 @@ class _Runs:
 
     def find(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every run met: place in the text, item, offset in the item's text."""
-        met = rolling_hashes(text, self.length)
+        met = rolling_hashes(text, self.length, same_digits=self.same_digits)
         places = np.flatnonzero(self._filter[met >> np.uint64(64 - _FILTER_BITS)])
         first = np.searchsorted(self._hashes, met[places], "left")
         last = np.searchsorted(self._hashes, met[places], "right")
@@ -205,14 +243,13 @@ class OverlapIndex:
             self._ids.append(item.id)
             stem = normalise(item.stem)
             details = tuple(part for part in map(normalise, item.details) if part)
-            japanese = 2 * len(_JAPANESE.findall(stem)) > len(stem)
-            sizes = (_RUN_JAPANESE, _PIECE_JAPANESE) if japanese else (_RUN, _PIECE)
+            sizes = (_RUN_JAPANESE, _PIECE_JAPANESE) if is_japanese(stem) else (_RUN, _PIECE)
             self._entries.append(_Entry(stem, details, *sizes))
         times = Counter(entry.details for entry in self._entries)
         self._entries = [entry._replace(whole=times[entry.details] > _MANY_DETAILS) for entry in self._entries]
         numbered = list(enumerate(self._entries))
         self._runs = [
-            _Runs([(number, entry.stem) for number, entry in numbered if entry.run == run], run).rare()
+            Runs([(number, entry.stem) for number, entry in numbered if entry.run == run], run).rare()
             for run in (_RUN, _RUN_JAPANESE)
         ]
         covered = np.sum([runs.covered(len(numbered)) for runs in self._runs], axis=0)
@@ -225,7 +262,7 @@ class OverlapIndex:
                 anchors += [(2 * number + end, text) for end, text in enumerate(entry.anchors)]
             elif not enough[number]:
                 self.unchecked.append(self._ids[number])
-        self._anchors = _Runs(anchors, _ANCHOR)
+        self._anchors = Runs(anchors, _ANCHOR)
 
     def find(self, records: Iterable[Record], *, share: float = SHARE) -> list[Overlap]:
         """Records that hold an item, in the order of the records; share is the least that counts."""
@@ -271,14 +308,18 @@ def refuse_overlap(records: Iterable[Record], items: Iterable[Asked], *, share: 
     return index.unchecked
 
 
-def rolling_hashes(text: str, length: int) -> np.ndarray:
+def rolling_hashes(text: str, length: int, *, same_digits: bool = False) -> np.ndarray:
     """A 64-bit hash of every run of `length` characters: [len(text) - length + 1] uint64.
 
+    same_digits  0 to 9 count as one character
     A polynomial in an odd base modulo 2^64, from its running sum: sum(c[i+j] base^j) = (P[i+length] - P[i]) base^-i.
     """
     if len(text) < length:
         return np.empty(0, np.uint64)
-    codes = mix(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64))
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    if same_digits:
+        codes[(codes >= _ZERO) & (codes <= _ZERO + 9)] = _ZERO
+    codes = mix(codes)
     powers, inverses = (_powers(base, len(text)) for base in (_BASE, pow(_BASE, -1, _HIGHEST)))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers)])
     return mix((sums[length:] - sums[:-length]) * inverses[: len(text) - length + 1])

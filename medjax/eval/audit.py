@@ -1,0 +1,331 @@
+"""Exam items in training data: which were found where, how surely, and what runs score without them.
+
+Three levels, the surest counts: `exact`, the question to the letter; `normalised`, the same letters and digits (NFKC,
+case, blanks and punctuation aside); `near`, a near duplicate by n-grams of letters (data.text.near_duplicates, whose
+search finds candidates of all three). Where a question is too short to tell one item from another, its choices must be
+there too. Training data are read stretch by stretch, whatever their size.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
+from medjax.data.exams.training import asked_of, is_training_part, write_training_part
+from medjax.data.qa import Item
+from medjax.data.text.near_duplicates import Near, NearIndex
+from medjax.data.text.overlap import Asked, normalise
+from medjax.data.text.records import find_files
+from medjax.data.text.stretches import Stretch, size_of, stretches
+from medjax.eval.graded import GradedRun, labels
+from medjax.eval.subcommands import AuditSettings
+from medjax.report.progress import ProgressBar
+from medjax.statistics import intervals
+
+LEVELS = ("exact", "normalised", "near")
+_BLOCK = 1 << 20  # characters searched at one time
+_AROUND = 60  # characters of an excerpt on both sides of what was found
+_MORE_RECORDS = 5  # named besides the best
+_MEGABYTE = 1e6
+Spans = list[list[int]]
+
+
+@dataclass
+class _Match:
+    """The best place of an item, and how many records hold it."""
+
+    level: str
+    near: Near
+    stretch: Stretch
+    excerpt: dict[str, Any]
+    question: dict[str, Any]
+    records: int = 0
+    others: list[str] = field(default_factory=list)
+    last: str = ""
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        return -LEVELS.index(self.level), self.near.containment
+
+
+def audit(
+    settings: AuditSettings, *, say: Callable[[str], None] = lambda line: None, progress: bool = False
+) -> dict[str, Any]:
+    """Look for the items of question sets in training data.
+
+    returns  tasks: items, items found by level, records that hold any, unchecked, for each set and language; matches:
+             task, language, item, level, containment, jaccard, record, where, records, others, question, choices and
+             excerpt with the spans that agree; runs: label, evaluation, and scores of all items, without those
+             found, and of those found; records, letters; thresholds
+
+    Raises ValueError or FileNotFoundError with one sentence that says what to do.
+    """
+    tasks = load_tasks(settings.tasks, settings.data_dir)
+    runs = [GradedRun.read(path) for path in settings.run]
+    _check_audited(runs, tasks)
+    items = [(task, item) for task in tasks for item in task.items]
+    asked = [each for task in tasks for each in asked_of(task, task.name)]
+    index = NearIndex(
+        asked,
+        containment=settings.containment,
+        jaccard=settings.jaccard,
+        ngram_japanese=settings.ngram_japanese,
+        ngram=settings.ngram,
+        sketch=settings.sketch,
+    )
+    found: dict[int, _Match] = {}
+    letters, records = 0, _Distinct()
+    holders: dict[tuple[str, str], _Distinct] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
+        total = size_of(files)
+        say(f"looking for {len(items):,} items in {len(files):,} files, {total / _MEGABYTE:,.1f} MB")
+        lap = 4 * max(len(part) for each in asked for part in ("".join((each.stem, *each.details)),))
+        pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
+        with ProgressBar(progress, "reading", "MB") as bar:
+            for block in _blocks(pieces):
+                texts = [normalise(stretch.text) for stretch in block]
+                by_text: dict[int, np.ndarray] = {}
+                for near in index.find(texts):
+                    stretch = block[near.text]
+                    if near.text not in by_text:
+                        by_text[near.text] = letter_places(stretch.text, len(texts[near.text]))
+                    task, item = items[near.item]
+                    match = _match(index, asked[near.item], item, near, stretch, texts[near.text], by_text[near.text])
+                    _keep(found, near.item, match)
+                    holders.setdefault((task.name, task.language), _Distinct()).add(stretch.where)
+                for stretch in block:
+                    letters += stretch.fresh
+                    records.add(stretch.where)
+                bar.reach(round(block[-1].done / _MEGABYTE), max(1, round(total / _MEGABYTE)))
+    held = {(task.name, task.language, item.id) for number in found for task, item in [items[number]]}
+    unchecked = {(items[number][0].name, items[number][0].language, items[number][1].id) for number in index.unchecked}
+    matches = [_entry(*items[number], match) for number, match in sorted(found.items())]
+    return {
+        "train": list(settings.train),
+        "files": [str(file) for file in files],
+        "records": records.count,
+        "letters": letters,
+        "thresholds": {
+            name: getattr(settings, name) for name in ("containment", "jaccard", "ngram_japanese", "ngram", "sketch")
+        },
+        "tasks": [_summary(task, matches, unchecked, holders) for task in tasks],
+        "matches": matches,
+        "runs": list(_rescored(runs, tasks, held, settings)),
+    }
+
+
+def load_tasks(names: Sequence[str], data_dir: str | None) -> list[LoadedTask]:
+    """Question sets named as for medjax.eval; a name without a language stands for all of the set's."""
+    found = {}
+    for name in names:
+        base, _, suffix = name.rpartition(":")
+        has_language = base in TASKS or base.endswith(".jsonl")
+        plain = base if has_language else name
+        languages = (suffix,) if has_language else TASKS[plain].languages if plain in TASKS else (None,)
+        for language in languages:
+            task = load_task(plain, language=language, data_dir=data_dir)
+            found[task.name, task.language] = task
+    return list(found.values())
+
+
+def letter_places(text: str, letters: int) -> np.ndarray:
+    """Which character of a text each of its normalised letters comes from, [letters] int64.
+
+    Where characters are composed by normalisation (half-width kana and their marks), nearly.
+    """
+    lengths = {character: len(normalise(character)) for character in set(text)}
+    each = np.fromiter((lengths[character] for character in text), np.int64, len(text))
+    places = np.repeat(np.arange(len(text)), each)
+    if len(places) != letters and letters:
+        places = places[np.arange(letters) * len(places) // letters]
+    return places
+
+
+class _Distinct:
+    """Counts different names where the same ones follow each other."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: str | None = None
+
+    def add(self, name: str) -> None:
+        self.count += name != self._last
+        self._last = name
+
+
+def _file(name: str, folder: Path, data_dir: str | None) -> Path:
+    if is_training_part(name):
+        return write_training_part(name, folder, chat=False, explanations=True, data_dir=data_dir)
+    return Path(name).expanduser()
+
+
+def _blocks(pieces: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    block: list[Stretch] = []
+    size = 0
+    for piece in pieces:
+        block.append(piece)
+        size += len(piece.text)
+        if size >= _BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _match(
+    index: NearIndex, asked: Asked, item: Item, near: Near, stretch: Stretch, letters: str, places: np.ndarray
+) -> _Match:
+    window = letters[near.start : near.end]
+    first, last = int(places[near.start]), int(places[near.end - 1]) + 1
+    begin, end = max(0, first - _AROUND), min(len(stretch.text), last + _AROUND)
+    spans = _spans(index.marks(window, near.item), places[near.start : near.end], begin)
+    excerpt = {
+        "text": stretch.text[begin:end],
+        "marks": spans,
+        "start": stretch.start + begin,
+        "cut": [stretch.start + begin > 0, end < len(stretch.text)],
+    }
+    parts = {"context": item.context, "question": item.question}
+    shown: dict[str, Any] = {name: _marked(index, near.item, text, window) for name, text in parts.items() if text}
+    shown["choices"] = [_marked(index, near.item, choice, window) for choice in item.choices]
+    needs = asked.details if index.needs_choices[near.item] else ()
+    raw, plain = stretch.text[begin:end], normalise(stretch.text[begin:end])
+    if _holds(raw, asked.stem.strip(), [part.strip() for part in needs]):
+        level = "exact"
+    elif _holds(plain, normalise(asked.stem), [normalise(part) for part in needs]):
+        level = "normalised"
+    else:
+        level = "near"
+    return _Match(level, near, stretch, excerpt, shown)
+
+
+def _holds(text: str, stem: str, details: Sequence[str]) -> bool:
+    """Whether a text holds a stem with all its details, or with none: the question by itself."""
+    held = [part in text for part in details if part]
+    return stem in text and (all(held) or not any(held))
+
+
+def _marked(index: NearIndex, item: int, text: str, window: str) -> dict[str, Any]:
+    letters = normalise(text)
+    return {
+        "text": text,
+        "marks": _spans(index.held_marks(item, letters, window), letter_places(text, len(letters)), 0),
+    }
+
+
+def _spans(marked: np.ndarray, places: np.ndarray, begin: int) -> Spans:
+    """First and last + 1 character of each run of marked letters, counted from `begin`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(np.int8)))
+    return [[int(places[a]) - begin, int(places[b - 1]) + 1 - begin] for a, b in edges.reshape(-1, 2)]
+
+
+def _keep(found: dict[int, _Match], item: int, match: _Match) -> None:
+    known = found.get(item)
+    if known is None:
+        match.records, match.last = 1, match.stretch.where
+        found[item] = match
+        return
+    if known.last != match.stretch.where:
+        known.records += 1
+        known.last = match.stretch.where
+        if len(known.others) < _MORE_RECORDS:
+            known.others.append(match.stretch.where)
+    if match.rank > known.rank:
+        match.records, match.last = known.records, known.last
+        others = [known.stretch.where, *known.others]
+        match.others = [where for where in dict.fromkeys(others) if where != match.stretch.where][:_MORE_RECORDS]
+        found[item] = match
+
+
+def _entry(task: LoadedTask, item: Item, match: _Match) -> dict[str, Any]:
+    return {
+        **{"task": task.name, "language": task.language, "item": item.id, "exam": item.exam, "level": match.level},
+        **{"containment": round(match.near.containment, 4), "jaccard": round(match.near.jaccard, 4)},
+        **{"record": match.stretch.record, "where": match.stretch.where},
+        **{"records": match.records, "others": match.others},
+        "asked": match.question,
+        "excerpt": match.excerpt,
+    }
+
+
+def _summary(
+    task: LoadedTask,
+    matches: Sequence[Mapping[str, Any]],
+    unchecked: set[tuple[str, str, str]],
+    holders: Mapping[tuple[str, str], _Distinct],
+) -> dict[str, Any]:
+    place = task.name, task.language
+    mine = [match for match in matches if (match["task"], match["language"]) == place]
+    short = [item for name, language, item in sorted(unchecked) if (name, language) == place]
+    return {
+        **{"task": task.name, "language": task.language, "digest": task.digest, "items": len(task.items)},
+        **{level: sum(match["level"] == level for match in mine) for level in LEVELS},
+        "records": holders[place].count if place in holders else 0,
+        "unchecked": len(short),
+        "unchecked_ids": short,
+    }
+
+
+def _check_audited(runs: Sequence[GradedRun], tasks: Sequence[LoadedTask]) -> None:
+    digests = {(task.name, task.language): task.digest for task in tasks}
+    for run in runs:
+        shared = [key for key in run.evaluations if key[:2] in digests]
+        if not shared:
+            held = ", ".join(dict.fromkeys(f"{key[0]}:{key[1]}" for key in run.evaluations))
+            raise ValueError(
+                f"audit: {run.path} graded {held}, expected one of the sets looked for "
+                f"({', '.join(':'.join(place) for place in digests)}); name it with --tasks, or leave the run out."
+            )
+        for key in shared:
+            got, expected = run.evaluations[key]["data"]["digest"], digests[key[:2]]
+            if got != expected:
+                raise ValueError(
+                    f"audit: {run.path}: {key[0]}: got data {got[:12]}, expected {expected[:12]} as read now; grade it "
+                    "on the same files, or name their folder with --data-dir."
+                )
+
+
+def _rescored(
+    runs: Sequence[GradedRun], tasks: Sequence[LoadedTask], held: set[tuple[str, str, str]], settings: AuditSettings
+) -> Iterator[dict[str, Any]]:
+    """Scores of every run on every set that was looked for, with and without the items found."""
+    # a sample does not tell what a withdrawn item is worth
+    worth = {(task.name, task.language): {item.id: item.points for item in task.items} for task in tasks}
+    for run, label in zip(runs, labels(runs), strict=True):
+        samples = run.samples([key for key in run.evaluations if key[:2] in worth])
+        for key, by_item in samples.items():
+            clean = {item: sample for item, sample in by_item.items() if (*key[:2], item) not in held}
+            caught = {item: sample for item, sample in by_item.items() if item not in clean}
+            task, language, protocol = key
+            yield {
+                **{"label": label, "path": str(run.path), "evaluation": f"{task} ({language}) {protocol}"},
+                **{"task": task, "language": language, "protocol": protocol},
+                "all": _score(by_item, worth[key[:2]], settings),
+                "without": _score(clean, worth[key[:2]], settings),
+                "matched": _score(caught, worth[key[:2]], settings),
+            }
+
+
+def _score(
+    samples: Mapping[str, Mapping[str, Any]], points: Mapping[str, float], settings: AuditSettings
+) -> dict[str, Any]:
+    right = [bool(sample["correct"]) for sample in samples.values()]
+    won, worth = [sample["points"] for sample in samples.values()], [points[item] for item in samples]
+    accuracy = intervals.mean_interval(right, resamples=settings.resamples, seed=settings.seed) if right else None
+    share = (
+        intervals.ratio_interval(won, worth, resamples=settings.resamples, seed=settings.seed) if sum(worth) else None
+    )
+    return {
+        "items": len(right),
+        "correct": sum(right),
+        "accuracy": accuracy.estimate if accuracy else None,
+        "accuracy_interval": [accuracy.low, accuracy.high] if accuracy else None,
+        "points": sum(won),
+        "points_total": sum(worth),
+        "points_share_interval": [share.low, share.high] if share else None,
+    }

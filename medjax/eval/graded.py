@@ -1,0 +1,106 @@
+"""Finished runs read back: results.json and samples.jsonl of a run folder, for whoever compares or counts again."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medjax.store.runs import named
+
+Key = tuple[str, str, str]  # task, language, protocol id
+_NEEDED = ("doc", "doc_hash", "prompt_hash", "correct", "points")
+_KEPT = (*_NEEDED, "picked", "resps", "unparsed", "truncated", "asked")
+_LONGEST_OUTPUT = 4000  # characters of an output that are kept
+
+
+@dataclass(frozen=True)
+class GradedRun:
+    """A finished run of medjax.eval.
+
+    results      what results.json holds
+    evaluations  (task, language, protocol) -> entry of medjax.evaluations; an adapter's entry wins over its base's
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+    evaluations: Mapping[Key, Mapping[str, Any]]
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The protocol record."""
+        found: Mapping[str, Any] = self.results["medjax"]
+        return found
+
+    @classmethod
+    def read(cls, path: str | Path) -> "GradedRun":
+        """Raises FileNotFoundError for a folder without results, and ValueError for results of something else."""
+        path = named(path)
+        file = path / "results.json"
+        try:
+            results = json.loads(file.read_text("utf-8"))
+            # the base comes first, so that the adapter's entry replaces it
+            entries = {(e["task"], e["language"], e["protocol"]): e for e in results["medjax"]["evaluations"]}
+        except OSError:
+            raise FileNotFoundError(
+                f"{path}: got no results.json, expected the folder of a finished run; run it to its end first."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes; run the evaluation again."
+            ) from None
+        return cls(path, results, entries)
+
+    def samples(self, keys: Iterable[Key]) -> dict[Key, dict[str, Mapping[str, Any]]]:
+        """Evaluation -> item id -> sample, of the evaluations wanted.
+
+        A sample holds doc, doc_hash, prompt_hash, correct, points; picked, output (its first 4,000 characters, "" where
+        choices were scored), unparsed, truncated and asked, as far as the run wrote them.
+        """
+        wanted = {self.evaluations[key]["id"]: key for key in keys}
+        found: dict[Key, dict[str, Mapping[str, Any]]] = {key: {} for key in wanted.values()}
+        file = self.path / "samples.jsonl"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; it stands beside results.json, copy both.")
+        # bytes: generated text may hold U+2028 and other line ends, which JSON lets stand
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    sample = json.loads(line)
+                    if sample["task"] in wanted:
+                        found[wanted[sample["task"]]][sample["doc"]["id"]] = _kept(sample)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{file}, line {number}: {type(error).__name__}: {error}; expected what medjax.eval writes; "
+                        "run the evaluation again."
+                    ) from None
+        return found
+
+
+def called(key: Key) -> str:
+    """What messages call an evaluation: "ward (en) strict-0shot"."""
+    task, language, protocol = key
+    return f"{task} ({language}) {protocol}"
+
+
+def labels(runs: Sequence[GradedRun]) -> list[str]:
+    """What runs are called: the names of their folders, or the whole paths where two are the same."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def _kept(sample: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: sample[name] for name in _NEEDED} | {name: sample[name] for name in _KEPT if name in sample}
+    responses = kept.pop("resps", None)
+    return kept | {"output": _output(responses)}
+
+
+def _output(responses: Any) -> str:
+    """The text of a generation; "" of scored choices, whose responses are pairs of numbers."""
+    if not isinstance(responses, list) or len(responses) != 1:
+        return ""
+    (one,) = responses
+    text = one[0] if isinstance(one, list) and len(one) == 1 else ""
+    if not isinstance(text, str):
+        return ""
+    return text if len(text) <= _LONGEST_OUTPUT else text[:_LONGEST_OUTPUT] + "…"

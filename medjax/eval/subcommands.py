@@ -1,0 +1,289 @@
+"""`python -m medjax.eval compare` and `python -m medjax.eval audit`: what they can be told, and what they print.
+
+Their lists may stand as words after an option or, for the runs to compare, without one: `compare A B --anyway`,
+`audit --train notes.jsonl more/ --tasks igakuqa mini`. Everything else is as with the other commands.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medjax.config import field, parse_command
+from medjax.infer.command import exit_status
+from medjax.report.table import text_table
+
+if TYPE_CHECKING:
+    from medjax.store.runs import RunFolder
+
+_COMPARE = """Compare finished runs on the questions that all pairs of them asked.
+
+Accuracy and points with paired bootstrap intervals, McNemar's exact test with Holm's correction over all comparisons,
+effect sizes, verdicts by exam, and which questions were won and lost. Runs whose protocol, data or prompts differ are
+refused."""
+_COMPARE_EPILOG = """examples:
+  python -m medjax.eval compare runs/eval/one runs/eval/two
+  python -m medjax.eval compare runs/eval/base runs/eval/a runs/eval/b --out runs/compare/all
+  python -m medjax.eval compare runs/eval/zero_shot runs/eval/three_shot --anyway
+"""
+_AUDIT = """Look for exam items in training data: word for word, but for letter case, width, blanks and punctuation, and
+as near duplicates by n-grams of letters. Runs named besides are scored again without the items found."""
+_AUDIT_EPILOG = """examples:
+  python -m medjax.eval audit --train notes.jsonl corpus/ --tasks igakuqa mini
+  python -m medjax.eval audit --train pubmedqa:train --tasks pubmedqa:en --run runs/eval/one runs/eval/two
+"""
+_STATUS = """
+Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong, 75 stopped by Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Everything `python -m medjax.eval compare` can be told."""
+
+    runs: tuple[str, ...] = field((), help="folders of two or more finished runs; the option itself may be left out")
+    anyway: bool = field(False, help="compare runs of other protocols, data or prompts too, and say what differs")
+    out: str | None = field(None, help="folder of the result; default: runs/compare/<names of the runs>")
+    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    seed: int = field(0, help="of the bootstrap")
+
+    def __post_init__(self):
+        if len(self.runs) < 2:
+            raise ValueError(f"runs: got {len(self.runs)}, expected two or more; write compare RUN_A RUN_B.")
+        if self.resamples < 1:
+            raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Everything `python -m medjax.eval audit` can be told."""
+
+    train: tuple[str, ...] = field(
+        (), help="training data: files and folders as medjax.train reads them, exams, or a set's part (pubmedqa:train)"
+    )
+    tasks: tuple[str, ...] = field(
+        (), help="question sets or .jsonl exams to look for; name:language for one of their languages"
+    )
+    run: tuple[str, ...] = field((), help="finished runs to score with and without the items found")
+    split: str = field("train", help="of folders that tensorflow-datasets wrote")
+    data_dir: str | None = field(None, help="folder of the question sets; default: MEDJAX_DATA", alias="--data-dir")
+    containment: float = field(0.35, help="near duplicate: least share of an item's n-grams, by weight")
+    jaccard: float = field(0.2, help="near duplicate: least Jaccard similarity of item and text")
+    ngram_japanese: int = field(5, help="letters of an n-gram in Japanese items")
+    ngram: int = field(6, help="letters of an n-gram in other items")
+    sketch: int = field(64, help="n-grams of each item that are looked for at first (MinHash)")
+    out: str | None = field(None, help="folder of the result; default: runs/audit/<names of data and sets>")
+    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    seed: int = field(0, help="of the bootstrap")
+
+    def __post_init__(self):
+        if not self.train:
+            raise ValueError("train: got no training data, expected at least one file or folder; see --help.")
+        if not self.tasks:
+            raise ValueError("tasks: got no question set, expected at least one such as igakuqa; see --help.")
+        if self.resamples < 1:
+            raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
+
+
+@dataclass(frozen=True)
+class _NoEngine:
+    """Nothing is computed on devices."""
+
+    compilation_cache: bool = False
+    to_take_less: str = "give fewer runs or question sets at one time."
+
+
+def run_subcommand(argv: Sequence[str]) -> int:
+    """Do what `compare …` or `audit …` asks for; returns the exit status."""
+    name, *rest = argv
+    prog = f"medjax.eval {name}"
+    if name == "compare":
+        given = gathered(rest, lists=("--runs",), flags=("--anyway", "--no-anyway"), rest_is="--runs")
+        compared = parse_command(
+            CompareSettings, given, prog=prog, description=_COMPARE, epilog=_COMPARE_EPILOG + _STATUS
+        )
+        return exit_status(
+            "medjax.eval", lambda: _compare(compared), _NoEngine(), stopped="stopped; nothing was written."
+        )
+    given = gathered(rest, lists=("--train", "--tasks", "--run"))
+    audited = parse_command(AuditSettings, given, prog=prog, description=_AUDIT, epilog=_AUDIT_EPILOG + _STATUS)
+    return exit_status("medjax.eval", lambda: _audit(audited), _NoEngine(), stopped="stopped; nothing was written.")
+
+
+def gathered(
+    argv: Sequence[str], *, lists: Sequence[str], flags: Sequence[str] = (), rest_is: str | None = None
+) -> list[str]:
+    """The arguments with the words of each list behind its option as one TOML array.
+
+    lists    options that take every word up to the next option; flags: options that take none
+    rest_is  the list that words without an option belong to; a .toml file among them stays a file of settings
+    """
+    words: dict[str, list[str]] = {}
+    kept: list[str] = []
+    taker = rest_is
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            if taker is None or argument.endswith(".toml"):
+                kept.append(argument)
+            else:
+                words.setdefault(taker, []).append(argument)
+        elif argument in lists:
+            taker = argument
+            words.setdefault(argument, [])
+        else:
+            kept.append(argument)
+            taker = rest_is
+            if "=" not in argument and argument not in flags and argument not in ("-h", "--help"):
+                kept += [value for value in [next(arguments, None)] if value is not None]
+    for option, values in words.items():
+        # one word may itself be a list with commas
+        kept += [
+            option,
+            *([values[0]] if len(values) == 1 else [json.dumps(values, ensure_ascii=False)] * bool(values)),
+        ]
+    return kept
+
+
+def _compare(settings: CompareSettings) -> None:
+    from medjax.eval.comparison import compare_runs
+    from medjax.eval.ecg_comparison import is_ecg_run
+    from medjax.report.comparison import comparison_report
+    from medjax.store.runs import RunFolder, named, shortened
+
+    if is_ecg_run(settings.runs[0]):
+        raise ValueError(
+            f"compare: {settings.runs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
+            "python -m medjax.eval --compare RUN_A,RUN_B."
+        )
+    names = "_vs_".join(named(run).name for run in settings.runs)
+    place = Path(settings.out) if settings.out else Path("runs/compare") / shortened(names)
+    RunFolder.check(place)
+    found = compare_runs(settings.runs, anyway=settings.anyway, resamples=settings.resamples, seed=settings.seed)
+    identity = {"compare": [str(named(run)) for run in settings.runs]}
+    with RunFolder.open(place, identity) as folder:
+        _say_moved(folder)
+        questions = [{key: entry.pop(key) for key in ("won", "lost")} for entry in found["comparisons"]]
+        folder.write_json("comparison.json", found)
+        names_of = ("task", "language", "protocol", "first_label", "second_label")
+        folder.write_json(
+            "questions.json",
+            [
+                {name: entry[name] for name in names_of} | part
+                for entry, part in zip(found["comparisons"], questions, strict=True)
+            ],
+        )
+        folder.write_text("comparison.html", comparison_report(found, questions))
+    print_compared(found)
+    print(f"\nresults  {folder.path}/comparison.json, questions.json (won and lost), comparison.html (to look at)")
+    print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")
+
+
+def print_compared(found: Mapping[str, Any]) -> None:
+    """Print the tables of a comparison."""
+    letters = {run["label"]: chr(ord("A") + i) if i < 26 else str(i + 1) for i, run in enumerate(found["runs"])}
+    for run in found["runs"]:
+        model = run["model"] + (f" + {run['adapter']}" if run["adapter"] else "")
+        print(f"{letters[run['label']]}  {run['path']}  {model}".rstrip())
+    for difference in found["differences"]:
+        first, second = difference["values"]
+        print(
+            f"DIFFERS  {difference['evaluation']}: {difference['field']}: {first} in {letters[difference['first']]}, "
+            f"{second} in {letters[difference['second']]}; compared anyway"
+        )
+    for note in found["notes"]:
+        print(f"note     {note}")
+    rows = []
+    for entry in found["comparisons"]:
+        first, second = letters[entry["first_label"]], letters[entry["second_label"]]
+        low, high = entry["accuracy_difference_interval"]
+        rows.append(
+            [
+                f"{entry['task']} ({entry['language']})",
+                entry["protocol"],
+                f"{second} - {first}",
+                str(entry["items"]),
+                f"{entry['first_accuracy']:.1%} → {entry['second_accuracy']:.1%}",
+                f"{100 * entry['accuracy_difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                f"{entry['points_difference']:+g}",
+                f"{entry['only_second']} / {entry['only_first']}",
+                _odds(entry),
+                "" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}",
+                f"{entry['p_value']:.2g}",
+                f"{entry['p_holm']:.2g}",
+            ]
+        )
+    header = ["set", "protocol", "runs", "items", "accuracy", "difference (95 %)", "points", "won / lost"]
+    header += ["odds ratio (95 %)", "g", "p", "p Holm"]
+    print()
+    print(text_table(rows, header, align="lllrrrrrrrrr"))
+    print("Paired over the same questions; p: McNemar, exact; p Holm: corrected over all rows; g: Cohen's g.")
+    for entry in found["comparisons"]:
+        if count := entry["left_out"]:
+            print(f"{entry['task']}: {count} {'item' if count == 1 else 'items'} that cannot be paired left out")
+    for exam in found["exams"]:
+        shown = ", ".join(
+            f"{letter} {row['result'] if row else 'not asked'}"
+            for letter, row in zip(letters.values(), exam["runs"], strict=True)
+        )
+        print(f"{exam['task']} ({exam['language']}) {exam['exam']}: {shown}{'  (changed)' if exam['changed'] else ''}")
+
+
+def _say_moved(folder: "RunFolder") -> None:
+    """Say where another result went that stood in the folder; the same one made again is written over."""
+    if folder.note and not folder.resumed:
+        print(folder.note)
+
+
+def _odds(entry: Mapping[str, Any]) -> str:
+    if entry["cohen_g"] is None:
+        return ""
+    value, low, high = ("∞" if x is None else f"{x:.2f}" for x in (entry["odds_ratio"], *entry["odds_ratio_interval"]))
+    return f"{value} ({low} to {high})"
+
+
+def _audit(settings: AuditSettings) -> None:
+    from medjax.eval.audit import audit
+    from medjax.report.audit import audit_report
+    from medjax.store.runs import RunFolder, named, shortened
+
+    data = "+".join(named(path).name for path in settings.train)
+    sets = "+".join(named(name).stem if name.endswith(".jsonl") else name.replace(":", "_") for name in settings.tasks)
+    place = Path(settings.out) if settings.out else Path("runs/audit") / shortened(f"{data}-{sets}")
+    RunFolder.check(place)
+    found = audit(settings, say=lambda line: print(line, flush=True), progress=True)
+    with RunFolder.open(place, {"audit": list(settings.train), "tasks": list(settings.tasks)}) as folder:
+        _say_moved(folder)
+        folder.write_json("audit.json", found)
+        folder.write_text("audit.html", audit_report(found))
+    print_audited(found)
+    print(f"\nresults  {folder.path}/audit.json, audit.html (both texts side by side)")
+    if found["matches"]:
+        print("next     look at audit.html, take the records found out of the training data, or report both scores")
+
+
+def print_audited(found: Mapping[str, Any]) -> None:
+    """Print the tables of an audit."""
+    rows = [
+        [
+            f"{task['task']} ({task['language']})",
+            *(f"{task[name]:,}" for name in ("items", "exact", "normalised", "near", "records", "unchecked")),
+        ]
+        for task in found["tasks"]
+    ]
+    print()
+    print(text_table(rows, ["set", "items", "exact", "normalised", "near", "records", "too short"]))
+    print(f"{found['records']:,} records, {found['letters'] / 1e6:,.1f} million letters read")
+    if not found["runs"]:
+        return
+    rows = []
+    for score in found["runs"]:
+        for part in ("all", "without", "matched"):
+            entry = score[part]
+            low, high = entry["accuracy_interval"] or (0.0, 0.0)
+            shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
+            points = f"{entry['points']:g} / {entry['points_total']:g}"
+            name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
+            rows.append([name, {"matched": "found in training"}.get(part, part), str(entry["items"]), shown, points])
+    print()
+    print(text_table(rows, ["run", "items", "count", "accuracy (95 % interval)", "points"], align="llrrr"))

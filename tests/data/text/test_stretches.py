@@ -1,0 +1,68 @@
+"""Stretches of training data: together they are the records, whatever the files' form."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from medjax.data.text.stretches import size_of, stretches
+
+
+def joined(pieces):
+    """The records, put together from what is fresh in each stretch."""
+    texts = {}
+    for piece in pieces:
+        text = texts.get(piece.where, "")
+        assert piece.start + len(piece.text) == len(text) + piece.fresh
+        assert (text + piece.text[len(piece.text) - piece.fresh :])[piece.start :] == piece.text
+        texts[piece.where] = text + piece.text[len(piece.text) - piece.fresh :]
+    return texts
+
+
+def test_long_texts_come_in_stretches_that_lap_over(tmp_path):
+    file = tmp_path / "long.txt"
+    text = "".join(f"第{i}章 心臓と肺。\r\n" for i in range(60))
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    pieces = list(stretches([file], lap=20, longest=100))
+    assert joined(pieces) == {f"{file}, record 1": text}
+    assert max(len(piece.text) for piece in pieces) == 100
+    assert all(a.text[-20:] == b.text[:20] for a, b in pairwise(pieces))
+    assert pieces[-1].done == len(text.encode())
+    assert [piece.record for piece in pieces[:1]] == ["long.txt:1"]
+
+
+def test_every_form_that_training_reads_and_exams(tmp_path):
+    rows = [
+        {"id": "c", "messages": [{"role": "user", "content": "胸痛?"}, {"role": "assistant", "content": "心電図"}]},
+        {"prompt": "p", "response": "r"},
+        {"text": "x" * 250},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    item = {"id": "w1", "question": "Which?", "choices": ["A", "B"], "answer": ["a"], "context": "case"}
+    (tmp_path / "exam.jsonl").write_text("\n" + json.dumps(item) + "\n")
+    files = [tmp_path / "a.jsonl", tmp_path / "exam.jsonl"]
+    pieces = list(stretches(files, lap=10, longest=100))
+    a, exam = map(str, files)
+    assert joined(pieces) == {
+        f"{a}, line 1": "胸痛?\n心電図",
+        f"{a}, line 2": "p\nr",
+        f"{a}, line 3": "x" * 250,
+        f"{exam}, item w1": "case\nWhich?\nA\nB",
+    }
+    assert [piece.record for piece in pieces] == ["c", "a.jsonl:2", *["a.jsonl:3"] * 3, "w1"]
+    assert all(one.done <= two.done <= size_of(files) for one, two in pairwise(pieces))
+    assert size_of([tmp_path]) == size_of(files)
+
+
+def test_bad_files_are_named(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"ok \xff")
+    with pytest.raises(ValueError, match=r"a\.txt: got bytes that are not UTF-8 \(invalid start byte\)"):
+        list(stretches([file], lap=10))
+    file.write_text(" \n")
+    with pytest.raises(ValueError, match=r"a\.txt: got no records, expected at least one"):
+        list(stretches([file], lap=10))
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"choices": [')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: not JSON"):
+        list(stretches([rows], lap=10))

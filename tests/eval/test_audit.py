@@ -1,0 +1,190 @@
+"""The audit of training data: what is found at which level, its report, and scores without the items found."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medjax.data.exams.tasks import load_task
+from medjax.data.text.overlap import normalise
+from medjax.eval.__main__ import main
+from medjax.eval.audit import letter_places
+from medjax.eval.subcommands import gathered
+from medjax.report.audit import marked
+
+QUESTIONS = {
+    "a": "58歳の男性。3日前からの発熱と咳嗽とを主訴に来院した。胸部X線で右下肺野に浸潤影を認める。起炎菌はどれか。",
+    "b": "A 34-year-old woman has had palpitations and weight loss for three months. Which test comes first here?",
+    "c": "小児の鉄欠乏性貧血の検査所見として特徴的でないのはどれか、すべての選択肢をよく読んでから選べ。",
+    "d": "産褥期の子宮復古について、経過の記載として誤っているのはどれか、もっとも当てはまるものを選べ。",
+}
+CHOICES = ["第一の選択肢である", "第二の選択肢である"]
+
+
+@pytest.fixture
+def ward(tmp_path):
+    """An exam, and training data that hold three of its four items, among other texts."""
+    exam = tmp_path / "ward.jsonl"
+    rows = [
+        {"id": name, "question": text, "choices": CHOICES, "answer": ["a"], "points": points}
+        for (name, text), points in zip(QUESTIONS.items(), (1, 2, 0, 4), strict=True)
+    ]
+    exam.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    data = tmp_path / "data"
+    data.mkdir()
+    filler = "吾輩は猫である。名前はまだ無い。<b>どこで生れたか</b>とんと見当がつかぬ。" * 30
+    wide = QUESTIONS["b"].upper().replace(" ", "\u3000").replace("-", "－")
+    other_case = QUESTIONS["a"].replace("58", "71").replace("3日前", "5日前").replace("右下", "左上")
+    records = [
+        {"text": filler + QUESTIONS["c"] + filler},
+        {"prompt": wide, "response": "TSH"},
+        {"text": filler},
+        {"messages": [{"role": "user", "content": other_case}, {"role": "assistant", "content": "肺炎球菌"}]},
+        {"prompt": "もう一度。" + QUESTIONS["c"], "response": "x"},
+    ]
+    (data / "notes.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records), "utf-8")
+    (data / "book.txt").write_text(filler * 3, "utf-8")
+    return exam, data
+
+
+def write_graded(folder, exam):
+    """A run that got a, c and d right."""
+    task = load_task(str(exam))
+    entry = {"id": "x", "task": task.name, "language": task.language, "protocol": "strict-0shot"}
+    folder.mkdir()
+    record = {"evaluations": [entry | {"data": {"digest": task.digest}}]}
+    (folder / "results.json").write_text(json.dumps({"medjax": record}))
+    lines = []
+    for item in task.items:
+        right = item.id != "b"
+        sample = {"task": "x", "doc": {"id": item.id}, "doc_hash": "", "prompt_hash": "", "correct": right}
+        lines.append(json.dumps(sample | {"points": item.points * right}) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_levels_places_and_scores(ward, tmp_path, capsys):
+    exam, data = ward
+    run, out = write_graded(tmp_path / "graded", exam), tmp_path / "out"
+    arguments = ["--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(out)]
+    assert main(["audit", *arguments, "--resamples", "200"]) == 0
+    found = json.loads((out / "audit.json").read_text("utf-8"))
+    assert found["records"] == 6
+    (task,) = found["tasks"]
+    assert {key: task[key] for key in ("items", "exact", "normalised", "near", "records", "unchecked")} == {
+        **{"items": 4, "exact": 1, "normalised": 1, "near": 1, "records": 4, "unchecked": 0}
+    }
+    by_id = {match["item"]: match for match in found["matches"]}
+    assert {name: match["level"] for name, match in by_id.items()} == {"a": "near", "b": "normalised", "c": "exact"}
+    notes = str(data / "notes.jsonl")
+    assert (by_id["a"]["where"], by_id["b"]["where"]) == (f"{notes}, line 4", f"{notes}, line 2")
+    assert (by_id["c"]["where"], by_id["c"]["records"], by_id["c"]["others"]) == (
+        *(f"{notes}, line 1", 2),
+        [f"{notes}, line 5"],
+    )
+    excerpt, asked = by_id["c"]["excerpt"], by_id["c"]["asked"]
+    (span,) = excerpt["marks"]
+    assert excerpt["text"][slice(*span)] + "。" == QUESTIONS["c"]
+    assert asked["question"]["marks"] == [[0, len(QUESTIONS["c"]) - 1]]
+    # the numbers agree, the lung field does not
+    agree = "".join(by_id["a"]["excerpt"]["text"][slice(*span)] for span in by_id["a"]["excerpt"]["marks"])
+    assert agree.startswith("71歳の男性")
+    assert "左上" not in agree
+
+    (score,) = found["runs"]
+    assert (score["all"]["items"], score["all"]["correct"], score["all"]["points"], score["all"]["points_total"]) == (
+        *(4, 3),
+        *(5, 7),
+    )
+    assert (score["without"]["items"], score["without"]["accuracy"], score["without"]["points_total"]) == (1, 1.0, 4)
+    assert (score["matched"]["accuracy"], score["matched"]["points"]) == (pytest.approx(2 / 3), 1)
+    assert score["matched"]["points_total"] == 3
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("ward (ja)"))
+    assert [cell.strip() for cell in row.split("│")] == ["ward (ja)", *"411140"]
+    html = (out / "audit.html").read_text("utf-8")
+    assert html.count('<article class="match">') == 3
+    assert "&lt;b&gt;どこで" in html
+    assert "<script" not in html
+
+
+def test_clean_data_and_wrong_calls(ward, tmp_path, capsys):
+    exam, data = ward
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["audit", "--train", str(data / "book.txt"), "--tasks", str(exam), *out]) == 0
+    assert "No item was found." in (tmp_path / "out" / "audit.html").read_text("utf-8")
+    assert "next " not in capsys.readouterr().out
+    assert main(["audit", "--train", str(data / "none.jsonl"), "--tasks", str(exam), *out]) == 2
+    assert "none.jsonl: no such file or folder" in capsys.readouterr().err
+    assert main(["audit", "--train", str(data), "--tasks", "igakuqua", *out]) == 2
+    assert "did you mean igakuqa?" in capsys.readouterr().err
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--containment", "2", *out]) == 2
+    assert "containment: got 2.0, expected a share above 0 and at most 1" in capsys.readouterr().err
+    run = write_graded(tmp_path / "graded", exam)
+    assert main(["audit", "--train", str(data), "--tasks", "mini:ja", "--run", str(run), *out]) == 2
+    assert "graded ward:ja, expected one of the sets looked for (mini:ja)" in capsys.readouterr().err
+    exam.write_text(exam.read_text("utf-8").replace("58", "59"), "utf-8")
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--run", str(run), *out]) == 2
+    assert "graded: ward: got data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["audit", "--tasks", "mini"])
+    assert "train: got no training data" in capsys.readouterr().err
+
+
+def test_the_mini_exam_is_found_in_itself_in_both_languages(tmp_path):
+    rows = [
+        {"text": "\n".join((item.question, *item.choices))}
+        for language in ("ja", "en")
+        for item in load_task("mini", language=language).items
+    ]
+    data = tmp_path / "all.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert main(["audit", "--train", str(data), "--tasks", "mini", "--out", str(tmp_path / "out")]) == 0
+    tasks = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["tasks"]
+    assert [(task["language"], task["items"]) for task in tasks] == [("ja", 120), ("en", 120)]
+    for task in tasks:
+        assert task["exact"] + task["unchecked"] == 120
+
+
+def test_letters_know_where_they_come_from():
+    text = "ＥＣＧ: 3.5 mV㎎ (心)"
+    letters = normalise(text)
+    assert letters == "ecg35mvmg心"
+    assert [text[place] for place in letter_places(text, len(letters))] == list("ＥＣＧ35mV㎎㎎心")
+    half = "ｼﾞｷﾞﾀﾘｽ"
+    places = letter_places(half, len(normalise(half)))
+    assert len(places) == len(normalise(half))
+    assert (np.diff(places) > 0).all()
+
+
+def test_marked_text_is_escaped():
+    assert str(marked("<a>bc", [[0, 2], [4, 5]])) == "<mark>&lt;a</mark>&gt;b<mark>c</mark>"
+    assert str(marked("a&b", [])) == "a&amp;b"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["A", "B", "--anyway"], ["--anyway", "--runs", '["A", "B"]']),
+        (["--anyway", "A", "B", "--out", "o"], ["--anyway", "--out", "o", "--runs", '["A", "B"]']),
+        (["A", "--seed=3", "医,師"], ["--seed=3", "--runs", '["A", "医,師"]']),
+        (["A,B"], ["--runs", "A,B"]),
+        (["settings.toml", "--runs", "A", "B"], ["settings.toml", "--runs", '["A", "B"]']),
+        (["--runs"], ["--runs"]),
+    ],
+)
+def test_words_are_gathered_to_lists(argv, expected):
+    assert gathered(argv, lists=("--runs",), flags=("--anyway",), rest_is="--runs") == expected
+
+
+def test_help_lists_every_option(capsys):
+    for name, options in (
+        ("compare", ("--runs", "--anyway", "--out", "--resamples", "--seed")),
+        ("audit", ("--train", "--tasks", "--run ", "--containment", "--jaccard", "--ngram_japanese", "--sketch")),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([name, "--help"])
+        assert left.value.code == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"usage: python -m medjax.eval {name}")
+        assert [option for option in options if option not in printed] == []
