@@ -47,7 +47,7 @@ def reference(shelf):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDJAX_CACHE", str(shelf / "cache"))
-        # as in the processes that it is compared with to the bit; quick_compilation of the module comes later, and ends it
+        # as in the processes that it is compared with to the bit; quick_compilation comes later, and ends it
         jax.config.update("jax_disable_most_optimizations", True)
         assert main(arguments(shelf, shelf / "reference")) == 0
     return shelf / "reference"
