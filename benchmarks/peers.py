@@ -17,6 +17,7 @@ from medjax.assets import cache_folder
 # one pip call each, in this order: torch first, so that the release is the one named here
 PEERS = {
     "lm-eval": (("torch==2.13.0",), ("transformers", "lm-eval", "accelerate", "gguf", "sentencepiece")),
+    "generate": (("torch==2.13.0",), ("transformers", "accelerate", "gguf", "sentencepiece"), ("xllamacpp",)),
     "torch": (("torch==2.13.0",), ("numpy", "safetensors")),
     "peft": (("torch==2.13.0",), ("transformers", "peft", "accelerate", "gguf", "sentencepiece")),
 }
