@@ -66,7 +66,14 @@ ORIGINS = {
         "none stated; exam texts by the Ministry of Health, Labour and Welfare of Japan",
     ),
     "medllm_qa_benchmark": Origin("aistairc/medLLM_QA_benchmark", "614599e5042052a374fca74590a2dd95c80a56b3", "MIT"),
-    "jmed-llm": Origin("sociocom/JMED-LLM", "3774a34e4a26a7b8a7851f421ecad91a04c2f59b", "JMMLU-Med: CC BY-SA 4.0"),
+    "jmed-llm": Origin(
+        "sociocom/JMED-LLM", "3774a34e4a26a7b8a7851f421ecad91a04c2f59b", "CC BY 4.0; JMMLU-Med: CC BY-SA 4.0"
+    ),
+    "yakugakuqa": Origin(
+        "EQUES-Inc/pharma-LLM-eval",
+        "998387e8fe73f775990ca11d0a45d2a6819bf4e3",
+        "CC BY-SA 4.0 on its model hub page, none stated in the repository",
+    ),
     "pubmedqa": Origin("pubmedqa/pubmedqa", "1cbae8e92f72f20c8d3747cbb3bf5bc53554d997", "MIT"),
     "stories260K": Origin(
         "ytmytm/llama2.c64", "12b5bec82eb980362b8a7bfe86992a552a492481", "weights of karpathy/tinyllamas"
@@ -143,11 +150,16 @@ def data_files(name: str, files: Sequence[str], data_dir: str | Path | None = No
     return [local[file] for file in files]
 
 
-def at_hand(name: str, data_dir: str | Path | None = None) -> bool:
-    """Whether files of a question set are here, or were fetched before; nothing is fetched to find out."""
-    origin = ORIGINS[name]
+def at_hand(name: str, data_dir: str | Path | None = None, files: Sequence[str] = ()) -> bool:
+    """Whether a question set is here, or was fetched before; nothing is fetched to find out.
+
+    files  that must all be; without them the folder is enough
+    """
+    origin, folder = ORIGINS[name], data_folder(name, data_dir)
     cached = cache_folder() / "github" / origin.repo.replace("/", "+") / origin.commit[:12]
-    return data_folder(name, data_dir) is not None or cached.is_dir()
+    if not files:
+        return folder is not None or cached.is_dir()
+    return all((folder and (folder / file).is_file()) or (cached / pins()[name, file][0]).is_file() for file in files)
 
 
 def fetch_file(repo: str, commit: str, path: str, sha256: str) -> Path:
@@ -334,6 +346,25 @@ def _size(folder: Path) -> int:
             except FileNotFoundError:  # moved or removed while counting
                 continue
     return total
+
+
+def hub_dataset(repo_id: str, files: Sequence[str], *, fetch: bool = True) -> Path:
+    """The local folder of a data set of the model hub, with those of the files that it has.
+
+    fetch  False: only what was fetched before
+    Raises FileNotFoundError when it cannot be had.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(repo_id, repo_type="dataset", allow_patterns=list(files), local_files_only=not fetch)
+        )
+    except Exception as error:  # the hub raises its own, the network library's and the system's errors alike
+        cause = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(
+            f"model hub: data set {repo_id} could not be had ({type(error).__name__}: {cause})"
+        ) from error
 
 
 def _hub_snapshot(repo_id: str, revision: str | None) -> Path:

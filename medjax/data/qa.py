@@ -1,7 +1,13 @@
 """Exam items: one question with its choices, its gold answer and what it is worth.
 
-`Item` is the one form in which every question set reaches protocols and scoring. Letters are lower case and count from
-"a"; an item without choices asks for a number, kept as text because "7.20" and "04" are not "7.2" and "4".
+`Item` is the one form in which every question set reaches protocols and scoring. `kind` says what is asked for; the
+answer is a tuple of texts whatever the kind:
+
+  choice      letters of the right choices, lower case, counted from "a"              ("a", "d")
+  number      a number, kept as text because "7.20" and "04" are not "7.2" and "4"    ("7.20",)
+  entities    the expressions that a text holds, different ones; there may be none    ("発熱", "咳嗽")
+  similarity  how close two texts are in meaning, a number from 0 to 5                ("3.5",)
+  text        one reference text (a translation, an open answer), or no reference     ("The patient ...",)
 
 `read_jsonl` reads an exam of your own, one JSON object a line, UTF-8:
 
@@ -9,9 +15,11 @@
    "answer": ["a", "d"], "points": 3, "section": "required", "category": "cardiology", "prohibited": ["e"]}
 
   id          text, unique in the file
+  kind        optional, one of the above; without it choice, or number where choices is []
   question    text
-  choices     list of 2 to 26 different texts; [] for an item that asks for a number
-  answer      list of letters, upper or lower case, in any order; for a number: one text such as ["7.20"], half-width
+  choices     list of 2 to 26 different texts; [] for a number; left out for entities, similarity and text
+  answer      list of letters, upper or lower case, in any order; for a number: one text such as ["7.20"], half-width;
+              for the other kinds as above
   points      optional number >= 0 (default 1); 0 means withdrawn: asked, but worth nothing
   section     optional text; "required" marks the part that has to be passed by itself
   category    optional text
@@ -32,19 +40,25 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+Kind = Literal["choice", "number", "entities", "similarity", "text"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similarity
 # the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+# kana, half-width ones too, and CJK ideographs
+_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _REQUIRED = ("id", "question", "choices", "answer")
-_OPTIONAL = ("points", "section", "category", "prohibited", "context", "image", "explanation")
+_OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
+_WITH_CHOICES = ("choice", "number")
 
 
 @dataclass(frozen=True)
 class Item:
     """One exam question.
 
-    answer        sorted lower-case letters (in the order asked for when `ordered`), or one number text without choices
+    answer        sorted lower-case letters (in the order asked for when `ordered`), or what the kind says
     points        worth of a right answer; 0 for a withdrawn item
     prohibited    letters whose choice counts as a prohibited pick
     exam          year or number of the exam it was asked in
@@ -53,6 +67,7 @@ class Item:
     ordered       the order of the letters is part of the answer
     needs_image   cannot be solved from the text alone
     explanation   why the answer is right, for training; no prompt shows it
+    kind          what is asked for; None: choice where there are choices, else number
 
     Raises ValueError naming the item and the field.
     """
@@ -73,8 +88,11 @@ class Item:
     ordered: bool = False
     needs_image: bool = False
     explanation: str = ""
+    kind: Kind | None = None
 
     def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", "choice" if self.choices else "number")
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"id: got {self.id!r}, expected non-empty text")
         for name in ("question", "section", "category", "context", "exam", "explanation"):
@@ -82,8 +100,13 @@ class Item:
                 raise self._error(name, getattr(self, name), "text")
         if not self.question.strip():
             raise self._error("question", self.question, "non-empty text")
+        if self.kind not in KINDS:
+            raise self._error("kind", self.kind, f"one of {', '.join(KINDS)}")
         if not _texts(self.choices) or len(self.choices) == 1 or len(self.choices) > len(string.ascii_lowercase):
             raise self._error("choices", self.choices, "no choice (a number is asked for) or 2 to 26 texts")
+        if bool(self.choices) != (self.kind == "choice"):
+            expected = "2 to 26 texts" if self.kind == "choice" else "no choice"
+            raise self._error("choices", self.choices, f"{expected} for an item of kind {self.kind}")
         self._check_answer("answer", self.answer)
         if self.accepted is not None:
             if self.answer not in self.accepted:
@@ -108,8 +131,8 @@ class Item:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the item has no choices and asks for a number."""
-        return not self.choices
+        """Whether the item asks for a number that must agree as text; a similarity is no such number."""
+        return self.kind == "number"
 
     @property
     def num_answers(self) -> int:
@@ -130,12 +153,26 @@ class Item:
             raise self._error(field, letters, f"different lower-case letters {has}")
 
     def _check_answer(self, field: str, answer: tuple[str, ...]) -> None:
-        if self.is_numeric:
-            if not _texts(answer) or len(answer) != 1 or not NUMBER.fullmatch(answer[0]):
-                plain = unicodedata.normalize("NFKC", answer[0]) if _texts(answer) and len(answer) == 1 else ""
-                hint = f"; write it half-width: {plain}" if NUMBER.fullmatch(plain) else ""
-                raise self._error(field, answer, f"one number written as text, because the item has no choices{hint}")
+        if self.kind == "choice":
+            self._check_gold_letters(field, answer)
             return
+        if not isinstance(answer, tuple) or not _texts(answer):
+            raise self._error(field, answer, "a tuple of texts")
+        blank = any(not text.strip() for text in answer)
+        if self.kind == "entities" and (blank or len(set(answer)) < len(answer)):
+            raise self._error(field, answer, "different texts, none of them blank")
+        if self.kind == "text" and (blank or len(answer) > 1):
+            raise self._error(field, answer, "one reference text, or none")
+        if self.kind in ("number", "similarity") and not (len(answer) == 1 and NUMBER.fullmatch(answer[0])):
+            plain = unicodedata.normalize("NFKC", answer[0]) if len(answer) == 1 else ""
+            hint = f"; write it half-width: {plain}" if NUMBER.fullmatch(plain) else ""
+            why = "the item has no choices" if self.kind == "number" else "a similarity is asked for"
+            raise self._error(field, answer, f"one number written as text, because {why}{hint}")
+        low, high = SIMILARITY
+        if self.kind == "similarity" and not low <= float(answer[0]) <= high:
+            raise self._error(field, answer, f"a number from {low:g} to {high:g}")
+
+    def _check_gold_letters(self, field: str, answer: tuple[str, ...]) -> None:
         self._check_letters(field, answer)
         if not answer:
             raise self._error(field, answer, "at least one letter")
@@ -153,11 +190,7 @@ def read_jsonl(path: str | Path) -> list[Item]:
         raise FileNotFoundError(f"{path}: no such file; expected an exam with one JSON object a line")
     items: list[Item] = []
     first_line: dict[str, int] = {}
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: got bytes that are not UTF-8 ({error}); save the file as UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -174,6 +207,24 @@ def read_jsonl(path: str | Path) -> list[Item]:
     if not items:
         raise ValueError(f"{path}: got no items, expected one JSON object a line")
     return items
+
+
+def is_japanese(text: str) -> bool:
+    """Whether a text holds kana or a Chinese character."""
+    return bool(_JAPANESE.search(text))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises ValueError naming file and line of other bytes."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: got bytes that are not UTF-8 ({error.reason}: {data[error.start]:#04x}), expected "
+            "UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -193,9 +244,13 @@ def _item(row: dict[str, Any], path: Path) -> Item:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"{key}: unknown field{hint} Known are {', '.join(known)}.")
-    for key in _REQUIRED:
+    kind = row.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    needed = [key for key in _REQUIRED if key != "choices" or kind is None or kind in _WITH_CHOICES]
+    for key in needed:
         if key not in row:
-            raise ValueError(f"{key}: missing; every line needs {', '.join(_REQUIRED)}")
+            raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
     choices = _list(row, "choices")
     if blank := [i for i, choice in enumerate(choices) if not choice.strip()]:
         raise ValueError(f"choices: choice {string.ascii_lowercase[blank[0] % 26]} is blank, expected text in each")
@@ -221,6 +276,7 @@ def _item(row: dict[str, Any], path: Path) -> Item:
         exam=path.stem,
         needs_image=image is not None,
         explanation=row.get("explanation", ""),
+        kind=kind,
     )
 
 

@@ -1,6 +1,9 @@
 """What a model's text says: the letters of its answer, or nothing.
 
+`parse_answer`  by the kind of the item: letters and numbers as below, a similarity as a number, entities by
+                medjax.eval.entities, a free text as it stands; after reasoning what follows the last "答え:".
 `parse_kasai`   full-width to half-width and lower case; the text is then judged as it stands.
+`parse_last`    after reasoning: the last answer that `parse_strict` would read, since reasoning names others before.
 `parse_strict`  a set of letters, or None (unparsed). It reads an answer only where the text says one:
 
   a line that is nothing but letters     c    (c)    C.    a, c    ａ、ｃ    a と c    **c**    a and c
@@ -9,20 +12,22 @@
 
 All readings of a text must agree. Prose in which a letter occurs ("a patient ..."), "a or d", "the answer is a/d",
 letters the item does not have, letters run together ("ac", which may be a word) and two different answers are unparsed.
-What is announced as wrong ("不正解は a", "The incorrect answer is a") is not read. A <think> block is removed first;
-one that never ends leaves nothing after it. For an item that asks for a number the first number counts, after an
-announcement if there is one, as text and without thousands separators: "1,234.50 mL" is "1234.50".
+What is announced as wrong ("不正解は a", "The incorrect answer is a") is not read. Thoughts (<think>, <thinking>,
+<reasoning>) are removed first by `without_thoughts`; those that never end leave nothing after them. For an item that
+asks for a number the first number counts, after an announcement if there is one, as text and without thousands
+separators: "1,234.50 mL" is "1234.50". Every function takes time that is linear in the length of the text.
 """
 
 import re
 import unicodedata
 
 from medjax.data.qa import Item
+from medjax.eval.entities import parse_entities
 
 # the printable ASCII block and the blank; full-width kana cannot be an answer, so they are left alone
 _ZEN_TO_HAN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}
 
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_TAG = re.compile(r"<(/?)(think|thinking|reasoning)\s*>", re.IGNORECASE)
 _MARKS = re.compile(r"[*`_]+")
 _DASH = re.compile(r"^-+(?:\s+|(?![\s0-9.]))")  # "c - text", but the sign of "-40" stays
 _BULLET = re.compile(r"^[\s>#・•-]+")
@@ -35,7 +40,7 @@ _LIST = re.compile(_LETTERS.format(_LETTER, _JOIN.format("|/"), _LETTER), re.IGN
 _ANNOUNCED = re.compile(_LETTERS.format(_LETTER, _JOIN.format(""), _LETTER), re.IGNORECASE)
 _CUE = re.compile(
     r"(?:答え|答|解答|回答|正解|正答|正しい選択肢|正しいもの|正しいの|適切なもの|適切なの)\s*(?:は\s*[:、]?|[:=])\s*"
-    r"|\b(?:(?:(?:correct|best|right|final)\s+)+(?:options?|choices?)|answers?)(?:\s+(?:is|are)\b\s*:?|\s*[:=])\s*"
+    r"|\b(?:(?:(?:correct|best|right|final)\s+){1,4}(?:options?|choices?)|answers?)(?:\s+(?:is|are)\b\s*:?|\s*[:=])\s*"
     r"|\\boxed\s*(?=\{)",
     re.IGNORECASE,
 )
@@ -45,6 +50,12 @@ _DENIAL = re.compile(
     r"|(?:\b(?:incorrect|wrong|false|inaccurate|invalid|worst|least|not|non)|n['’]t)[\s-]+(?:(?:the|an?|correct|right|best|final)\s+)*)$",
     re.IGNORECASE,
 )
+_LAST_CUE = re.compile(
+    r"^[ \t\u3000*#>_]*(?:最終的な)?(?:答え|回答|(?:final )?answer)[*_]*[ \t\u3000]*[:：][*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DENIAL_REACH = 80  # characters before a cue
+_ANSWER_REACH = 4000  # characters after a cue: no choice is longer
 _BARE_END = re.compile(r"\s*(?:です|である|だ|が正解(?:です)?|が正しい(?:です)?)?\s*[.。:!]?\s*")
 _SENTENCE_END = re.compile(
     r"\s*(?:$|[。!」』)\]\"'}]|\.(?![A-Za-z0-9])|(?:です|である|だ)(?=[。.!\s」』)]|$)|で(?:あり)?[、,]"
@@ -60,23 +71,80 @@ def parse_kasai(text: str) -> str:
     return text.translate(_ZEN_TO_HAN).lower()
 
 
+def parse_answer(text: str, item: Item, *, reasoned: bool = False) -> tuple[str, ...] | None:
+    """What a text answers, in the form of `Item.answer`; None where nothing can be read.
+
+    reasoned  the text is reasoning that ends in an answer
+    """
+    if item.kind in ("choice", "number", "similarity"):
+        return (parse_last if reasoned else parse_strict)(text, item)
+    said: str | None = without_thoughts(text)
+    if reasoned:
+        said = _after_cue(said or "")
+    if not said or not said.strip():
+        return None
+    return parse_entities(said) if item.kind == "entities" else (said.strip(),)
+
+
+def _after_cue(text: str) -> str | None:
+    """What follows the last line that opens with "答え:" or "Answer:"; None where there is no such line."""
+    cues = list(_LAST_CUE.finditer(text))
+    return text[cues[-1].end() :] if cues else None
+
+
 def parse_strict(text: str, item: Item) -> tuple[str, ...] | None:
     """The letters a text answers with, sorted (in the order given for an `ordered` item), or one number text.
 
     None when it says nothing that can be read without guessing; see the docstring of this module.
     """
-    text = _MARKS.sub("", _normal(_without_thoughts(text))).strip()
-    readings = _numbers(text) if item.is_numeric else _letter_lists(text, item)
-    if len(readings) != 1:
-        return None
-    (answer,) = readings
-    return answer if item.is_numeric or set(answer) <= set(item.letters) else None
+    readings = _readings(text, item, reasoned=False)
+    return _checked(readings[0], item) if len(set(readings)) == 1 else None
 
 
-def _without_thoughts(text: str) -> str:
-    text = _THINK.sub("", text)
-    # some chat templates open the block themselves, so that only its end is generated
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+def parse_last(text: str, item: Item) -> tuple[str, ...] | None:
+    """The answer a text ends with, in the form of `parse_strict`; a number only after an announcement."""
+    readings = _readings(text, item, reasoned=True)
+    return _checked(readings[-1], item) if readings else None
+
+
+def _readings(text: str, item: Item, *, reasoned: bool) -> list[tuple[str, ...]]:
+    """Every answer that the text says, in its order."""
+    text = _MARKS.sub("", _normal(without_thoughts(text))).strip()
+    return _letter_lists(text, item) if item.kind == "choice" else _numbers(text, reasoned)
+
+
+def _checked(answer: tuple[str, ...], item: Item) -> tuple[str, ...] | None:
+    return answer if item.kind != "choice" or set(answer) <= set(item.letters) else None
+
+
+def without_thoughts(text: str) -> str:
+    """The text without its thoughts: blocks of <think>, <thinking> or <reasoning>, of which one may never end.
+
+    Some chat templates open the block themselves, so that only its end is generated: what stands before it goes too.
+    """
+    kept: list[str] = []
+    start, inside = 0, ""
+    for tag in _TAG.finditer(text):
+        name = tag[2].lower()
+        if tag[1]:
+            if inside in ("", name):
+                kept, start, inside = kept if inside else [], tag.end(), ""
+        elif not inside:
+            kept.append(text[start : tag.start()])
+            inside = name
+    if not inside:
+        kept.append(text[start:])
+    left = "".join(kept)
+    return left if left == text else left.strip()
+
+
+def open_thought(text: str) -> str:
+    """The tag of the thoughts in which a text ends, such as "think"; "" where there are none or they have ended."""
+    inside = ""
+    for tag in _TAG.finditer(text):
+        name = tag[2].lower()
+        inside = inside or name if not tag[1] else "" if inside == name else inside
+    return inside
 
 
 def _normal(text: str) -> str:
@@ -88,19 +156,21 @@ def _cues(text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
     """Announcements of the answer, and of what is not the answer."""
     found: tuple[list[re.Match[str]], list[re.Match[str]]] = ([], [])
     for cue in _CUE.finditer(text):
-        found[bool(_DENIAL.search(text, 0, cue.start()))].append(cue)
+        found[bool(_DENIAL.search(text, max(0, cue.start() - _DENIAL_REACH), cue.start()))].append(cue)
     return found
 
 
-def _numbers(text: str) -> set[tuple[str, ...]]:
+def _numbers(text: str, reasoned: bool) -> list[tuple[str, ...]]:
     cues, denied = _cues(text)
-    spots = [cue.end() for cue in cues] or ([] if denied else [0])
-    found = (_NUMBER.search(text, spot) for spot in spots)
-    return {(number[0].replace(",", ""),) for number in found if number}
+    spots = [cue.end() for cue in cues] or ([] if denied or reasoned else [0])
+    ends = [*spots[1:], len(text)]
+    # up to the next announcement, where that number is read
+    found = [_NUMBER.search(text, spot, end) for spot, end in zip(spots, ends, strict=False)]
+    return [(number[0].replace(",", ""),) for number in found if number]
 
 
-def _letter_lists(text: str, item: Item) -> set[tuple[str, ...]]:
-    readings = set()
+def _letter_lists(text: str, item: Item) -> list[tuple[str, ...]]:
+    readings = []
     lists_wrong_ones = False  # after a line "不正解:", up to the next announcement
     for line in text.splitlines():
         cues, denied = _cues(line)
@@ -109,9 +179,9 @@ def _letter_lists(text: str, item: Item) -> set[tuple[str, ...]]:
         elif denied and not line[denied[-1].end() :].strip():
             lists_wrong_ones = True
         if not lists_wrong_ones:
-            readings.add(_read(_BULLET.sub("", line), item, whole=True))
-        readings.update(_read(line[cue.end() :], item, whole=False) for cue in cues)
-    return {reading for reading in readings if reading}
+            readings.append(_read(_BULLET.sub("", line), item, whole=True))
+        readings += [_read(line[cue.end() : cue.end() + _ANSWER_REACH], item, whole=False) for cue in cues]
+    return [reading for reading in readings if reading]
 
 
 def _read(text: str, item: Item, *, whole: bool) -> tuple[str, ...] | None:
@@ -132,7 +202,10 @@ def _letters(match: re.Match[str]) -> list[str]:
 def _is_choice_text(text: str, letter: str, item: Item) -> bool:
     if letter not in item.letters:
         return False
-    choice = _plain(item.choices[item.letters.index(letter)])
+    written = item.choices[item.letters.index(letter)]
+    if len(text) > 4 * len(written) + 64:  # no blanks and brackets make a choice that long
+        return False
+    choice = _plain(written)
     # "a, b" names two letters even where choice a is "B"
     is_next_letter = len(choice) == 1 and text.lstrip().startswith((",", "、"))
     return bool(choice) and not is_next_letter and _plain(text) == choice

@@ -1,51 +1,52 @@
 """Protocols: the exact bytes of a prompt, what the model is asked to do, and how its answer is read.
 
   strict          generation; the answer is a set of letters (or a number), anything else is unparsed and counted
+  cot             generation: reasoning within a budget, then the answer on a last line, forced where none was written
   choice-logprob  no generation: the choice whose text (or letter) is most probable; for N answers the N most probable
   kasai           the IgakuQA authors' format: their demonstrations, number of answers told, exact set, nothing trimmed
   gestalt         the japanese-lm-med-harness: answer text against choice texts by similarity; for comparison only
 
 A question is put as a conversation (system, demonstrations, question). With a chat template it is rendered by it,
 otherwise its texts are joined by newlines. Every score carries a protocol id such as "kasai-3shot". The wording of
-`strict` and `choice-logprob` is medjax's own and stands in medjax.data.exams.wording, where training finds it too; the
-bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d. docs/protocols.md shows every prompt to the byte.
+`strict`, `cot` and `choice-logprob` is medjax's own and stands in medjax.data.exams.wording, where training finds it
+too; the bytes of `kasai` are those of jungokasai/IgakuQA@2bc4c3d. docs/protocols.md shows every prompt to the byte.
+
+Any of them may ask an item more than once: under every cyclic shift of its choices, with several templates, several
+times by sampling (medjax.eval.asking), and counts one answer of them all (medjax.eval.voting, rotation).
 """
 
-import difflib
 import hashlib
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from medjax.data.exams import wording
-from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.gestalt import is_asked
 from medjax.eval.settings import PROTOCOLS, ProtocolSettings
+from medjax.eval.templates import PromptTemplate, labels, stem
 
-# new tokens that an answer may take
-_ROOM = {"strict": 32, "kasai": 32, "gestalt": 256}
+# new tokens that an answer may take: a letter or a number; what other kinds of items ask for
+_KIND_ROOM = {"entities": 512, "text": 512}
+_ROOM = {"strict": 32, "cot": 32, "kasai": 32, "gestalt": 256}
+_THINK = ProtocolSettings.think_tokens
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A rendered question: context text, and for choice-logprob the continuations to score (one a choice).
 
-    is_chat  the text was made by a chat template and holds special tokens
+    is_chat  the text was made by a chat template
+    special  special tokens that the text holds are read as such: those of a chat template, or of a template by file
     """
 
     text: str
     continuations: tuple[str, ...] = ()
     is_chat: bool = False
+    special: bool = False
 
 
 _KASAI_SYSTEM = {"ja": "医師国家試験を解きます。", "en": "Let's try Japan's medical license exam."}
-_VARIABLES = ("instruction", "input", "question", "choices", "letters", "context", "num_answers")
 _GESTALT = {
     "ja": "### 質問\n{{ instruction }}\n### 選択肢\n{{ input }}\n### 正しい選択肢の文\n",
     "en": "### Question\n{{ instruction }}\n### Choices\n{{ input }}\n### Text of the correct choice\n",
@@ -55,56 +56,106 @@ _GESTALT = {
 class Protocol:
     """One protocol with its settings.
 
-    template  replaces the protocol's own wording of the question and its system text
+    templates  replace the protocol's own wording of the question and its system text; every item is asked with each
+
+    Raises ValueError for settings that the protocol cannot follow.
     """
 
-    def __init__(self, name: str, settings: ProtocolSettings, template: "PromptTemplate | None" = None):
+    def __init__(self, name: str, settings: ProtocolSettings, templates: Sequence[PromptTemplate] = ()):
         if name not in PROTOCOLS:
             raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}.")
         if name == "gestalt" and settings.num_fewshot:
             raise ValueError("protocol: gestalt is a zero-shot protocol; set num_fewshot to 0.")
+        if name == "choice-logprob" and settings.temperature:
+            raise ValueError(
+                f"protocol: choice-logprob draws no answers, got temperature {settings.temperature}; set it to 0 and "
+                "samples to 1, or choose a protocol that generates."
+            )
         self.name = name
         self.settings = settings
-        self._own_template = template
-        usual = {language: PromptTemplate(source) for language, source in _GESTALT.items()} if name == "gestalt" else {}
-        self._templates = usual if template is None else dict.fromkeys(wording.LANGUAGES, template)
+        self.templates = tuple(templates)
+        # what the wordings an item is asked with are called: one a template, "" for the protocol's own
+        self.wordings = labels(self.templates) or ("",)
+        usual = _GESTALT if name == "gestalt" else {}
+        self._usual = {language: PromptTemplate(source) for language, source in usual.items()}
 
     @property
     def id(self) -> str:
         """Name with every setting that makes scores differ, such as "choice-logprob-letter-3shot"."""
-        parts = [self.name]
-        if self.name == "choice-logprob":
-            parts += [self.settings.continuation] if self.settings.continuation != "text" else []
-            parts += [f"per-{self.settings.normalise}"] if self.settings.normalise != "sum" else []
+        s, parts = self.settings, [self.name]
+        if not self.generates:
+            parts += [s.continuation] if s.continuation != "text" else []
+            parts += [f"per-{s.normalise}"] if s.normalise != "sum" else []
         elif self.max_new_tokens != _ROOM[self.name]:
             parts.append(f"{self.max_new_tokens}tokens")
-        if self._own_template:
-            parts.append(f"template-{self._own_template.digest[:8]}")
-        return "-".join([*parts, f"{self.settings.num_fewshot}shot"])
+        parts += [f"{s.think_tokens}think"] if self.reasons and s.think_tokens != _THINK else []
+        if len(self.templates) == 1:
+            parts.append(f"template-{self.templates[0].digest[:8]}")
+        elif self.templates:
+            every = hashlib.sha256("".join(template.digest for template in self.templates).encode()).hexdigest()
+            parts.append(f"majority-{len(self.templates)}templates-{every[:8]}")
+        parts += ["rotated"] if s.rotate else []
+        if s.temperature:
+            parts += [f"{s.samples}samples", f"t{s.temperature:g}"]
+            parts += [f"p{s.top_p:g}"] if s.top_p < 1 else []
+        parts += [s.fewshot] if s.fewshot and s.num_fewshot else []
+        return "-".join([*parts, f"{s.num_fewshot}shot"])
 
     @property
     def generates(self) -> bool:
         return self.name != "choice-logprob"
 
     @property
+    def reasons(self) -> bool:
+        """Whether an answer comes after reasoning, within a budget of its own."""
+        return self.name == "cot"
+
+    @property
     def max_new_tokens(self) -> int:
+        """New tokens of an answer in letters or a number; reasoning has settings.think_tokens before it."""
         return self.settings.max_new_tokens or _ROOM[self.name]
+
+    def room(self, items: Iterable[Item]) -> int:
+        """New tokens of an answer to any of these items: lists of entities and texts get more."""
+        return self.settings.max_new_tokens or max(_KIND_ROOM.get(item.kind or "", _ROOM[self.name]) for item in items)
 
     def stop(self, is_chat: bool) -> tuple[str, ...]:
         """Texts that end an answer once something visible was written; in a chat the model ends its turn itself."""
         return () if is_chat and self.name != "gestalt" else ("\n",)
 
-    def asks(self, item: Item, language: str) -> bool:
-        """Whether the protocol puts this item at all; gestalt leaves out what its harness leaves out."""
-        return self.name != "gestalt" or is_asked(item, language)
+    def reasoning_stop(self, is_chat: bool) -> tuple[str, ...]:
+        """Texts that end reasoning: without a chat, where a next question begins."""
+        return () if is_chat else wording.question_marks()
 
-    def prompt(self, item: Item, demonstrations: Sequence[Item], language: str, chat: ChatTemplate | None) -> Prompt:
-        """The prompt of an item, in bytes that depend on nothing else."""
-        turns = [(self._question(demo, language), self._gold(demo)) for demo in demonstrations]
+    def asks(self, item: Item, language: str) -> bool:
+        """Whether the protocol puts this item at all.
+
+        Gestalt leaves out what its harness leaves out; kasai and choice-logprob know choices and numbers only.
+        """
+        if self.name == "gestalt":
+            return is_asked(item, language)
+        return item.kind in ("choice", "number") or self.name in ("strict", "cot")
+
+    def prompt(
+        self,
+        item: Item,
+        demonstrations: Sequence[Item],
+        language: str,
+        chat: ChatTemplate | None,
+        number: int = 0,
+        specials: Collection[str] = (),
+    ) -> Prompt:
+        """The prompt of an item, in bytes that depend on nothing else.
+
+        number    which of `wordings`
+        specials  texts that the tokenizer can read as special tokens
+        """
+        template = self._template(language, number)
+        turns = [(self._question(demo, language, template), self._gold(demo, language)) for demo in demonstrations]
         system = None
-        if not self._templates:
+        if not template:
             system = _KASAI_SYSTEM[language] if self.name == "kasai" else wording.system(language)
-        question = self._question(item, language)
+        question = self._question(item, language, template)
         if chat:
             messages = [{"role": "system", "content": system}] if system else []
             for user, assistant in turns:
@@ -116,7 +167,17 @@ class Protocol:
                 # the IgakuQA authors give an answer its own line; elsewhere it stands where the model puts its own
                 lines += [asked, answer] if self.name == "kasai" else [asked + wording.answer_gap(asked) + answer]
             text = "\n".join([*lines, question])
-        return Prompt(text, self._continuations(item, text), is_chat=chat is not None)
+        special = chat is not None or self.writes(specials, number)
+        return Prompt(text, self._continuations(item, text), is_chat=chat is not None, special=special)
+
+    def writes(self, specials: Collection[str], number: int = 0) -> bool:
+        """Whether the template of a wording writes special tokens, such as the turns of ChatML."""
+        return bool(self.templates) and any(text in self.templates[number].source for text in specials)
+
+    def _template(self, language: str, number: int) -> PromptTemplate | None:
+        if self.templates:
+            return self.templates[number]
+        return self._usual.get(language)
 
     def _continuations(self, item: Item, text: str) -> tuple[str, ...]:
         if self.generates:
@@ -124,99 +185,27 @@ class Protocol:
         values = item.letters if self.settings.continuation == "letter" else wording.scored_choices(item)
         return tuple(wording.answer_gap(text) + value for value in values)
 
-    def _gold(self, item: Item) -> str:
+    def _gold(self, item: Item, language: str) -> str:
+        if self.reasons:
+            return wording.reasoned_answer(item, language)
         return wording.answer(item, as_letters=self.generates or self.settings.continuation == "letter")
 
-    def _question(self, item: Item, language: str) -> str:
-        if self._templates:
-            return self._templates[language].render(item)
+    def _question(self, item: Item, language: str, template: PromptTemplate | None) -> str:
+        if template:
+            return template.render(item)
         if self.name == "kasai":
             return _kasai_question(item, language)
+        if self.reasons:
+            return wording.reasoned_question(item, language)
         return wording.question(item, language, asks_letter=self.generates)
-
-
-class PromptTemplate:
-    """A prompt template with {{instruction}} (the question) and {{input}} (choice texts joined by ",").
-
-    Also given: question, choices, letters, context, num_answers. Rendered in a sandbox; keeps its last newline.
-
-    source  Jinja source; Liquid's {{name}} means the same
-    name    how errors call the template, for instance its file
-    digest  sha256 of the source
-
-    Raises ValueError for a source that is no template, names an unknown variable or has no place for the question.
-    """
-
-    def __init__(self, source: str, name: str = "template"):
-        self.name = name
-        self.digest = hashlib.sha256(source.encode()).hexdigest()
-        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
-        try:
-            used = meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise ValueError(
-                f"{name}, line {error.lineno}: {error.message}; expected Jinja or Liquid braces."
-            ) from None
-        for variable in sorted(used - set(_VARIABLES)):
-            near = difflib.get_close_matches(variable, _VARIABLES, n=1)
-            hint = f"did you mean {{{{{near[0]}}}}}? " if near else ""
-            raise ValueError(f"{name}: got {{{{{variable}}}}}; {hint}The variables are {', '.join(_VARIABLES)}.")
-        if not used & {"instruction", "question"}:
-            raise ValueError(f"{name}: got no {{{{instruction}}}}; a template must say where the question goes.")
-
-    @classmethod
-    def read(cls, path: str | Path) -> "PromptTemplate":
-        """The template in a file. Raises FileNotFoundError or ValueError naming the file."""
-        try:
-            return cls(Path(path).read_bytes().decode("utf-8"), str(path))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
-        except OSError as error:
-            raise FileNotFoundError(f"{path}: {error.strerror}; expected a file with a prompt template.") from None
-
-    def render(self, item: Item) -> str:
-        values = (_stem(item), ",".join(item.choices), item.question, list(item.choices), list(item.letters))
-        try:
-            return self._template.render(dict(zip(_VARIABLES, (*values, item.context, item.num_answers), strict=True)))
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ValueError(
-                f"{self.name}: item {item.id}: {type(error).__name__}: {error}; correct the template."
-            ) from None
-
-
-def choose_demonstrations(task: LoadedTask, item: Item, count: int, seed: int, fixed: bool) -> list[Item]:
-    """The worked examples for an item, never the same question, be it under another id.
-
-    fixed    the first `count` of the pool in its order (the IgakuQA authors' three); else a choice by seed that is the
-             same for every item of the task, with one in reserve for the item that is itself among them, so that the
-             examples are a prefix all items share
-    Raises ValueError when the pool is too small.
-    """
-    if count == 0:
-        return []
-    pool = list(task.fewshot)
-    reserve = 1 if task.pool_is_test else 0
-    if len(pool) < count + reserve:
-        raise ValueError(
-            f"task {task.name}: got num_fewshot={count}, its pool holds {len(pool)} demonstrations"
-            f"{' (one is kept in reserve)' if reserve else ''}; ask for fewer."
-        )
-    chosen = pool[: count + reserve] if fixed else random.Random(f"{seed}:{task.name}").sample(pool, count + reserve)
-    # not by id: a set may repeat a question under another one, and a pool of its own may use ids again
-    return [demo for demo in chosen if demo.asked != item.asked][:count]
-
-
-def _stem(item: Item) -> str:
-    return f"{item.context}\n{item.question}" if item.context else item.question
 
 
 def _kasai_question(item: Item, language: str) -> str:
     if language == "ja":
-        text = f"問題: {_stem(item)}"
+        text = f"問題: {stem(item)}"
         ask = f"必ずa,b,c,d,eの中からちょうど{item.num_answers}個選んでください。\n答え:"
     else:
-        text = f"Problem: {_stem(item)}"
+        text = f"Problem: {stem(item)}"
         ask = f"Choose exactly {item.num_answers} correct choice(s) from a, b, c, d, e.\nAnswer:"
     if item.is_numeric:
         return text

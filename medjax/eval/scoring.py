@@ -24,6 +24,8 @@ from medjax.data.qa import NUMBER, Item
 from medjax.statistics import intervals
 
 _Pairs = list[tuple[Item, "Verdict"]]
+# what can become of an item; every item is one of them. Cut off: at the limit of new tokens, with nothing to read.
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long")
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,48 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one prediction scored; asked False: the protocol cannot put the item, which counts as wrong."""
+    """How one prediction scored.
+
+    asked      False: the protocol cannot put the item, which counts as wrong
+    truncated  the answer ended at the limit of new tokens
+    too_long   the prompt is longer than the model's context and was not sent; worth nothing
+    """
 
     correct: bool
     points: int | float
     prohibited: bool
     unparsed: bool
     asked: bool = True
+    truncated: bool = False
+    too_long: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """One of OUTCOMES."""
+        if self.too_long or self.correct:
+            return "too_long" if self.too_long else "right"
+        if not self.asked:
+            return "not_asked"
+        if self.unparsed:
+            return "cut_off" if self.truncated else "unparsed"
+        return "wrong"
 
 
 def judge(item: Item, prediction: Prediction) -> Verdict:
-    """Exact set rule (exact order for an `ordered` item). Raises ValueError when the prediction is for another item."""
+    """Exact set rule (exact order for an `ordered` item); a similarity must be the same number, a text the same text.
+
+    Raises ValueError when the prediction is for another item.
+    """
     if prediction.item_id != item.id:
         raise ValueError(f"judge: got the prediction for {prediction.item_id!r}, expected {item.id!r}; keep one order")
     letters = prediction.letters or ()
-    answer = letters if item.ordered else tuple(sorted(set(letters)))
-    return _verdict(item, answer in _golds(item), set(letters), unparsed=prediction.letters is None)
+    if item.kind == "entities":
+        correct = prediction.letters is not None and set(letters) == set(item.answer)
+    elif item.kind == "similarity":
+        correct = bool(letters) and float(letters[0]) == float(item.answer[0])
+    else:
+        correct = bool(letters) and (letters if item.ordered else tuple(sorted(set(letters)))) in _golds(item)
+    return _verdict(item, correct, set(letters), unparsed=prediction.letters is None)
 
 
 def judge_kasai(item: Item, text: str) -> Verdict:
@@ -73,10 +101,10 @@ def judge_kasai(item: Item, text: str) -> Verdict:
 
 
 def chance(item: Item) -> float:
-    """Probability of a right answer by guessing, the number of answers being known; 0 where a number is asked for."""
+    """Probability of a right answer by guessing, the number of answers being known; 0 where there are no choices."""
     if item.any_answer:
         return 1.0
-    if item.is_numeric:
+    if item.kind != "choice":
         return 0.0
     ways = math.perm if item.ordered else math.comb
     return sum(1 / ways(len(item.choices), len(gold)) for gold in _golds(item))
@@ -87,6 +115,7 @@ def aggregate(
     items: Sequence[Item],
     verdicts: Sequence[Verdict],
     *,
+    rotated: bool = False,
     resamples: int = intervals.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -94,28 +123,29 @@ def aggregate(
 
     items      the items asked: all of task.items or a part of them
     verdicts   one for each item, in the same order
+    rotated    an item was asked once under every shift of its choices, and chance is to guess right every time
     resamples  of the bootstrap over items behind the 95 % intervals [low, high]
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, unparsed, not_asked, withdrawn, chance, text_only, by_section, by_category, by_exam; with required
-    sections also required_points, required_total, general_points and general_total. Each entry of by_exam holds the
-    same and the official `verdict`: "pass", "fail", "incomplete" when some questions of the exam were not asked, or
-    "none" when no cut-off is known, with the reasons.
+    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn, chance,
+    text_only, by_section, by_category, by_exam; with required sections also required_points, required_total,
+    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
+    "incomplete" when some questions of the exam were not asked, or "none" when no cut-off is known, with the reasons.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
             f"aggregate: got {len(items)} items and {len(verdicts)} verdicts, expected as many, at least one"
         )
     pairs = list(zip(items, verdicts, strict=True))
-    score = _score(task, pairs, resamples, seed)
+    score = _score(task, pairs, rotated, resamples, seed)
     score["by_exam"] = {}
     for exam, part in _groups(pairs, "exam").items():
-        entry = _score(task, part, resamples, seed)
+        entry = _score(task, part, rotated, resamples, seed)
         score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry)}
     return score
 
 
-def _score(task: LoadedTask, pairs: _Pairs, resamples: int, seed: int) -> dict[str, Any]:
+def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed: int) -> dict[str, Any]:
     score = _totals(pairs)
     right = [verdict.correct for _, verdict in pairs]
     interval = intervals.mean_interval(right, resamples=resamples, seed=seed)
@@ -131,10 +161,12 @@ def _score(task: LoadedTask, pairs: _Pairs, resamples: int, seed: int) -> dict[s
         score["general_total"] = score["points_total"] - required["points_total"]
     score["prohibited_ids"] = [item.id for item, verdict in pairs if verdict.prohibited]
     score["prohibited"] = len(score["prohibited_ids"])
+    score["outcomes"] = {name: sum(verdict.outcome == name for _, verdict in pairs) for name in OUTCOMES}
     score["unparsed"] = sum(verdict.unparsed for _, verdict in pairs)
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
+    score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
-    guesses = [chance(item) for item, _ in pairs]
+    guesses = [chance(item) ** (max(len(item.choices), 1) if rotated else 1) for item, _ in pairs]
     score["chance"] = {
         "accuracy": math.fsum(guesses) / len(pairs),
         "points": math.fsum(guess * item.points for guess, (item, _) in zip(guesses, pairs, strict=True)),

@@ -1,11 +1,13 @@
 """What `python -m medjax.eval` can be told: the tree behind its TOML files and options."""
 
+import math
 from dataclasses import dataclass
 
 from medjax.config import field
 from medjax.infer.settings import EngineSettings, ModelSettings
 
-PROTOCOLS = ("strict", "choice-logprob", "kasai", "gestalt")
+PROTOCOLS = ("strict", "cot", "choice-logprob", "kasai", "gestalt")
+FEWSHOT = ("fixed", "random", "nearest")
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,23 @@ class ProtocolSettings:
         choices=PROTOCOLS,
     )
     num_fewshot: int = field(0, help="worked examples before each question", alias="--num-fewshot")
-    template: str | None = field(
-        None, help="file with a prompt template ({{instruction}}, {{input}}) for the question", alias="--template"
+    fewshot: str | None = field(
+        None,
+        help="which examples: the authors' or the first of the pool, drawn by seed, or those most similar to the "
+        "question; default: the authors' where there are some, else drawn",
+        choices=FEWSHOT,
     )
+    template: tuple[str, ...] = field(
+        (),
+        help="files with prompt templates ({{instruction}}, {{input}}) for the question, each graded by itself",
+        alias="--template",
+    )
+    majority: bool = field(False, help="ask every item with all templates and count their most frequent answer")
+    rotate: bool = field(False, help="ask under every cyclic shift of the choices; right: right under all of them")
+    samples: int = field(1, help="answers drawn for each item, of which the most frequent counts")
+    temperature: float = field(0.0, help="of drawing; 0 takes the most probable token")
+    top_p: float = field(1.0, help="draw from the most probable tokens that hold this share of the probability")
+    think_tokens: int = field(512, help="cot: new tokens of reasoning before an answer is forced")
     continuation: str = field(
         "text", help="choice-logprob: what is scored, each choice's text or its letter", choices=("text", "letter")
     )
@@ -57,7 +73,7 @@ class ProtocolSettings:
         choices=("sum", "token", "byte", "character"),
     )
     max_new_tokens: int | None = field(
-        None, help="of a generated answer; default: 32 (gestalt: 256)", alias="--max-new-tokens"
+        None, help="of a generated answer, after its reasoning; default: 32 (gestalt: 256)", alias="--max-new-tokens"
     )
 
     def __post_init__(self):
@@ -65,6 +81,23 @@ class ProtocolSettings:
             raise ValueError(f"num_fewshot: got {self.num_fewshot}, expected 0 or more.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {self.max_new_tokens}, expected 1 or more.")
+        if self.samples < 1:
+            raise ValueError(f"samples: got {self.samples}, expected 1 or more.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: got {self.temperature}, expected 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: got {self.top_p}, expected a share above 0 and up to 1.")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples: got {self.samples} at temperature 0, where all are the same; set --protocol.temperature, "
+                "for instance 0.7."
+            )
+        if self.think_tokens < 1:
+            raise ValueError(f"think_tokens: got {self.think_tokens}, expected 1 or more.")
+        if self.majority and len(self.template) < 2:
+            raise ValueError(
+                f"majority: got {len(self.template)} templates, expected two or more; write --template FILE,FILE,FILE."
+            )
 
 
 @dataclass(frozen=True)

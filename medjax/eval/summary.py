@@ -2,11 +2,12 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medjax.report.table import text_table
 
+_ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
 _MANY = 0.05  # share of unread answers, cut off, that is worth a hint
 _FEW_SHOT_CONTEXT = 4096  # tokens that the longest IgakuQA question needs after three demonstrations, with room
 
@@ -15,15 +16,27 @@ def print_summary(results: dict[str, Any]) -> None:
     """Print the table of a results.json, and how the adapter differs from its base where both were graded."""
     record = results["medjax"]
     both = "comparisons" in record
-    rows = [_row(evaluation, both) for evaluation in record["evaluations"]]
+    counts = [evaluation["scores"]["outcomes"] for evaluation in record["evaluations"]]
+    # those that always say something, and of the others those that happened
+    outcomes = [name for name in counts[0] if name in _ALWAYS or any(count[name] for count in counts)]
+    rows = [_row(evaluation, both, outcomes) for evaluation in record["evaluations"]]
     header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 % interval)", "chance", "points"]
-    header += ["unparsed", "cut off", "prohibited"]
+    header += [name.replace("_", " ") for name in outcomes] + ["prohibited"]
     print()
-    print(text_table(rows, header, align=("lll" if both else "ll") + "rrrrrrr"))
+    print(text_table(rows, header, align=("lll" if both else "ll") + "rrrr" + "r" * (len(outcomes) + 1)))
     if both:
         print()
         print_comparisons(record["comparisons"], ("base", "adapter"))
+    if graded := [row for evaluation in record["evaluations"] for row in _graded_rows(evaluation)]:
+        print()
+        header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", "unparsed"]
+        print(text_table(graded, header, align="lllrrrr"))
+    if languages := record.get("languages"):
+        print()
+        _print_languages(languages)
     for evaluation in record["evaluations"]:
+        for line in _repeats(evaluation):
+            print(f"{evaluation['id']}: {line}")
         for exam, score in evaluation["scores"]["by_exam"].items():
             verdict = score["verdict"]
             if verdict["result"] in ("pass", "fail"):
@@ -32,6 +45,12 @@ def print_summary(results: dict[str, Any]) -> None:
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
             print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
+        if count := evaluation["scores"]["too_long"]:
+            items = "1 item is" if count == 1 else f"{count} items are"
+            print(
+                f"{evaluation['id']}: {items} longer than the model's context with the answer, not asked and worth "
+                "nothing; ask with fewer examples (--num-fewshot) or new tokens, or take a model with a longer context"
+            )
         cut_off = evaluation["truncated_unparsed"]
         if cut_off > _MANY * evaluation["n_items"]:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
@@ -66,6 +85,65 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str
     print(f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact.")
 
 
+def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
+    for entry in entries:
+        low, high = entry["accuracy_difference_interval"]
+        rows.append(
+            [
+                f"{entry['task']}{' ' + entry['variant'] if 'variant' in entry else ''}",
+                entry["protocol"],
+                f"{entry['first']} / {entry['second']}",
+                str(entry["items"]),
+                f"{entry['first_accuracy']:.1%} / {entry['second_accuracy']:.1%}",
+                f"{100 * entry['accuracy_difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                *(str(entry[key]) for key in ("both", "only_first", "only_second", "neither")),
+                f"{entry['p_value']:.2g}",
+            ]
+        )
+    header = ["set", "protocol", "languages", "items", "accuracy", "difference (95 % interval)"]
+    header += ["both right", "only first", "only second", "neither", "p"]
+    print(text_table(rows, header, align="lllrrrrrrrr"))
+    print("The same questions in two languages, paired by id; difference: second minus first; p: McNemar, exact.")
+
+
+def _graded_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
+    """What a set is graded by, the headline first, where that is not accuracy alone."""
+    names = " ".join(evaluation[key] for key in ("protocol", "variant") if key in evaluation)
+    for name, graded in evaluation.get("metrics", {}).items():
+        value = "undefined" if graded["value"] is None else f"{graded['value']:.3f}"
+        interval = f" ({graded['interval'][0]:.3f} to {graded['interval'][1]:.3f})" if graded["interval"] else ""
+        chance = "" if graded["chance"] is None else f"{graded['chance']:.3f}"
+        row = [f"{evaluation['task']} ({evaluation['language']})", names, name, str(graded["items"])]
+        yield [*row, value + interval, chance, str(graded["unparsed"])]
+
+
+def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """What repeated asks of the items say, a line each."""
+    if forced := evaluation.get("forced"):
+        yield f"{forced} of {evaluation.get('asks', evaluation['n_items'])} answers were forced after their reasoning"
+    if samples := evaluation.get("samples"):
+        yield (
+            f"{samples['count']} answers drawn for each item at temperature {samples['temperature']:g}; one alone is "
+            f"right {samples['accuracy']:.1%} of the time"
+        )
+    for name, score in evaluation.get("templates", {}).items():
+        low, high = score["accuracy_interval"]
+        yield f"template {name} alone: {score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+    if "agreement" in evaluation:
+        yield f"{evaluation['agreement']:.1%} of an item's answers say what counts, on average"
+    if rotation := evaluation.get("rotation"):
+        low, high = rotation["mean_accuracy_interval"]
+        bias = rotation["position_bias"]
+        yield (
+            f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
+            f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        )
+        if bias["p_value"] is not None:
+            picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())
+            yield f"positions picked (right ones): {picked}; p = {bias['p_value']:.2g} that they are picked alike"
+
+
 def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
     low, high = comparison["accuracy_difference_interval"]
     return [
@@ -81,7 +159,7 @@ def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _row(evaluation: dict[str, Any], both: bool) -> list[str]:
+def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> list[str]:
     score = evaluation["scores"]
     low, high = score["accuracy_interval"]
     return [
@@ -92,8 +170,7 @@ def _row(evaluation: dict[str, Any], both: bool) -> list[str]:
         f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})",
         f"{score['chance']['accuracy']:.1%}",
         f"{score['points']:g} / {score['points_total']:g}",
-        str(score["unparsed"]),
-        str(evaluation["truncated"]),
+        *(str(score["outcomes"][name]) for name in outcomes),
         str(score["prohibited"]),
     ]
 

@@ -5,9 +5,7 @@ rows have one length a job; `Programs.shapes` lists them with the seconds each t
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -18,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.infer.packing import MIN_ROW, Row, stack
 from medjax.models.decoder import Decoder, unembedding
 from medjax.models.decoder_config import DecoderConfig
-from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
+from medjax.nn.attention import PREFIX_BLOCK, Prefix, forest
 from medjax.nn.lora import LoraConfig
 from medjax.nn.ops import row_statistics, target_logits
-from medjax.parallel.sharding import Constraint, Rules, mesh_axes, partition_spec, ways
+from medjax.parallel.sharding import Constraint, Rules, partition_spec, ways
 
 VOCAB_CHUNK = 8192  # vocabulary entries whose logits exist at one time
 READ_CHUNK = 128  # rows of hidden states that meet the vocabulary at one time
@@ -80,12 +78,12 @@ class Programs:
         self._compiled: dict[str, Callable] = {}
         batch = model.rules.batch
         self.data_shards = ways(self.mesh, batch)
-        self._by_row = NamedSharding(self.mesh, PartitionSpec(batch))
-        self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self.by_row = NamedSharding(self.mesh, PartitionSpec(batch))
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
 
-    def put(self, array: np.ndarray | np.int32, by_row: bool = True) -> jax.Array:
+    def put(self, array: jax.Array | np.ndarray | np.int32, by_row: bool = True) -> jax.Array:
         """Host array -> device, split along its first axis over the data axes, or whole on every device."""
-        return jax.device_put(array, self._by_row if by_row else self._whole)
+        return jax.device_put(array, self.by_row if by_row else self.whole)
 
     def zeros(self, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
         """An array on the devices, in the compute dtype."""
@@ -120,7 +118,7 @@ class Programs:
             capacity *= 2
         c = self.config
         shape = (c.layers, capacity, c.kv_heads, c.head_dim)
-        place = self._placed(shape, self.model.rules, None, None, "kv_heads", "head_dim")
+        place = self.placed(shape, self.model.rules, None, None, "kv_heads", "head_dim")
         k, v = (self.zeros(shape, place) for _ in "kv")
         for start in range(0, len(tokens), row_tokens):
             part = tokens[start : start + row_tokens]
@@ -143,81 +141,22 @@ class Programs:
         """
         arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
         put = {name: self.put(a, by_row=a.ndim > 0) for name, a in reads.items()}
-        name = f"score {self.data_shards}x{length}{_after(prefix)}, up to {put['entry'].shape[1]} targets"
+        name = f"score {self.data_shards}x{length}{after(prefix)}, up to {put['entry'].shape[1]} targets"
         return self.run(name, self._score, self.variables, prefix, arrays, put)
 
-    def empty_cache(self, sequences: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values to decode into: two arrays [layers, sequences, kv_heads, length, head_dim].
-
-        Sequences are split over the data axes, heads over `tensor`; where there are fewer heads than that, sequences.
-        """
-        c = self.config
-        shape = (c.layers, sequences, c.kv_heads, length, c.head_dim)
-        place = self._placed(shape, self._cache_rules, None, "batch", "kv_heads", None, "head_dim")
-        return self.zeros(shape, place), self.zeros(shape, place)
-
-    def prefill(self, rows: list[Row], length: int, prefix: Prefix | None, cache):
-        """Run packed prompts into the cache (donated).
-
-        rows     at most `data_shards`; `sequences` are cache slots, `places` the row indices of each one's own tokens
-        returns  the cache, and the first new token of every slot [sequences] int32 (of slots in these rows), -1 where
-                 the logits are not finite
-        """
-        slots, room = cache[0].shape[1], cache[0].shape[3]
-        source = {"row": np.zeros(slots, np.int32), "place": np.zeros((slots, room), np.int32)}
-        source["count"] = np.zeros(slots, np.int32)
-        for r, row in enumerate(rows):
-            for slot, places in zip(row.sequences, row.places, strict=True):
-                source["row"][slot] = r
-                source["place"][slot, : len(places)] = places
-                source["count"][slot] = len(places)
-        arrays = {name: self.put(a) for name, a in stack(rows, length, self.data_shards).items()}
-        put = {name: self.put(a) for name, a in source.items()}
-        name = f"prefill {self.data_shards}x{length} into {slots}x{room}{_after(prefix)}"
-        out = tuple(array.sharding for array in cache), self._by_row
-        return self.run(name, self._prefill, self.variables, prefix, cache, arrays, put, donate=(2,), out=out)
-
-    def decode(self, tokens: jax.Array, lengths: jax.Array, cache, prefix: Prefix | None, steps: int):
-        """Greedy steps for every slot; the cache is donated.
-
-        tokens   [sequences] int32, the newest token of each, not yet in the cache
-        lengths  [sequences] int32, entries of the cache that count
-        returns  cache, tokens, lengths, and the new tokens [sequences, steps]
-        """
-        slots, room = cache[0].shape[1], cache[0].shape[3]
-        name = f"decode {steps} steps of {slots}x{room}{_after(prefix)}"
-        function = partial(self._decode, steps=steps)
-        out = tuple(array.sharding for array in cache), *3 * (self._by_row,)
-        return self.run(name, function, self.variables, tokens, lengths, cache, prefix, donate=(3,), out=out)
-
-    def _placed(self, shape: tuple[int, ...], rules: Rules, *axes: str | None) -> NamedSharding:
+    def placed(self, shape: tuple[int, ...], rules: Rules, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, partition_spec(axes, shape, self.mesh, rules))
-
-    @property
-    def _token_rules(self) -> Rules:
-        """While decoding the kernels stay where they lie: hidden states are few, and their sums are sent instead."""
-        rules = self.model.rules
-        kept = set(mesh_axes(rules.embed))
-        return replace(rules, batch=tuple(a for a in mesh_axes(rules.batch) if a not in kept), embed=None, rank=None)
-
-    @property
-    def _cache_rules(self) -> Rules:
-        """Where there are fewer kv heads than devices that split them, these split sequences instead."""
-        rules = self.model.rules
-        if self.config.kv_heads % ways(self.mesh, rules.kv_heads) == 0:
-            return rules
-        return replace(rules, batch=(*mesh_axes(rules.batch), *mesh_axes(rules.kv_heads)), kv_heads=None)
 
     def apply(self, variables, arrays, prefix):
         """Hidden states and keys and values of packed rows (inside jit)."""
         trees = forest(arrays["positions"], arrays["ends"])
         return self.decoder.apply(variables, arrays["tokens"], arrays["positions"], trees, prefix)
 
-    def _statistics(self, table, hidden):
+    def statistics(self, table, hidden):
         with jax.named_scope("vocabulary"):
             return row_statistics(hidden, table, VOCAB_CHUNK, self._vocab_shards)
 
-    def _table(self, variables):
+    def table(self, variables):
         """The vocabulary's matrix, brought together over fsdp once, not for every chunk of it or of the rows."""
         return self.decoder.constrain(unembedding(variables["params"]), "vocab", None)
 
@@ -236,69 +175,10 @@ class Programs:
     def _score(self, variables, prefix, arrays, reads):
         hidden, _ = self.apply(variables, arrays, prefix)
         with jax.named_scope("vocabulary"):
-            return read_scores(hidden, self._table(variables), reads, self._vocab_shards)
-
-    def _prefill(self, variables, prefix, cache, arrays, source):
-        hidden, kv = self.apply(variables, arrays, prefix)
-        row, place, count = source["row"], source["place"], source["count"]
-        held = (jnp.arange(place.shape[1]) < count[:, None])[:, None, :, None]
-
-        def add(layer, cache):
-            def of_layer(old, new):
-                own, before = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (new, old))
-                after = jnp.where(held, own[row[:, None], place].swapaxes(1, 2).astype(old.dtype), before)
-                return jax.lax.dynamic_update_index_in_dim(old, after, layer, 0)
-
-            return tuple(of_layer(old, new) for old, new in zip(cache, kv, strict=True))
-
-        # layer by layer: at once there would be another cache
-        cache = jax.lax.fori_loop(0, self.config.layers, add, cache)
-        last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        found = self._statistics(self._table(variables), hidden[row, last])
-        return cache, jnp.where(jnp.isfinite(found.logsumexp), found.argmax, -1)
-
-    def _decode(self, variables, tokens, lengths, cache, prefix, steps):
-        by_cache = _ByCache(Constraint(self.mesh, self._token_rules), Constraint(self.mesh, self._cache_rules))
-        decoder = self.decoder.clone(constrain=by_cache)
-        rows = jnp.arange(tokens.shape[0])
-        before = prefix.length if prefix else 0
-        table = unembedding(variables["params"])
-
-        def step(carry, _):
-            tokens, lengths, (k, v) = carry
-            positions = (before + lengths)[:, None]
-            hidden, new = decoder.apply(variables, tokens[:, None], positions, Cache(k, v, lengths), prefix)
-            # a finished sequence may run past its room; its writes are dropped
-            k, v = (
-                old.at[:, rows, :, lengths].set(x[:, :, 0].swapaxes(0, 1).astype(old.dtype), mode="drop")
-                for old, x in zip((k, v), new, strict=True)
-            )
-            tokens = self._statistics(table, hidden[:, 0]).argmax
-            return (tokens, lengths + 1, (k, v)), tokens
-
-        (tokens, lengths, cache), made = jax.lax.scan(step, (tokens, lengths, cache), None, length=steps)
-        return cache, tokens, lengths, made.T
+            return read_scores(hidden, self.table(variables), reads, self._vocab_shards)
 
 
-@dataclass(frozen=True)
-class _ByCache:
-    """Queries, keys and values go to the cache, which is large and stays where it lies; all else is as `outside` says.
-
-    They are held to `outside` first, so that what is moved is they, never the kernels that they come from.
-    """
-
-    outside: Constraint
-    cache: Constraint
-
-    def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        x = self.outside(x, *axes)
-        return self.cache(x, *axes) if "attention_heads" in axes else x
-
-    def sharding(self, shape: Sequence[int], *axes: str | None) -> NamedSharding | None:
-        return (self.cache if "attention_heads" in axes else self.outside).sharding(shape, *axes)
-
-
-def _after(prefix: Prefix | None) -> str:
+def after(prefix: Prefix | None) -> str:
     return f" after {prefix.k.shape[1]}" if prefix else ""
 
 

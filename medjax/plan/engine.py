@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from medjax.infer.decoding import Decoding
 from medjax.infer.generator import DECODE_STEPS, cache_room, slots
 from medjax.infer.programs import READ_CHUNK, Programs
 from medjax.infer.scorer import Read, stack_reads
@@ -92,11 +93,11 @@ class ShapePrograms(Programs):
     @property
     def slot_shards(self) -> int:
         """Parts that sequences of the cache are split into, where there are enough of them."""
-        cache = self.empty_cache(self.mesh.size, BLOCK)[0]
+        cache = Decoding(self).empty_cache(self.mesh.size, BLOCK)[0]
         return self.mesh.size // cache.sharding.shard_shape(cache.shape)[1]
 
     def put(self, array, by_row: bool = True) -> Any:
-        place = self._by_row if by_row else self._whole
+        place = self.by_row if by_row else self.whole
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
     def zeros(self, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
@@ -161,16 +162,17 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
     config, load = programs.config, settings.load
     prefix = programs.prefix((0,) * load.prefix, settings.engine.row_tokens)
     count = slots(settings.engine.batch_size, programs.data_shards)
-    cache = programs.empty_cache(count, cache_room(load.context - load.prefix))
+    decoding = Decoding(programs)
+    cache = decoding.empty_cache(count, cache_room(load.context - load.prefix))
     groups = {
         "weights": tree_bytes(programs.variables),
         "keys and values": tree_bytes(cache),
         "prefix": tree_bytes(prefix),
     }
-    programs.prefill([], settings.engine.row_tokens, prefix, cache)
+    decoding.prefill([], settings.engine.row_tokens, prefix, cache)
     prefill = _row_step("prefill", programs, settings, groups, reads=count)
     token = programs.put(np.zeros(count, np.int32))
-    programs.decode(token, token, cache, prefix, DECODE_STEPS)
+    decoding.decode(token, token, cache, prefix, DECODE_STEPS)
     tokens = count * DECODE_STEPS
     pairs = attended_pairs(config, np.full(tokens, load.context - 1))
     flops = _forward_flops(config, tokens, pairs, tokens)

@@ -135,3 +135,75 @@ def test_item_checks_order_and_alternatives():
         Item("x", "?", five, ("a",), accepted=(("b",), ("d",)))
     with pytest.raises(ValueError, match=r"item x: prohibited: .*'d'"):
         Item("x", "?", five, ("a",), accepted=(("a",), ("d",)), prohibited=("d",))
+
+
+KINDS_OF_ITEMS = [
+    {"id": "e", "kind": "entities", "question": "症状は？", "answer": ["発熱", "咳嗽"]},
+    {"id": "n", "kind": "entities", "question": "症状は？", "answer": []},
+    {"id": "s", "kind": "similarity", "question": "A / B", "answer": ["3.5"], "choices": []},
+    {"id": "t", "kind": "text", "question": "訳せ。", "answer": ["It hurts, a lot."], "explanation": "x"},
+    {"id": "o", "kind": "text", "question": "治療方針を述べよ。", "answer": []},
+    {"id": "c", "kind": "choice", "question": "?", "choices": ["x", "y"], "answer": ["B"]},
+    {"id": "m", "kind": "number", "question": "?", "choices": [], "answer": ["04"]},
+]
+
+
+def test_lines_of_every_kind(tmp_path):
+    items = read_jsonl(write(tmp_path, *KINDS_OF_ITEMS))
+    assert [(item.kind, item.answer) for item in items] == [
+        ("entities", ("発熱", "咳嗽")),
+        ("entities", ()),
+        ("similarity", ("3.5",)),
+        ("text", ("It hurts, a lot.",)),
+        ("text", ()),
+        ("choice", ("b",)),
+        ("number", ("04",)),
+    ]
+    assert [item.is_numeric for item in items] == [False] * 6 + [True]
+    assert Item("x", "?", ("1", "2"), ("a",)).kind == "choice"
+    assert Item("x", "?", (), ("1",)).kind == "number"
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, {"kind": "entity"}, "kind: got 'entity', expected one of choice, number, entities, similarity, text"),
+        (0, {"kind": ["entities"]}, "kind: got ['entities'], expected one of"),
+        (0, {"answer": ["発熱", "発熱"]}, "answer: got ('発熱', '発熱'), expected different texts, none of them blank"),
+        (0, {"answer": [" "]}, "answer: got (' ',), expected different texts, none of them blank"),
+        (0, {"choices": ["a", "b"]}, "choices: got ('a', 'b'), expected no choice for an item of kind entities"),
+        (2, {"answer": ["5.5"]}, "answer: got ('5.5',), expected a number from 0 to 5"),
+        (2, {"answer": ["３"]}, "because a similarity is asked for; write it half-width: 3"),
+        (2, {"answer": []}, "answer: got (), expected one number written as text"),
+        (3, {"answer": ["one", "two"]}, "answer: got ('one', 'two'), expected one reference text, or none"),
+        (3, {"prohibited": ["a"]}, "prohibited: got ('a',), expected different lower-case letters (none: the item has"),
+        (5, {"choices": []}, "choices: got (), expected 2 to 26 texts for an item of kind choice"),
+        (6, {"choices": ["a", "b"]}, "choices: got ('a', 'b'), expected no choice for an item of kind number"),
+    ],
+)
+def test_a_malformed_line_of_a_kind_names_file_line_and_field(tmp_path, index, change, message):
+    path = write(tmp_path, ROW, KINDS_OF_ITEMS[index] | change)
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path)
+    assert str(error.value).startswith(f"{path}, line 2: ")
+    assert message in str(error.value)
+
+
+def test_a_kind_without_choices_needs_no_such_field(tmp_path):
+    with pytest.raises(ValueError, match="line 1: answer: missing; every line needs id, question, answer"):
+        read_jsonl(write(tmp_path, {"id": "e", "kind": "entities", "question": "?"}))
+    with pytest.raises(ValueError, match="line 1: choices: missing; every line needs id, question, choices, answer"):
+        read_jsonl(write(tmp_path, {"id": "e", "kind": "number", "question": "?", "answer": ["1"]}))
+
+
+def test_bytes_that_are_not_utf8_are_found_by_line(tmp_path):
+    path = tmp_path / "sjis.jsonl"
+    path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + '{"id": "問題"}'.encode("shift_jis"))
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path)
+    assert str(error.value).startswith(f"{path}, line 3: got bytes that are not UTF-8 (invalid start byte: 0x96)")
+
+
+def test_choices_may_hold_commas(tmp_path):
+    (item,) = read_jsonl(write(tmp_path, {"id": "c", "question": "?", "choices": ["1,000", "a, b"], "answer": ["b"]}))
+    assert item.choices == ("1,000", "a, b")

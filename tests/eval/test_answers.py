@@ -1,9 +1,11 @@
 """Reading the answer out of a model's text: what counts as said, and what does not."""
 
+import time
+
 import pytest
 
 from medjax.data.qa import Item
-from medjax.eval.answers import parse_kasai, parse_strict
+from medjax.eval.answers import open_thought, parse_kasai, parse_last, parse_strict, without_thoughts
 
 ITEM = Item("q", "?", ("Gaucher病", "von Gierke病", "Hurler症候群", "メープルシロップ尿症", "OTC欠損症"), ("c",))
 NUMBER = Item("n", "?", (), ("26",))
@@ -139,3 +141,84 @@ def test_kasai_maps_width_and_case_and_trims_nothing():
     assert parse_kasai(" A,\u3000c ") == " a, c "
     assert parse_kasai("７．２０") == "7.20"
     assert parse_kasai("ａ、ｃ") == "a、c"
+
+
+# thoughts and reasoning
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a</think>c", "c"),
+        ("<thinking>\nこれはa\n</thinking>\n\n答え: c\n", "答え: c"),
+        ("<Reasoning>a</reasoning >b", "b"),
+        ("c <think>a", "c"),
+        ("a</think>b", "b"),
+        ("<think>a<think>b</think>c", "c"),
+        ("<think>a</thinking>b</think>c", "c"),
+        ("<think>a</think>b<reasoning>c</reasoning>d", "bd"),
+        ("a</think>b</think>c<think>d", "c"),
+        ("a < b and <b>c</b> ", "a < b and <b>c</b> "),
+    ],
+)
+def test_thoughts_are_removed(text, left):
+    assert without_thoughts(text) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("<think>a", "think"),
+        ("<think>a</think>b", ""),
+        ("<THINKING>a</think>", "thinking"),
+        ("a", ""),
+        ("a</think>", ""),
+    ],
+)
+def test_thoughts_that_have_not_ended(text, tag):
+    assert open_thought(text) == tag
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aは誤り。答え: b としたいが、\n答え: c", ("c",)),
+        ("The answer is a. No, wait.\nThe answer is (b).", ("b",)),
+        ("肺炎を考える。", None),
+        ("答え: c\n不正解: a", ("c",)),
+        ("答え: b\n答え: z", None),  # the last one is no letter of the item
+        ("<think>答え: a", None),
+        ("<think>答え: a</think>答え: d, b", ("b", "d")),
+        ("", None),
+    ],
+)
+def test_the_last_answer_counts_after_reasoning(text, expected):
+    item = Item("q", "?", ("肺炎", "喘息", "肺塞栓", "気胸"), ("c",))
+    assert parse_last(text, item) == expected
+    assert parse_last("BMIは 70/1.7² で、\n答え: 24.2\n答え: 24.22 kg", Item("n", "?", (), ("24.22",))) == ("24.22",)
+    assert parse_last("70 / 2.89", Item("n", "?", (), ("24.22",))) is None
+
+
+HUNDRED_KB = {
+    **{"letters": "a " * 50_000, "lines": "a\n" * 50_000, "prose": "これはaと考える。" * 11_000},
+    **{"announced": "答え: a. " * 14_000, "denied": "不正解: a " * 13_000, "adjectives": "correct " * 12_500},
+    **{"tags": "<think>" * 14_000, "closings": "</think>" * 12_500, "brackets": "(" * 100_000, "blanks": " " * 100_000},
+    **{"cues": "answer is " * 10_000, "numbers": "1," * 50_000, "not": "not the " * 12_500, "marks": "*a*" * 33_000},
+    **{
+        "joined": "a,b," * 25_000 + "?",
+        "digits": "1" * 100_000,
+        "boxed": "\\boxed" * 16_000,
+        "choice": "a. 肺炎" * 20_000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", HUNDRED_KB)
+def test_a_hundred_kilobytes_are_read_in_linear_time(name):
+    items = (Item("q", "?", ("肺炎", "喘息"), ("a",)), Item("n", "?", (), ("7",)))
+    start = time.process_time()
+    for item in items:
+        for parse in (parse_strict, parse_last):
+            parse(HUNDRED_KB[name], item)
+    parse_kasai(HUNDRED_KB[name])
+    assert time.process_time() - start < 6  # a quadratic reader takes minutes

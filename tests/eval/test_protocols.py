@@ -1,4 +1,4 @@
-"""Prompts to the byte: the IgakuQA authors' format, medjax's own, published templates; and how choices are ranked."""
+"""Prompts to the byte: the IgakuQA authors' format and medjax's own; how choices are ranked; ids."""
 
 import hashlib
 import json
@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from medjax.data.exams.tasks import LoadedTask, load_task
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
-from medjax.eval.protocols import PromptTemplate, Protocol, choose_demonstrations, normalised, pick
+from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.protocols import Protocol, normalised, pick
 from medjax.eval.settings import ProtocolSettings
+from medjax.eval.templates import PromptTemplate
 
 FIVE = ("肺炎", "喘息", "肺塞栓", "気胸", "心不全")
 DEMOS = (
@@ -21,36 +23,14 @@ DEMOS = (
 ITEM = Item("q", "正しいのはどれか。2つ選べ。", FIVE, ("b", "d"))
 NUMBER = Item("n", "BMIを求めよ。", (), ("25",))
 AS_JSON = ChatTemplate("{{ messages | tojson }}", None, None)  # shows the conversation itself
-TEMPLATES = (
-    *("alpaca", "alpaca_ja", "medpalm_five_choice_cot", "medpalm_five_choice_cot_ja"),
-    *("alpaca_med_five_choice_cot", "alpaca_med_five_choice_cot_ja"),
-)
 
 
 def _protocol(name, template=None, **settings):
-    return Protocol(name, ProtocolSettings(**settings), PromptTemplate(template) if template else None)
+    return Protocol(name, ProtocolSettings(**settings), [PromptTemplate(template)] if template else ())
 
 
 def _prompt(name, item, *, demos=(), language="ja", chat=None, template=None, **settings):
     return _protocol(name, template, **settings).prompt(item, demos, language, chat)
-
-
-def _task(items, pool=None, name="own"):
-    return LoadedTask(
-        name=name,
-        language="ja",
-        items=tuple(items),
-        fewshot=tuple(items if pool is None else pool),
-        pool_is_test=pool is None,
-        digest="",
-        files={},
-        required_sections=(),
-        cuts={},
-        prohibited_max=0,
-        exam_sizes={},
-        dropped={},
-        note="",
-    )
 
 
 # kasai: the bytes of jungokasai/IgakuQA
@@ -161,11 +141,11 @@ def test_kasai_3_shot_on_the_published_files(shared_data, language, suffix, prom
                 for row in rows("data", str(year), f"{exam}-{section}_translate.jsonl"):
                     published[row["problem_id"]] |= row
     task = load_task("igakuqa", language=language, data_dir=shared_data)
-    protocol = _protocol("kasai", num_fewshot=3)
+    protocol, every = _protocol("kasai", num_fewshot=3), Demonstrations(task, 3, seed=5)
     kinds = set()
     for item in task.items:
         if item.id in published:
-            shots = choose_demonstrations(task, item, 3, seed=5, fixed=True)
+            shots = every.of(item)
             expected = [*messages, {"role": "user", "content": user(published[item.id])}]
             assert json.loads(protocol.prompt(item, shots, language, AS_JSON).text) == expected, item.id
             joined = "\n".join(message["content"] for message in expected)
@@ -242,142 +222,30 @@ def test_texts_are_stripped_and_numeric_items_have_nothing_to_score():
     assert _prompt("choice-logprob", NUMBER).continuations == ()
 
 
-# templates
+# reasoning
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_published_templates_are_filled_to_the_byte(shared_data, name):
-    path = shared_data / "prompts" / f"{name}.txt"
-    source = path.read_bytes()
-    pinned = (shared_data / "prompts" / "README.md").read_text("utf-8")
-    assert f"`{hashlib.sha256(source).hexdigest()}`" in pinned
-    items = [
-        ITEM,
-        Item("t", "1 < 2 & {{input}} {% if %} \"quotes\" 'で\u3099'", ("<b>", "{x}", "a,b", "\\n", "％"), ("a",)),
-        *load_task("igakuqa", years=[2022], sections=["A"], data_dir=shared_data).items,
-    ]
-    template = PromptTemplate.read(path)
-    assert template.digest == hashlib.sha256(source).hexdigest()
-    protocol = Protocol("gestalt", ProtocolSettings(), template)
-    for item in items:
-        filled = source.decode("utf-8").replace("{{instruction}}", "\0").replace("{{input}}", ",".join(item.choices))
-        expected = filled.replace("\0", item.question)
-        prompt = protocol.prompt(item, (), "ja", None)
-        assert prompt.text.encode() == expected.encode()
-        assert prompt.text.endswith(("応答：\n", "Response:\n"))
-    if name == "alpaca_ja":
-        assert "て\u3099" in protocol.prompt(ITEM, (), "ja", None).text
-
-
-def test_every_variable_of_a_template():
-    source = "{{context}}|{{question}}|{{instruction}}|{{input}}|{{choices[1]}}|{{letters|join}}|{{num_answers}}"
-    item = Item("q", "Q", ("x", "y"), ("a", "b"), context="C")
-    assert PromptTemplate(source).render(item) == "C|Q|C\nQ|x,y|y|ab|2"
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "{{ question.__class__ }}",
-        "{{ question.__class__.__mro__[1].__subclasses__() }}",
-        "{{ ''.__init__.__globals__ }}",
-        "{{ question.format.__globals__ }}",
-        "{{ '{0.__class__.__mro__}'.format(question) }}",
-        "{{ choices.append('x') }}{{ question }}",
-        "{{ range(1000000000)|list }}",
-    ],
-)
-def test_a_template_cannot_leave_its_sandbox(attack):
-    with pytest.raises(ValueError, match=r"^f\.txt: item q: (SecurityError|OverflowError): "):
-        PromptTemplate("{{ question }}" + attack, "f.txt").render(ITEM)
-
-
-def test_template_errors_name_file_and_cause(tmp_path):
-    path = tmp_path / "t.txt"
-
-    def message(source: bytes):
-        path.write_bytes(source)
-        with pytest.raises(ValueError) as caught:
-            PromptTemplate.read(path)
-        return str(caught.value).removeprefix(str(path))
-
-    assert message(b"{{instrution}}\n").startswith(": got {{instrution}}; did you mean {{instruction}}? The variables")
-    assert message(b"{{input}}") == ": got no {{instruction}}; a template must say where the question goes."
-    assert message(b"plain text").startswith(": got no {{instruction}}")
-    assert message(b"x\n{{question") == (
-        ", line 2: unexpected end of template, expected 'end of print statement'.; expected Jinja or Liquid braces."
+def test_cot_asks_for_reasoning_and_the_answer_on_a_last_line():
+    assert _prompt("cot", ITEM).text == (
+        "医学の試験問題に答えます。\n"
+        "問題: 正しいのはどれか。2つ選べ。\na. 肺炎\nb. 喘息\nc. 肺塞栓\nd. 気胸\ne. 心不全\n"
+        "段階的に考え、最後の行に「答え: 」に続けて正しい選択肢の記号を2つ、コンマで区切って書いてください。\n考え方:"
     )
-    assert message(b"\x83\xbf{{question}}") == ": byte 0 is not UTF-8; save the file as UTF-8."
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: No such file"):
-        PromptTemplate.read(tmp_path / "none.txt")
-    with pytest.raises(FileNotFoundError, match=r"Is a directory; expected a file with a prompt template"):
-        PromptTemplate.read(tmp_path)
-    with pytest.raises(ValueError, match=r"^template: item q: ZeroDivisionError"):
-        PromptTemplate("{{question}}{{1/0}}").render(ITEM)
+    assert _prompt("cot", NUMBER, language="en").text == (
+        "You answer medical examination questions.\nQuestion: BMIを求めよ。\n"
+        'Think step by step. On the last line write "Answer: " and the number only.\nReasoning:'
+    )
+    assert _protocol("cot").reasoning_stop(False) == ("\n問題:", "\nQuestion:")
+    assert _protocol("cot").reasoning_stop(True) == ()
 
 
-# demonstrations
-
-
-def _items(count):
-    return [Item(f"i{n}", f"Q{n}", ("x", "y"), ("a",)) for n in range(count)]
-
-
-def test_demonstrations_are_shared_by_every_item_but_themselves():
-    items = _items(30)
-    task = _task(items)
-    chosen = {item.id: [d.id for d in choose_demonstrations(task, item, 3, 0, fixed=False)] for item in items}
-    assert all(len(set(ids)) == 3 and name not in ids for name, ids in chosen.items())
-    common = [ids for name, ids in chosen.items() if all(name not in other for other in chosen.values())]
-    assert len(common) == 26  # three demonstrations and the one in reserve see other ones
-    assert all(ids == common[0] for ids in common)
-    for demo in common[0]:
-        assert chosen[demo][:2] == [other for other in common[0] if other != demo]
-    again = [d.id for d in choose_demonstrations(_task(items), items[29], 3, 0, fixed=False)]
-    assert again == chosen["i29"]
-    orders = {tuple(d.id for d in choose_demonstrations(task, items[7], 3, seed, fixed=False)) for seed in range(9)}
-    assert len(orders) > 5
-
-
-def test_a_pool_of_its_own_may_use_the_ids_of_the_set():
-    items, pool = _items(5), [Item(f"i{n}", f"P{n}", ("x", "y"), ("b",)) for n in range(3)]
-    task = _task(items, pool)
-    for item in items:
-        assert sorted(d.question for d in choose_demonstrations(task, item, 3, 0, fixed=False)) == ["P0", "P1", "P2"]
-
-
-def test_no_item_sees_its_own_question_under_another_id(shared_data):
-    task = load_task("mmlu-medical", data_dir=shared_data)
-    asked = [(item.context, item.question, item.choices) for item in task.items]
-    assert (len(asked), len(set(asked))) == (1089, 1011)
-    pool = {(demo.context, demo.question, demo.choices) for demo in task.fewshot}
-    assert len(pool) == len(task.fewshot) == 1011
-    twins = [item for item, key in zip(task.items, asked, strict=True) if asked.count(key) > 1]
-    for item in twins[::12]:
-        demos = choose_demonstrations(task, item, 1010, 0, fixed=False)  # all but the one in reserve
-        assert len(demos) == 1010
-        assert (item.context, item.question, item.choices) not in [(d.context, d.question, d.choices) for d in demos]
-
-
-def test_a_pool_of_its_own_is_left_without_what_is_asked():
-    items = _items(3)
-    (demo,) = choose_demonstrations(_task(items, [replace(items[1], id="x"), *_items(1)]), items[1], 2, 0, fixed=True)
-    assert demo.question == "Q0"
-
-
-def test_jmmlu_100_gets_as_many_demonstrations_as_asked_for(shared_data):
-    task = load_task("jmmlu-medical-100", data_dir=shared_data)
-    assert {item.id for item in task.items} & {demo.id for demo in task.fewshot}
-    for item in task.items:
-        demos = choose_demonstrations(task, item, 5, 0, fixed=False)
-        assert len(demos) == 5
-        assert item.question not in [demo.question for demo in demos]
-
-
-def test_a_pool_that_is_too_small():
-    with pytest.raises(ValueError, match=r"num_fewshot=3, its pool holds 3 demonstrations \(one is kept in reserve\)"):
-        choose_demonstrations(_task(_items(3)), _items(3)[0], 3, 0, fixed=False)
-    assert choose_demonstrations(_task([]), ITEM, 0, 0, fixed=True) == []
+def test_a_worked_example_of_cot_shows_its_explanation():
+    explained = replace(DEMOS[1], explanation="アとイである。\n")
+    text = _prompt("cot", ITEM, demos=(explained, DEMOS[0])).text
+    assert "\n考え方: アとイである。\n答え: a,b\n問題: 一つはどれか。" in text
+    assert "1つだけ書いてください。\n考え方: 答え: e\n問題: 正しいのは" in text
+    chat = json.loads(_prompt("cot", ITEM, demos=(explained,), chat=AS_JSON).text)
+    assert chat[2] == {"role": "assistant", "content": "アとイである。\n答え: a,b"}
 
 
 # ranking and ids
@@ -409,6 +277,18 @@ def test_pick_takes_the_largest_and_the_first_of_a_tie():
         ("choice-logprob", {"max_new_tokens": 9}, "choice-logprob-0shot"),
         ("choice-logprob", {"continuation": "letter", "num_fewshot": 2}, "choice-logprob-letter-2shot"),
         ("choice-logprob", {"normalise": "byte"}, "choice-logprob-per-byte-0shot"),
+        ("cot", {}, "cot-0shot"),
+        ("cot", {"think_tokens": 512}, "cot-0shot"),
+        ("cot", {"think_tokens": 2048, "max_new_tokens": 64}, "cot-64tokens-2048think-0shot"),
+        ("strict", {"think_tokens": 9}, "strict-0shot"),
+        ("strict", {"rotate": True}, "strict-rotated-0shot"),
+        ("choice-logprob", {"rotate": True, "num_fewshot": 3}, "choice-logprob-rotated-3shot"),
+        ("strict", {"samples": 5, "temperature": 0.7}, "strict-5samples-t0.7-0shot"),
+        ("cot", {"samples": 3, "temperature": 1.0, "top_p": 0.95}, "cot-3samples-t1-p0.95-0shot"),
+        ("strict", {"temperature": 0.5}, "strict-1samples-t0.5-0shot"),
+        ("strict", {"top_p": 0.5}, "strict-0shot"),  # greedy all the same
+        ("strict", {"num_fewshot": 3, "fewshot": "nearest"}, "strict-nearest-3shot"),
+        ("strict", {"fewshot": "nearest"}, "strict-0shot"),
     ],
 )
 def test_ids_say_what_makes_scores_differ(name, settings, expected):
@@ -424,11 +304,13 @@ def test_two_templates_have_two_ids():
 
 def test_refused_protocols():
     with pytest.raises(
-        ValueError, match="protocol: got 'kasia', expected one of strict, choice-logprob, kasai, gestalt"
+        ValueError, match="protocol: got 'kasia', expected one of strict, cot, choice-logprob, kasai, gestalt"
     ):
         _protocol("kasia")
     with pytest.raises(ValueError, match="gestalt is a zero-shot protocol; set num_fewshot to 0"):
         _protocol("gestalt", num_fewshot=1)
+    with pytest.raises(ValueError, match=r"choice-logprob draws no answers, got temperature 0\.7"):
+        _protocol("choice-logprob", samples=3, temperature=0.7)
 
 
 def test_what_gestalt_asks_and_how_answers_stop():

@@ -11,8 +11,12 @@ import pytest
 from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
-from medjax.eval.protocols import Protocol, choose_demonstrations
-from medjax.eval.results import Evaluation, Finished, read_answers, results_json, sample_lines
+from medjax.eval.asking import Evaluation, ask
+from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.protocols import Protocol
+from medjax.eval.reading import read_answers
+from medjax.eval.results import results_json
+from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.settings import EvalSettings, ModelSettings, ProtocolSettings, TaskSettings
 from medjax.infer.generator import Generation
 from medjax.infer.scorer import Score, Work
@@ -47,12 +51,8 @@ def _evaluation(name, items=ITEMS, language="ja", chat=None, task="exam", **sett
         unpinned=("exam.jsonl",),
     )
     protocol = Protocol(name, ProtocolSettings(**settings))
-    shots = settings.get("num_fewshot", 0)
-    prompts = [
-        protocol.prompt(item, choose_demonstrations(loaded, item, shots, 0, fixed=True), language, chat)
-        for item in items
-    ]
-    return Evaluation(loaded, protocol, items, tuple(prompts), unasked=0)
+    shots = Demonstrations(loaded, settings.get("num_fewshot", 0), "fixed")
+    return ask(Evaluation(loaded, protocol, items, (), unasked=0), shots, chat)
 
 
 def _texts(name, texts, **options):
@@ -221,7 +221,7 @@ def test_a_generation_sample():
     sample = json.loads(line)
     assert sample["arguments"]["gen_args_0"]["arg_1"] == {"until": ["\n"], "max_gen_toks": 32, "do_sample": False}
     assert sample["resps"] == [["\u2028c"]]
-    assert sample["prompt_hash"] == _sha(evaluation.prompts[0].text)
+    assert sample["prompt_hash"] == _sha(evaluation.asks[0].prompt.text)
     assert line.count("\n") == 1
     assert (sample["truncated"], sample["unparsed"], sample["correct"]) == (True, False, True)
 
@@ -293,7 +293,7 @@ def test_the_exam_record_stands_under_medjax():
     assert evaluation["normalised"] == pytest.approx({"sum": 2 / 3, "character": 2 / 3, "byte": 2 / 3, "token": 1 / 3})
     assert evaluation["data"]["digest"] == "data-digest"
     assert evaluation["data"]["unpinned"] == ["exam.jsonl"]
-    prompts = [[p.text, *p.continuations] for p in SCORING.prompts]
+    prompts = [[p.text, *p.continuations] for p in (ask.prompt for ask in SCORING.asks)]
     assert evaluation["prompt_digest"] == _sha(json.dumps(prompts, ensure_ascii=False))
     assert evaluation["work"] == {
         "tokens_requested": 100,

@@ -258,3 +258,8 @@ def test_tables_and_intervals(tmp_path):
     assert json.loads(json.dumps(score)) == score
     with pytest.raises(ValueError, match="got 8 items and 7 verdicts"):
         aggregate(task, task.items, verdicts[:7])
+
+
+def test_nothing_is_guessed_where_there_are_no_choices():
+    for kind, answer in (("entities", ("a",)), ("similarity", ("1",)), ("text", ("a",)), ("number", ("1",))):
+        assert chance(Item("x", "?", (), answer, kind=kind)) == 0

@@ -1,5 +1,6 @@
 """The TOML files of configs/eval, and what settings refuse."""
 
+import math
 import shlex
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_what_the_configs_stand_for():
     assert mini.task == EvalSettings().task
     assert mini.model == EvalSettings().model
     every = load(EvalSettings, ROOT / "configs" / "eval" / "medical_all.toml").task.names
-    assert set(TASKS) - set(every) == {"mini", "medqa-4op", "jmmlu-medical-100", "jmmlu-medical-11"}
+    assert set(every) < set(TASKS)
+    # of the sets of choices that medjax fetches itself, these are left out: editions of one that is there, reports
+    choices = {name for name, task in TASKS.items() if task.sets and "entity_exact_f1" not in task.metrics}
+    assert choices - set(every) == {"medqa-4op", "jmmlu-medical-100", "yakugakuqa", "crade", "rrtnm"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,20 @@ def test_what_the_configs_stand_for():
         ({"tasks": ""}, "tasks: got no question set, expected at least one; see --help."),
         ({"num_fewshot": -1}, "num_fewshot: got -1, expected 0 or more."),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected 1 or more."),
+        ({"protocol.samples": 0}, "protocol.samples: got 0, expected 1 or more."),
+        (
+            {"protocol.samples": 5},
+            "protocol.samples: got 5 at temperature 0, where all are the same; set --protocol.temperature, for "
+            "instance 0.7.",
+        ),
+        ({"protocol.temperature": -1.0}, "protocol.temperature: got -1.0, expected 0 or more."),
+        ({"protocol.temperature": math.inf}, "protocol.temperature: got inf, expected 0 or more."),
+        ({"protocol.top_p": 0.0}, "protocol.top_p: got 0.0, expected a share above 0 and up to 1."),
+        ({"protocol.think_tokens": 0}, "protocol.think_tokens: got 0, expected 1 or more."),
+        (
+            {"protocol.majority": True, "template": "a.txt"},
+            "protocol.majority: got 1 templates, expected two or more; write --template FILE,FILE,FILE.",
+        ),
         ({"engine.row_tokens": 100}, "engine.row_tokens: got 100, expected a multiple of 128."),
         ({"batch_size": 0}, "batch_size: got 0, expected 1 or more."),
         ({"resamples": 0}, "resamples: got 0, expected 1 or more."),

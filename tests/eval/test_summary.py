@@ -9,7 +9,11 @@ def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
     scores = {
         **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
-        "not_asked": 0,
+        **{"not_asked": 0, "too_long": 0},
+        "outcomes": {
+            **{"right": 25, "wrong": 75 - unparsed, "unparsed": unparsed - both, "cut_off": both},
+            **{"not_asked": 0, "too_long": 0},
+        },
     }
     evaluation = {
         **{"id": "exam_en_strict-0shot", "task": "exam", "language": "en", "protocol": "strict-0shot"},
@@ -33,9 +37,9 @@ def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
     lines = _lines(capsys, unparsed=9, truncated=41, both=5)
     (head,), (row,) = ([line for line in lines if line.startswith(start)] for start in ("set ", "exam (en)"))
     cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
-    assert dict(zip(*(line[-3:] for line in cells), strict=True)) == {
-        "unparsed": "9",
-        "cut off": "41",
+    # 41 were cut off, of which 36 could be read; nothing is counted twice
+    assert dict(zip(*(line[-5:] for line in cells), strict=True)) == {
+        **{"right": "25", "wrong": "66", "unparsed": "4", "cut off": "5"},
         "prohibited": "3",
     }
 

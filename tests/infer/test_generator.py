@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from medjax.infer.generator import Generation, Generator
+from medjax.infer.generator import TOO_LONG, Generation, Generator, finished
 from medjax.infer.programs import Programs
+from medjax.infer.sampling import Sampling
 
 
 class _Letters:
@@ -55,9 +56,9 @@ def test_a_stop_string_cuts_and_leading_space_does_not(programs, plain_logprobs)
     )
     assert generation.text == expected[: expected.index(stop)]
     assert generation.finish == "stop"
-    finish = Generator(programs, _Spaced(), batch_size=4, row_tokens=512)._finish
-    assert finish([1, 1, 5, 1], set(), ("\n",), 9) == Generation((1, 1, 5, 1), "\n\n5", "stop")
-    assert finish([1, 1], set(), ("\n",), 9) is None
+    assert finished(_Spaced(), [1, 1, 5, 1], set(), ("\n",), 9) == Generation((1, 1, 5, 1), "\n\n5", "stop")
+    assert finished(_Spaced(), [1, 5, 1, 7, 7], set(), ("\n",), 9) == Generation((1, 5, 1), "\n5", "stop")
+    assert finished(_Spaced(), [1, 1], set(), ("\n",), 9) is None
 
 
 class _Spaced(_Letters):
@@ -65,19 +66,73 @@ class _Spaced(_Letters):
         return "".join("\n" if i == 1 else str(i) for i in ids)
 
 
-def test_finished_batches_are_not_run_again(programs, monkeypatch):
+def test_what_is_known_is_not_run_again(programs, monkeypatch):
     prompts = _prompts(4, 0)
-    batches: list[dict] = []
+    told: list[dict] = []
     generator = Generator(programs, _Letters(), batch_size=4, row_tokens=512)
-    whole = generator.generate(prompts, max_new_tokens=9, on_generations=batches.append)
-    assert len(batches) == 2
-    calls = []
-    run = programs.prefill
-    monkeypatch.setattr(programs, "prefill", lambda *args: calls.append(1) or run(*args))
+    whole = generator.generate(prompts, max_new_tokens=9, on_generations=told.append)
+    assert sorted(i for new in told for i in new) == list(range(len(prompts)))
     again = Generator(programs, _Letters(), batch_size=4, row_tokens=512)
-    assert again.generate(prompts, max_new_tokens=9, done=batches[0]) == whole
-    assert len(calls) == 1
+    ran = []
+    run = again.decoding.prefill
+    monkeypatch.setattr(again.decoding, "prefill", lambda rows, *args: ran.extend(rows) or run(rows, *args))
+    known = {i: whole[i] for i in (0, 1, 3, 4)}
+    assert again.generate(prompts, max_new_tokens=9, done=known) == whole
+    assert sum(len(row.tokens) for row in ran) == len(prompts[2]) + len(prompts[5])
     assert again.work == generator.work
+
+
+@pytest.mark.parametrize("shots", [0, 200])
+def test_slots_are_filled_again_as_sequences_end(programs, shots, monkeypatch):
+    """Twenty prompts through three slots, their ends apart: each is as if it were alone, and slots seldom rest."""
+    rng = np.random.default_rng(shots + 1)
+    prefix = tuple(rng.integers(0, 130, shots).tolist())
+    prompts = [prefix + tuple(rng.integers(0, 130, n).tolist()) for n in rng.integers(1, 60, 20)]
+    stop = tuple(chr(0x3042 + i) for i in range(0, 130, 9))  # about one token in nine ends an answer
+    generator = Generator(programs, _Letters(), batch_size=3, row_tokens=512)
+    steps = []
+    run = generator.decoding.decode
+    monkeypatch.setattr(generator.decoding, "decode", lambda *args: steps.append(1) or run(*args))
+    found = generator.generate(prompts, max_new_tokens=40, stop=stop)
+    taken = len(steps)
+    alone = Generator(programs, _Letters(), batch_size=1, row_tokens=512)
+    for prompt, generation in zip(prompts, found, strict=True):
+        assert generation == alone.generate([prompt], max_new_tokens=40, stop=stop)[0]
+    sizes = [len(generation.tokens) for generation in found]
+    assert len(set(sizes)) > 5
+    longest_first = sum(-(-max(sizes[i : i + 3]) // 8) for i in range(0, 20, 3))
+    assert taken <= longest_first  # batches that wait for their longest would take as many
+
+
+def test_draws_do_not_depend_on_slots_or_neighbours(programs):
+    """Samples of several prompts in one slot at a time, in four, and in another order; seeds make them differ."""
+    prompts = [prompt for prompt in _prompts(9, 0)[:3] for _ in range(4)]
+    how = [Sampling(1.0, 0.95, seed) for seed in range(len(prompts))]
+    alone = Generator(programs, _Letters(), batch_size=1, row_tokens=512)
+    found = alone.generate(prompts, max_new_tokens=10, sampling=how)
+    together = Generator(programs, _Letters(), batch_size=4, row_tokens=512)
+    order = np.random.default_rng(0).permutation(len(prompts))
+    again = together.generate([prompts[i] for i in order], max_new_tokens=10, sampling=[how[i] for i in order])
+    assert again == [found[i] for i in order]
+    assert len({generation.tokens for generation in found[:4]}) == 4
+    same = together.generate(prompts[:2], max_new_tokens=10, sampling=how[0])
+    assert same == [found[0], found[0]]
+
+
+def test_first_tokens_are_drawn_from_the_model_s_distribution(programs, plain_logprobs):
+    """400 seeds after one prompt, at temperature 0.7: a chi-square test over the ten likeliest tokens and the rest."""
+    prompt = _prompts(2, 0)[0]
+    p = np.exp(plain_logprobs(prompt)[-1].astype(np.float64) / 0.7)
+    p /= p.sum()
+    count = 400
+    generator = Generator(programs, _Letters(), batch_size=64, row_tokens=512)
+    how = [Sampling(0.7, 1.0, seed) for seed in range(count)]
+    found = generator.generate([prompt] * count, max_new_tokens=1, sampling=how)
+    seen = np.bincount([(g.tokens or (130,))[0] for g in found], minlength=131)
+    best = np.argsort(-p)[:10]
+    expected = count * np.append(p[best], 1 - p[best].sum())
+    got = np.append(seen[best], count - seen[best].sum())
+    assert ((got - expected) ** 2 / expected).sum() < 29.6  # ten degrees of freedom, 99.9 %
 
 
 @pytest.mark.parametrize(
@@ -100,15 +155,21 @@ def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
     expected = Generator(programs, _Letters(), batch_size=4, row_tokens=512).generate(prompts, max_new_tokens=9)
     loaded = load_decoder(tiny_folder, mesh=make_mesh(mesh, jax.devices()[:size]))
     model = Programs(loaded, dtype="float32", backend="blockwise")
-    cache = model.empty_cache(8, 128)[0]
-    assert cache.sharding.shard_shape(cache.shape)[1:3] == held
     sharded = Generator(model, _Letters(), batch_size=8, row_tokens=512)
+    cache = sharded.decoding.empty_cache(8, 128)[0]
+    assert cache.sharding.shard_shape(cache.shape)[1:3] == held
     assert sharded.generate(prompts, max_new_tokens=9) == expected
 
 
-def test_a_prompt_beyond_the_context_is_named(programs):
-    with pytest.raises(ValueError, match=r"prompt 0: got 4090 tokens and 10 new ones"):
-        Generator(programs, _Letters()).generate([tuple([1] * 4090)], max_new_tokens=10)
+def test_a_prompt_beyond_the_context_is_marked_and_the_others_are_answered(programs):
+    generator = Generator(programs, _Letters(), batch_size=4, row_tokens=512)
+    prompts = [tuple([1] * 4090), (5, 6)]
+    told: dict = {}
+    found = generator.generate(prompts, max_new_tokens=10, on_generations=told.update)
+    assert found[0] == TOO_LONG == told[0]
+    assert found[1] == generator.generate(prompts[1:], max_new_tokens=10)[0]
+    with pytest.raises(ValueError, match=r"prompt 1: got no token"):
+        generator.generate([(1,), ()], max_new_tokens=10)
 
 
 def test_golden_text_of_stories260k(shared_data):

@@ -7,61 +7,33 @@ What is irregular in a set is put right here and nowhere else:
            whatever is answered; 112B30 with two golds; points as text; 11 withdrawn items with 0 points (kept: the
            published accuracy counts them)
   DenQA    21 withdrawn items whose answer is the text "NA" (dropped); 7 whose answer is an order of letters
-  JMMLU    a byte order mark and no header in the original files, a header in the JMED-LLM edition
+  YakugakuQA  digits instead of letters; left out are 20 items without a solution, 391 others whose choices are images
+           ("choices" holds the text "IMAGES") and one without text; in 8 any one or two of the letters given are right,
+           as a remark in the answer or the metadata says
 """
 
-import contextlib
-import csv
-import hashlib
-import io
+import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medjax import assets
+from medjax.data.exams.rows import Files, Rows, check_new, json_rows, located, unique
 from medjax.data.qa import Item, read_jsonl
 
 EXAMS = Path(__file__).parent
-JMMLU_SUBJECTS = (
-    *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "human_sexuality"),
-    *("medical_genetics", "nutrition", "professional_medicine", "professional_psychology", "virology"),
-)
 _YES_NO_MAYBE = ("yes", "no", "maybe")
 _HALF_WIDTH = {0xFF41 + i: chr(0x61 + i) for i in range(26)}
 _EXAM_ID = re.compile(r"([0-9]{3})([A-F])[0-9]+")
-
-
-@dataclass
-class Files:
-    """Finds the files of question sets and remembers the sha256 of each one read, under the name "set/file"."""
-
-    data_dir: str | Path | None = None
-    sha256: dict[str, str] = field(default_factory=dict)
-    unpinned: list[str] = field(default_factory=list)
-
-    def find(self, name: str, *files: str) -> list[Path]:
-        paths = assets.data_files(name, files, self.data_dir)
-        for file, path in zip(files, paths, strict=True):
-            if self.record(f"{name}/{file}", path) != assets.pins()[name, file][1]:
-                self.unpinned.append(f"{name}/{file}")
-        return paths
-
-    def record(self, label: str, path: Path) -> str:
-        self.sha256[label] = assets.sha256_file(path)
-        return self.sha256[label]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped."""
-
-    items: tuple[Item, ...]
-    pool: tuple[Item, ...] | None = None
-    dropped: dict[str, str] = field(default_factory=dict)
+_EXAM_FILE = re.compile(r"[0-9]{3}-[A-Z]")
+_LAYOUT = "119-A.jsonl, 119-A_metadata.jsonl, 119-B.jsonl"
+_ANY_OF = re.compile(r"いずれか([1-9一二三])つ")
+_DIGITS = {"一": 1, "二": 2, "三": 3}
+_EXAMS = range(97, 110)
+# the last question of each part of the pharmacists' exam
+_YAKUGAKU_PARTS = ((90, "必須"), (195, "理論"), (345, "実践"))
 
 
 def igakuqa(files: Files, language: str) -> Rows:
@@ -71,24 +43,58 @@ def igakuqa(files: Files, language: str) -> Rows:
     endings = (".jsonl", "_metadata.jsonl", *(["_translate.jsonl"] if english else []))
     prompt = "scripts/prompts/prompt_translate.jsonl" if english else "scripts/prompts/prompt.jsonl"
     *paths, prompt_path = files.find("igakuqa", *(s + ending for s in sections for ending in endings), prompt)
-    rows: dict[str, tuple[dict[str, Any], str]] = {}
-    for path in paths:
-        for row, where in _json_rows(path):
-            with _located(where):
-                rows.setdefault(row["problem_id"], ({}, where))[0].update(row)
     return Rows(
-        tuple(_igakuqa_item(row, where, english) for row, where in rows.values()),
-        tuple(_igakuqa_item(row, where, english) for row, where in _json_rows(prompt_path)),
+        _igakuqa_items(paths, english),
+        tuple(_igakuqa_item(row, where, english) for row, where in json_rows(prompt_path)),
     )
 
 
+def igakuqa_folder(files: Files, language: str, *, folder: Path) -> Rows:
+    """Further exams of the user's in IgakuQA's layout: <exam>-<section>.jsonl anywhere under a folder.
+
+    Beside them <exam>-<section>_metadata.jsonl, and _translate.jsonl for English, where there are such files.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"igakuqa-folder: {folder}: no such folder; expected one that holds {_LAYOUT}")
+    problems = [path for path in sorted(folder.rglob("*.jsonl")) if _EXAM_FILE.fullmatch(path.stem)]
+    if not problems:
+        raise FileNotFoundError(f"igakuqa-folder: {folder}: got no exam, expected files such as {_LAYOUT}")
+    paths = []
+    for path in problems:
+        more = [path.with_stem(f"{path.stem}_{part}") for part in ("metadata", "translate")]
+        if language == "en" and not more[1].is_file():
+            raise FileNotFoundError(f"igakuqa-folder: {more[1]}: no such file; ask in Japanese, or add the translation")
+        paths += [path, *(part for part in more[: 2 if language == "en" else 1] if part.is_file())]
+    for path in paths:
+        files.record(path.relative_to(folder).as_posix(), path)
+    return Rows(_igakuqa_items(paths, language == "en"))
+
+
+def _igakuqa_items(paths: Sequence[Path], english: bool) -> tuple[Item, ...]:
+    """Items of problem files, with what metadata and translation files say about the same ids."""
+    rows: dict[str, tuple[dict[str, Any], str]] = {}
+    found: dict[str, dict[str, str]] = {}  # kind of file -> id -> where
+    for path in paths:
+        kind = path.stem.partition("_")[2]
+        for row, where in json_rows(path):
+            with located(where):
+                check_new(row["problem_id"], where, found.setdefault(kind, {}))
+                if kind and row["problem_id"] not in rows:
+                    raise ValueError(f"problem_id: got {row['problem_id']!r}, which the problem files do not hold")
+                rows.setdefault(row["problem_id"], ({}, where))[0].update(row)
+    return tuple(_igakuqa_item(row, where, english) for row, where in rows.values())
+
+
 def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
-    with _located(where):
+    with located(where):
         name = row["problem_id"]
         exam, section = _exam_and_section(name)
+        if not exam:
+            raise ValueError(f"problem_id: got {name!r}, expected exam, section and number such as 119A1")
         answer, accepted = tuple(row["answer"]), None
-        if name == "112B30":  # the file says "a or d"
-            answer, accepted = ("a",), (("a",), ("d",))
+        if len(answer) == 1 and " or " in answer[0]:  # 112B30: "a or d"
+            accepted = tuple((letter,) for letter in answer[0].split(" or "))
+            answer = accepted[0]
         return Item(
             id=name,
             question=row["problem_text_en" if english else "problem_text"],
@@ -108,29 +114,29 @@ def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
 def benchmark(files: Files, language: str, *, file: str) -> Rows:
     """A set in the record schema of aistairc/medLLM_QA_benchmark; exam and section come from ids such as 116A84."""
     (path,) = files.find("medllm_qa_benchmark", file)
-    items, dropped = [], {}
-    for row, where in _json_rows(path):
-        with _located(where):
+    items: list[tuple[Item, str]] = []
+    dropped = {}
+    for row, where in json_rows(path):
+        with located(where):
             name = str(row["problem_id"])
             if row["answer"] == "NA":
                 dropped[name] = "withdrawn: the set gives no answer"
                 continue
             exam, section = _exam_and_section(name)
-            items.append(
-                Item(
-                    id=name,
-                    question=row["problem_text"],
-                    choices=tuple(row["choices"]),
-                    answer=tuple(row["answer"]),
-                    points=_points(row["points"]),
-                    section=section,
-                    context=row.get("context", ""),
-                    exam=exam,
-                    ordered=list(row["answer"]) != sorted(row["answer"]),
-                    needs_image=not row["text_only"],
-                )
+            item = Item(
+                id=name,
+                question=row["problem_text"],
+                choices=tuple(row["choices"]),
+                answer=tuple(row["answer"]),
+                points=_points(row["points"]),
+                section=section,
+                context=row.get("context", ""),
+                exam=exam,
+                ordered=list(row["answer"]) != sorted(row["answer"]),
+                needs_image=not row["text_only"],
             )
-    return Rows(tuple(items), dropped=dropped)
+            items.append((item, where))
+    return Rows(unique(items), dropped=dropped)
 
 
 def pubmedqa(files: Files, language: str) -> Rows:
@@ -166,83 +172,80 @@ def _pubmedqa_item(name: str, row: dict[str, Any]) -> Item:
     )
 
 
-def jmmlu(files: Files, language: str, *, file: str) -> Rows:
-    """Five medical subjects of JMMLU from JMED-LLM; the pool of the 100-item edition is the rest of the full one."""
-    items = _jmed_csv(files.find("jmed-llm", file)[0])
-    if file == "all/JMMLU-Med.csv":
-        return Rows(items)
-    asked = {(item.question, item.choices) for item in items}
-    rest = _jmed_csv(files.find("jmed-llm", "all/JMMLU-Med.csv")[0])
-    return Rows(items, tuple(item for item in rest if (item.question, item.choices) not in asked))
+def yakugakuqa(files: Files, language: str) -> Rows:
+    """Pharmacist licensing exams 97 to 109 (2012 to 2024), EQUES-Inc/pharma-LLM-eval; 2012's is `Item.exam` "2012"."""
+    exams = [(f"data/{exam + 1915}/{exam:03}.jsonl", f"data/{exam + 1915}/metadata_{exam:03}.jsonl") for exam in _EXAMS]
+    paths = files.find("yakugakuqa", *itertools.chain.from_iterable(exams))
+    items: list[tuple[Item, str]] = []
+    dropped = {}
+    for problems, metadata in zip(paths[::2], paths[1::2], strict=True):
+        about = {row["problem_id"]: row for row, _ in json_rows(metadata)}  # every line three times, all alike
+        for row, where in json_rows(problems):
+            with located(where):
+                name = row["problem_id"]
+                remark = about.get(name, {}).get("note", "") + "".join(row["answer"])
+                if "解なし" in remark:
+                    dropped[name] = "withdrawn: the question has no solution"
+                elif isinstance(row["choices"], str):
+                    dropped[name] = "its choices are images"
+                elif not row["problem_text"].strip():
+                    dropped[name] = "the set gives no text of the question"
+                else:
+                    items.append((_yakugaku_item(row, remark, about.get(name, {}).get("category", "")), where))
+    return Rows(unique(items), dropped=dropped)
 
 
-def jmmlu_folder(files: Files, language: str) -> Rows:
-    """The medical subjects of JMMLU from its own <subject>.csv files: in data_dir or data_dir/JMMLU."""
-    names = [f"{subject}.csv" for subject in JMMLU_SUBJECTS]
-    if files.data_dir is None:
-        raise FileNotFoundError(
-            f"jmmlu-medical-11: got no data folder, expected one with {', '.join(names)}; name it by --data-dir"
-        )
-    folder = Path(files.data_dir)
-    # an incomplete folder is still the one that is meant
-    folder = next((f for f in (folder, folder / "JMMLU") if any((f / name).is_file() for name in names)), folder)
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(
-            f"jmmlu-medical-11: {folder}: got no {', '.join(missing)}, expected all of JMMLU's medical subjects "
-            f"({len(names)} files); copy them there, or ask for jmmlu-medical"
-        )
-    paths = [folder / name for name in names]
-    for path in paths:
-        files.record(f"JMMLU/{path.name}", path)
-    return Rows(_choice_items((path.stem, row, where) for path in paths for row, where in _csv_rows(path)))
+def _yakugaku_item(row: dict[str, Any], remark: str, category: str) -> Item:
+    name, number = row["problem_id"], int(row["problem_id"][3:])
+    letters = tuple(sorted(_letter(answer[:1], name) for answer in row["answer"]))
+    accepted = None
+    if any_of := _ANY_OF.search(remark):
+        count = _DIGITS.get(any_of[1]) or int(any_of[1])
+        accepted = tuple(itertools.combinations(letters, count))
+    return Item(
+        id=name,
+        question=row["problem_text"],
+        choices=tuple(row["choices"]),
+        answer=accepted[0] if accepted else letters,
+        points=_points(row["points"]),
+        section=next((part for last, part in _YAKUGAKU_PARTS if number <= last), ""),
+        category=category,
+        exam=str(int(name[:3]) + 1915),
+        accepted=accepted,
+        needs_image=not row["text_only"],
+        explanation=row.get("comment", ""),
+    )
 
 
-def smdis(files: Files, language: str) -> Rows:
-    """SMDIS of JMED-LLM: 100 posts, half of them about somebody who has the disease asked for.
+def _letter(digit: str, name: str) -> str:
+    if digit not in tuple("12345678"):
+        raise ValueError(f"item {name}: answer: got {digit!r}, expected a digit from 1 to 8")
+    return chr(ord("a") + int(digit) - 1)
 
-    The pool is the rest of the full edition, without any post that holds one of the test, and balanced as the test is:
-    every yes, and as many no of the same disease, those whose question has the lowest sha256.
+
+def harness_file(files: Files, language: str, *, set_name: str, file: str, how: str) -> Rows:
+    """A file of the user's in the schema of stardust-coder/japanese-lm-med-harness.
+
+    One object a line: problem_text, choices, answer (the text of the right choice), optionally problem_id. With choices
+    that are all blank, or none, it is an open question, whose answer is a reference text or nothing.
     """
-    test, full = files.find("jmed-llm", "smdis.csv", "all/SMDIS.csv")
-    items = _jmed_csv(test, choices=2)
-    posts = {_post(item) for item in items}
-    every = _jmed_csv(full, choices=2)
-    rest = [item for item in every if not any(post in _post(item) for post in posts)]
-    kept = {item.id for item in rest if item.answer == ("a",)}
-    for disease, count in Counter(item.category for item in rest if item.id in kept).items():
-        others = [item for item in rest if item.category == disease and item.answer == ("b",)]
-        kept |= {item.id for item in sorted(others, key=_sha256_of_question)[:count]}
-    return Rows(items, tuple(replace(item, id=f"all-{item.id}") for item in rest if item.id in kept))
+    path = files.own(set_name, file, how)
+    return Rows(unique((_harness_item(row, where, n), where) for n, (row, where) in enumerate(json_rows(path), 1)))
 
 
-def _post(item: Item) -> str:
-    """What stands in 「」 after the question, without the full stop at its end."""
-    return item.question.partition("「")[2].rstrip("」。")
-
-
-def _sha256_of_question(item: Item) -> str:
-    return hashlib.sha256(item.question.encode()).hexdigest()
-
-
-def _jmed_csv(path: Path, choices: int = 4) -> tuple[Item, ...]:
-    rows = list(_csv_rows(path))[1:]
-    return _choice_items(((row[0], row[1:], where) for row, where in rows), choices)
-
-
-def _choice_items(rows: Iterable[tuple[str, list[str], str]], count: int = 4) -> tuple[Item, ...]:
-    items: list[Item] = []
-    counts: dict[str, int] = {}
-    for subject, cells, where in rows:
-        if len(cells) != count + 2:
-            letters = ", ".join("ABCD"[:count])
-            raise ValueError(f"{where}: got {len(cells)} columns, expected question, {letters}, answer")
-        question, *choices, answer = cells
-        counts[subject] = counts.get(subject, 0) + 1
-        name = f"{subject}-{counts[subject]}"
-        gold = (answer.strip().lower(),)
-        with _located(where):
-            items.append(Item(id=name, question=question, choices=tuple(choices), answer=gold, category=subject))
-    return tuple(items)
+def _harness_item(row: dict[str, Any], where: str, number: int) -> Item:
+    with located(where):
+        name, choices = str(row.get("problem_id", number)), tuple(row["choices"])
+        answer = row.get("answer") or ""
+        if not isinstance(answer, str):
+            raise ValueError(f"item {name}: answer: got {answer!r}, expected one text")
+        if not any(choice.strip() for choice in choices):
+            gold = (answer,) if answer.strip() else ()
+            return Item(id=name, question=row["problem_text"], choices=(), answer=gold, kind="text")
+        if choices.count(answer) != 1:
+            raise ValueError(f"item {name}: answer: got {answer!r}, expected the text of one of the choices {choices}")
+        letter = chr(ord("a") + choices.index(answer))
+        return Item(id=name, question=row["problem_text"], choices=choices, answer=(letter,))
 
 
 def exam_file(files: Files, language: str, *, path: Path) -> Rows:
@@ -252,36 +255,6 @@ def exam_file(files: Files, language: str, *, path: Path) -> Rows:
     items = tuple(replace(item, exam=exam) for item in read_jsonl(path))
     files.record(path.name, path)
     return Rows(items)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                with _located(where):
-                    row = json.loads(line)
-                yield row, where
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
-    text = path.read_bytes().decode("utf-8-sig")
-    for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1):
-        if row:
-            yield row, f"{path}, row {number}"
-
-
-@contextlib.contextmanager
-def _located(where: str) -> Iterator[None]:
-    """Put file and line before the message of what goes wrong inside."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(
-            f"{where}: {error.args[0]}: missing; this is not the file the set was published with"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def _exam_and_section(name: str) -> tuple[str, str]:

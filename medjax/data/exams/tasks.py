@@ -1,9 +1,8 @@
-"""The question sets medjax can grade, each a short declarative `Task`, and `load_task`, which reads one.
+"""`load_task` reads a question set of the catalogue, or an exam of the user's, and keeps the items asked for.
 
-A task says how its rows become items (a function of sources.py), where its demonstrations come from, which sections are
-required, and what passes. IgakuQA comes with its authors' three demonstrations, PubMedQA and the 100-item JMMLU edition
-with labelled questions outside the test set. The other published files hold no training part: there the pool is the set
-itself (`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
+IgakuQA comes with its authors' three demonstrations; sets with a training part, or that are part of a larger one, with
+questions outside the test set. The other published files hold nothing more: there the pool is the set itself
+(`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
 
 An exam of your own is a task too: give the path of a .jsonl file (schema: medjax.data.qa). Section "required" is its
 required part; no pass rule is known for it.
@@ -11,175 +10,27 @@ required part; no pass rule is known for it.
 
 import difflib
 import hashlib
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from medjax.assets import ORIGINS
 from medjax.data.exams import sources
-from medjax.data.exams.sources import Files, Rows
-from medjax.data.qa import Item
+from medjax.data.exams.catalogue import FURTHER_LICENSING, REQUIRED_LICENSING, TASKS
+from medjax.data.exams.definition import LoadedTask, PassRule, Task
+from medjax.data.exams.rows import Files, Rows
+from medjax.data.qa import Item, Kind, is_japanese
 
+__all__ = ["FOLDER", "TASKS", "LoadedTask", "PassRule", "Task", "load_task"]
 
-@dataclass(frozen=True)
-class PassRule:
-    """What passes an exam: enough required points, enough general points, few enough prohibited picks.
-
-    general_min       exam -> general points needed, as published for that exam
-    general_share     share of the general points needed, where no such table exists
-    required_share    share of the required points needed (a fraction of a point rounds up: 157.6 -> 158)
-    prohibited_max    questions with a prohibited pick that still pass
-    """
-
-    general_min: Mapping[str, int] = field(default_factory=dict)
-    general_share: Fraction | None = None
-    required_share: Fraction = Fraction(4, 5)
-    prohibited_max: int = 3
-
-    def cuts(self, exam: str, required_total: int | float, general_total: int | float) -> tuple[int, int] | None:
-        """(required points needed, general points needed), or None when the exam has no cut."""
-        general = self.general_min.get(exam)
-        if general is None and self.general_share is not None:
-            general = math.ceil(self.general_share * Fraction(general_total))
-        return None if general is None else (math.ceil(self.required_share * Fraction(required_total)), general)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A question set.
-
-    read               Files, language -> Rows
-    sets               folders of question sets it reads, see medjax.assets.ORIGINS
-    split              which part of the set is asked
-    required_sections  sections that have to be passed by themselves
-    remark             what else to know about the texts
-    """
-
-    name: str
-    languages: tuple[str, ...]
-    read: Callable[[Files, str], Rows]
-    split: str
-    sets: tuple[str, ...] = ()
-    required_sections: tuple[str, ...] = ()
-    pass_rule: PassRule | None = None
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task read from disk.
-
-    fewshot       pool of demonstrations, every question once; when `pool_is_test` these are the questions asked
-    digest        sha256 over name and sha256 of every file read
-    files         name -> sha256 of every file read
-    cuts          exam -> (required points needed, general points needed)
-    exam_sizes    exam -> items of the whole exam, before any filter
-    dropped       item id -> why it cannot be asked
-    note          source, commit, licence and anything to know about the data
-    unpinned      files that differ from the published ones
-    """
-
-    name: str
-    language: str
-    items: tuple[Item, ...]
-    fewshot: tuple[Item, ...]
-    pool_is_test: bool
-    digest: str
-    files: dict[str, str]
-    required_sections: tuple[str, ...]
-    cuts: dict[str, tuple[int, int]]
-    prohibited_max: int
-    exam_sizes: dict[str, int]
-    dropped: dict[str, str]
-    note: str
-    unpinned: tuple[str, ...] = ()
-
-
-# general cuts as announced each March by the Ministry of Health, Labour and Welfare of Japan
-_LICENSING = PassRule({"2018": 208, "2019": 209, "2020": 217, "2021": 209, "2022": 214})
-_BENCHMARK = ("medllm_qa_benchmark",)
-# kana, half-width ones too, and CJK ideographs
-_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            *("mini", ("ja", "en"), partial(sources.exam_file, path=sources.EXAMS / "mini_{language}.jsonl")),
-            split="the exam that ships with medjax; its cuts are modelled on the licensing exams",
-            required_sections=("required",),
-            pass_rule=PassRule(general_share=Fraction(7, 10)),
-        ),
-        Task(
-            *("igakuqa", ("ja", "en"), sources.igakuqa),
-            split="physician licensing exams 2018 to 2022, all 2,000 questions; English by machine translation",
-            sets=("igakuqa",),
-            required_sections=("B", "E"),
-            pass_rule=_LICENSING,
-        ),
-        Task(
-            *("denqa", ("ja",), partial(sources.benchmark, file="denqa.jsonl")),
-            split="dentist licensing exams 116 and 117, 699 of 720 questions",
-            sets=_BENCHMARK,
-            remark="exam texts by the Ministry of Health, Labour and Welfare of Japan",
-        ),
-        Task(
-            *("jmmlu-medical", ("ja",), partial(sources.jmmlu, file="all/JMMLU-Med.csv")),
-            split="five medical subjects, 681 questions",
-            sets=("jmed-llm",),
-        ),
-        Task(
-            *("jmmlu-medical-11", ("ja",), sources.jmmlu_folder),
-            split="all eleven medical subjects, from a folder of JMMLU's own csv files",
-            remark="not checked against a published version; JMMLU states its licence",
-        ),
-        Task(
-            *("jmmlu-medical-100", ("ja",), partial(sources.jmmlu, file="jmmlu_med.csv")),
-            split="the 100 questions of JMED-LLM, demonstrations from the other 581",
-            sets=("jmed-llm",),
-        ),
-        Task(
-            *("smdis", ("ja",), sources.smdis),
-            split="100 posts of JMED-LLM, 50 yes and 50 no; demonstrations from its other posts, as many of each",
-            sets=("jmed-llm",),
-            remark="posts of NTCIR-13 MedWeb, CC BY 4.0",
-        ),
-        Task(
-            *("medqa", ("en",), partial(sources.benchmark, file="medqa_en.jsonl")),
-            split="MedQA-USMLE test, 1,273 questions with 5 choices",
-            sets=_BENCHMARK,
-        ),
-        Task(
-            *("medqa-4op", ("en",), partial(sources.benchmark, file="medqa_en_4op.jsonl")),
-            split="MedQA-USMLE test, the same 1,273 questions with 4 choices",
-            sets=_BENCHMARK,
-        ),
-        Task(
-            *("medmcqa", ("en",), partial(sources.benchmark, file="medmcqa.jsonl")),
-            split="MedMCQA validation, 4,183 questions",
-            sets=_BENCHMARK,
-        ),
-        Task(
-            *("pubmedqa", ("en",), sources.pubmedqa),
-            split="PubMedQA labelled test, 500 questions with abstract; demonstrations from the 500 others",
-            sets=(*_BENCHMARK, "pubmedqa"),
-        ),
-        Task(
-            *("pubmedqa-conclusion", ("en",), sources.pubmedqa_conclusion),
-            split="PubMedQA labelled test, 500 questions with the conclusion; demonstrations from the 500 others",
-            sets=(*_BENCHMARK, "pubmedqa"),
-        ),
-        Task(
-            *("mmlu-medical", ("en",), partial(sources.benchmark, file="mmlu_en_medical.jsonl")),
-            split="medical subjects of MMLU test, 1,089 questions",
-            sets=_BENCHMARK,
-        ),
-    )
+FOLDER = "igakuqa-folder:"
+# what an item's kind is graded by where its set names no metrics
+_METRICS: dict[Kind, tuple[str, ...]] = {
+    "choice": ("accuracy",),
+    "number": ("accuracy",),
+    "entities": ("entity_partial_f1", "entity_exact_f1"),
+    "similarity": ("pearson", "spearman", "mae"),
+    "text": ("chrf",),
 }
 
 
@@ -195,7 +46,8 @@ def load_task(
 ) -> LoadedTask:
     """Read a task and keep the items asked for.
 
-    name       a name in TASKS, or the path of a .jsonl exam
+    name       a name in TASKS, the path of a .jsonl exam, or igakuqa-folder:PATH, a folder in IgakuQA's layout (the
+               path alone will do)
     years, sections, categories   keep only these (empty: all); a year is what `Item.exam` says
     text_only  leave out items that need an image
     language   "ja" or "en"; None: the task's first, and for a .jsonl exam the one its questions are written in
@@ -243,15 +95,27 @@ def load_task(
         dropped=rows.dropped,
         note=_note(task, rows, files),
         unpinned=tuple(files.unpinned),
+        metrics=task.metrics or _metrics(rows.items),
+        licence=task.licence,
+        origin=task.origin,
     )
+
+
+def _metrics(items: Iterable[Item]) -> tuple[str, ...]:
+    kinds = {item.kind for item in items}
+    return tuple(dict.fromkeys(name for kind, names in _METRICS.items() if kind in kinds for name in names))
 
 
 def _named(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
+    if name.startswith(FOLDER) or Path(name).is_dir():
+        return _own_folder(Path(name.removeprefix(FOLDER)))
     near = difflib.get_close_matches(name, TASKS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, or the path of a .jsonl exam.")
+    raise ValueError(
+        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, the path of a .jsonl exam, or {FOLDER}PATH."
+    )
 
 
 def _own_exam(path: Path) -> Task:
@@ -259,11 +123,24 @@ def _own_exam(path: Path) -> Task:
         *(path.stem, ("ja", "en"), partial(sources.exam_file, path=path)),
         split=f"own exam {path.name}",
         required_sections=("required",),
+        licence="the user's",
+        origin="the user's file",
+    )
+
+
+def _own_folder(folder: Path) -> Task:
+    return Task(
+        *(folder.resolve().name, ("ja", "en"), partial(sources.igakuqa_folder, folder=folder)),
+        split=f"licensing exams in the folder {folder.name}",
+        required_sections=REQUIRED_LICENSING,
+        pass_rule=FURTHER_LICENSING,
+        licence="the user's",
+        origin="the user's folder",
     )
 
 
 def _language(items: tuple[Item, ...]) -> str:
-    return "ja" if any(_JAPANESE.search(item.question) for item in items) else "en"
+    return "ja" if any(is_japanese(item.question) for item in items) else "en"
 
 
 def _pool(rows: Rows) -> tuple[Item, ...]:
@@ -278,7 +155,9 @@ def _pool(rows: Rows) -> tuple[Item, ...]:
 
 
 def _can_demonstrate(item: Item) -> bool:
-    return not (item.needs_image or item.is_numeric or item.any_answer or item.accepted or item.points == 0)
+    has_answer = bool(item.answer) or item.kind == "entities"
+    special = item.needs_image or item.is_numeric or item.any_answer or item.accepted
+    return has_answer and not special and item.points > 0
 
 
 def _cuts(task: Task, items: tuple[Item, ...]) -> dict[str, tuple[int, int]]:
@@ -287,6 +166,8 @@ def _cuts(task: Task, items: tuple[Item, ...]) -> dict[str, tuple[int, int]]:
         return cuts
     for exam in dict.fromkeys(item.exam for item in items):
         whole = [item for item in items if item.exam == exam]
+        if not task.pass_rule.sections <= {item.section for item in whole}:
+            continue
         required = sum(item.points for item in whole if item.section in task.required_sections)
         cut = task.pass_rule.cuts(exam, required, sum(item.points for item in whole) - required)
         if cut is not None:
@@ -296,10 +177,9 @@ def _cuts(task: Task, items: tuple[Item, ...]) -> dict[str, tuple[int, int]]:
 
 def _note(task: Task, rows: Rows, files: Files) -> str:
     parts = [task.split]
-    parts += [f"{ORIGINS[s].repo}@{ORIGINS[s].commit[:12]} (licence: {ORIGINS[s].licence})" for s in task.sets]
+    parts.append(f"{task.origin} (licence: {task.licence})")
     parts += [task.remark] if task.remark else []
-    if rows.dropped:
-        parts.append(f"{len(rows.dropped)} withdrawn items without an answer are left out")
+    parts += [f"{count} left out: {reason}" for reason, count in Counter(rows.dropped.values()).items()]
     if rows.pool is None:
         parts.append("demonstrations come from the questions themselves, never the one being asked")
     if files.unpinned:

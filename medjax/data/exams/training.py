@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from medjax.assets import at_hand
 from medjax.data.exams import wording
+from medjax.data.exams.groups import missing
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.qa import Item
 from medjax.data.text.overlap import Asked
@@ -72,8 +72,7 @@ def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> I
     names  of sets or paths of .jsonl exams; "auto" stands for every set whose files are at hand
     Raises what load_task raises.
     """
-    known = [name for name, task in TASKS.items() if task.name != "jmmlu-medical-11"]  # the user's own folder
-    auto = [name for name in known if all(at_hand(source, data_dir) for source in TASKS[name].sets)]
+    auto = [name for name in TASKS if missing(name, data_dir) is None] if "auto" in names else []
     every = itertools.chain.from_iterable(auto if name == "auto" else [name] for name in names if name != "none")
     for name in dict.fromkeys(every):
         for language in TASKS[name].languages if name in TASKS else (None,):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from medjax.data.exams.sources import JMMLU_SUBJECTS
+from medjax.data.exams.jmed_llm import JMMLU_SUBJECTS
 from medjax.data.exams.tasks import TASKS, PassRule, load_task
 
 MULTI = {"igakuqa": Counter({1: 1702, 2: 243, 3: 55}), "denqa": Counter({1: 408, 2: 174, 3: 92, 4: 17, 5: 8})}

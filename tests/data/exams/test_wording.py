@@ -49,3 +49,20 @@ def test_a_worked_example_is_question_gap_and_answer(name, language):
         ]
     )
     assert shown.continuations == (() if letters else (" fever", " b", " cough"))
+
+
+def test_questions_without_choices_say_what_is_wanted():
+    alike = Item("s", "A / B", (), ("3.5",), kind="similarity")
+    found = Item("e", "症状は？", (), ("発熱", "咳"), kind="entities")
+    translated = Item("t", "Translate: 熱", (), ("fever",), kind="text")
+    for asks_letter in (True, False):
+        assert wording.question(alike, "ja", asks_letter=asks_letter) == (
+            "問題: A / B\n2つの文の意味がどれほど近いかを、0（まったく異なる）から5（同じ）までの数値1つだけで"
+            "答えてください。\n答え:"
+        )
+        assert wording.question(translated, "en", asks_letter=asks_letter) == "Question: Translate: 熱\nAnswer:"
+    assert [wording.answer(item, as_letters=False) for item in (alike, found, translated)] == [
+        "3.5",
+        '["発熱", "咳"]',
+        "fever",
+    ]

@@ -1,0 +1,72 @@
+"""Groups of question sets, which of their members are on this machine, and the table of all sets.
+
+`japanese-medical` and `english-medical` stand for every set of that language, each question once: the 4-choice edition
+of MedQA, the small edition of medical JMMLU and the full sets that hold a smaller one are left out.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from medjax.data.exams.rows import Files
+from medjax.data.exams.tasks import TASKS
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "japanese-medical": (
+        *("igakuqa:ja", "denqa", "yakugakuqa", "jmmlu-medical"),
+        *("crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine", "nrner", "jcsts"),
+        *("medqa-ja", "medmcqa-ja", "pubmedqa-ja", "mmlu-medical-ja"),
+        *("bc2gm-ja", "bc5chem-ja", "bc5disease-ja", "jnlpba-ja", "ncbi_disease-ja"),
+        *("jcsts-similarity", "ejmmt-en-ja", "ejmmt-ja-en", "clinicalqa25:ja", "cardioexam:ja"),
+    ),
+    "english-medical": ("igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical"),
+}
+
+
+def missing(name: str, data_dir: str | Path | None = None) -> str | None:
+    """Why a set of TASKS cannot be read from this machine, and how to get it; None when it can. Fetches nothing.
+
+    name  may end in :language. Raises ValueError for a file that is there but malformed.
+    """
+    known, _, language = name.partition(":")
+    task = TASKS[known]
+    try:
+        task.read(Files(data_dir, fetch=False), language or task.languages[0])
+    except FileNotFoundError as error:
+        return str(error)
+    return None
+
+
+def expand(names: Iterable[str], data_dir: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names with groups replaced by their members on this machine, each name once; and a line for each left out.
+
+    Names that are no group stay as they are. Raises FileNotFoundError when nothing of a group is here.
+    """
+    found: dict[str, None] = {}
+    skipped = []
+    for name in names:
+        if name not in GROUPS:
+            found[name] = None
+            continue
+        reasons = {member: missing(member, data_dir) for member in GROUPS[name]}
+        here = [member for member, reason in reasons.items() if reason is None]
+        lines = [f"{name}: {member} is left out: {reason}" for member, reason in reasons.items() if reason]
+        if not here:
+            raise FileNotFoundError(
+                f"task {name}: got none of its sets, expected some in the folder of the question sets; name it by "
+                f"--data-dir or MEDJAX_DATA, or name a set to fetch it. " + " ".join(lines)
+            )
+        found |= dict.fromkeys(here)
+        skipped += lines
+    return tuple(found), tuple(skipped)
+
+
+def task_table() -> str:
+    """All sets as lines of text: name, languages, metrics; below it what is asked, licence and origin. Then groups."""
+    lines = []
+    for task in TASKS.values():
+        lines.append(f"{task.name}  ({', '.join(task.languages)})  {', '.join(task.metrics) or 'accuracy'}")
+        lines += [f"    {task.split}", f"    licence: {task.licence}", f"    origin: {task.origin}"]
+        lines += [f"    {task.remark}"] if task.remark else []
+    for group, members in GROUPS.items():
+        lines += [f"{group}", f"    stands for {', '.join(members)}, those on this machine"]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""Rows of question sets on disk: where their files lie, and reading them so that every mistake names file and line."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medjax import assets
+from medjax.data.qa import Item, read_text
+
+
+@dataclass
+class Files:
+    """Finds the files of question sets and remembers the sha256 of each one read, under the name "set/file".
+
+    fetch  False: only what is on this machine counts, nothing is fetched
+    """
+
+    data_dir: str | Path | None = None
+    fetch: bool = True
+    sha256: dict[str, str] = field(default_factory=dict)
+    unpinned: list[str] = field(default_factory=list)
+
+    def find(self, name: str, *files: str) -> list[Path]:
+        """Files of a published set, fetched where they are missing. Raises FileNotFoundError when they cannot be."""
+        if not self.fetch and not assets.at_hand(name, self.data_dir, files):
+            raise FileNotFoundError(
+                f"{name}: not on this machine; with a network it is fetched when you name one of its sets in --tasks "
+                f"(from https://github.com/{assets.ORIGINS[name].repo})"
+            )
+        paths = assets.data_files(name, files, self.data_dir)
+        for file, path in zip(files, paths, strict=True):
+            if self.record(f"{name}/{file}", path) != assets.pins()[name, file][1]:
+                self.unpinned.append(f"{name}/{file}")
+        return paths
+
+    def own(self, name: str, file: str, how: str) -> Path:
+        """A file that only the user can provide: name/file in the folder of the question sets, or file in data_dir.
+
+        how  to get it, one sentence for the FileNotFoundError
+        """
+        folders = [assets.data_folder(name, self.data_dir), Path(self.data_dir) if self.data_dir else None]
+        for folder in folders:
+            if folder and (folder / file).is_file():
+                self.record(f"{name}/{file}", folder / file)
+                return folder / file
+        raise FileNotFoundError(
+            f"{name}/{file}: not in the folder of the question sets (--data-dir, MEDJAX_DATA). {how}"
+        )
+
+    def record(self, label: str, path: Path) -> str:
+        self.sha256[label] = assets.sha256_file(path)
+        return self.sha256[label]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped."""
+
+    items: tuple[Item, ...]
+    pool: tuple[Item, ...] | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file with one a line, each with where it stands. Raises ValueError naming file and line."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            with located(where):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"got a JSON {type(row).__name__}, expected one object a line")
+            yield row, where
+
+
+def csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
+    """The rows of a csv file, each with where it stands. Raises ValueError for bytes that are not UTF-8."""
+    for number, row in enumerate(csv.reader(io.StringIO(read_text(path), newline="")), 1):
+        if row:
+            yield row, f"{path}, row {number}"
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put file and line before the message of what goes wrong inside."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"{where}: {error.args[0]}: missing; this is not the file the set was published with"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def unique(items: Iterable[tuple[Item, str]]) -> tuple[Item, ...]:
+    """The items, given with where they stand. Raises ValueError where an id comes again."""
+    found: dict[str, str] = {}
+    kept = []
+    for item, where in items:
+        check_new(item.id, where, found)
+        kept.append(item)
+    return tuple(kept)
+
+
+def check_new(name: str, where: str, found: dict[str, str]) -> None:
+    """Remember where an id stands. Raises ValueError when it was found before."""
+    if first := found.get(name):
+        raise ValueError(
+            f"{where}: id: got {name!r} again (first in {first}), expected every id once; rename one of them"
+        )
+    found[name] = where
+
+
+def choice_items(rows: Iterable[tuple[str, list[str], str]], letters: str = "ABCD") -> tuple[Item, ...]:
+    """Items of rows subject, [question, choices ..., answer letter], where; ids count within a subject."""
+    items: list[Item] = []
+    counts: dict[str, int] = {}
+    for subject, cells, where in rows:
+        if len(cells) != len(letters) + 2:
+            raise ValueError(
+                f"{where}: got {len(cells)} columns, expected question, {', '.join(letters)}, answer; a text that "
+                "holds a comma stands in double quotes"
+            )
+        question, *choices, answer = cells
+        counts[subject] = counts.get(subject, 0) + 1
+        name = f"{subject}-{counts[subject]}"
+        gold = (answer.strip().lower(),)
+        with located(where):
+            items.append(Item(id=name, question=question, choices=tuple(choices), answer=gold, category=subject))
+    return tuple(items)
+
+
+def sha256_of_question(item: Item) -> str:
+    return hashlib.sha256(item.question.encode()).hexdigest()

@@ -1,0 +1,248 @@
+"""From asks to outputs: token ids, which of them fit the model's context, and the engine's work, journalled.
+
+An output is a Generation, or for choice-logprob a list of Score (one a continuation). It is TOO_LONG for every ask of
+an item of which one prompt, with the room its answer needs, is longer than the context: that item is not sent at all.
+
+Reasoning (protocol cot) may take a second step: where its budget ends, or the model stops, and no answer can be read,
+the reasoning so far is continued by a cue ("答え:") and an answer. Thoughts that are still open are closed before it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medjax.data.exams import wording
+from medjax.eval.answers import open_thought, parse_answer
+from medjax.eval.asking import Ask, Evaluation, seed_of
+from medjax.eval.reading import TOO_LONG, ForcedGeneration
+from medjax.eval.settings import EvalSettings
+from medjax.infer.generator import Generation, Generator
+from medjax.infer.language_model import LanguageModel
+from medjax.infer.packing import Request
+from medjax.infer.programs import Programs
+from medjax.infer.sampling import Sampling
+from medjax.infer.scorer import Score, Scorer, Work
+from medjax.report.progress import ProgressBar
+from medjax.store.runs import Journal
+
+_TAG_REACH = 20  # characters at the end of a prompt in which a chat template opens thoughts
+
+
+@dataclass(frozen=True)
+class Questions:
+    """An evaluation in tokens, ready to run.
+
+    tokens  sha256 of all token ids
+    call    gives a model's outputs, one an ask, what they took, and how many items the journal already had
+    """
+
+    tokens: str
+    call: Callable[[Programs, Journal, ProgressBar], tuple[list[Any], Work, int]]
+
+
+def questions(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:
+    return (_generation if evaluation.protocol.generates else _scoring)(evaluation, model, settings)
+
+
+def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:
+    protocol, encode = evaluation.protocol, model.tokenizer.encode
+    prompts = [
+        tuple(encode(ask.prompt.text, bos=False if ask.prompt.is_chat else None, special=ask.prompt.special))
+        for ask in evaluation.asks
+    ]
+    room = evaluation.max_new_tokens
+    if protocol.reasons:
+        room += protocol.settings.think_tokens + len(encode(_cue(evaluation, "reasoning"), bos=False))
+    sent = _fitting(evaluation, [len(prompt) + room for prompt in prompts], model)
+
+    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+        writing = _Writing(evaluation, model, settings, programs, journal, bar)
+        found: list[Any] = [TOO_LONG] * len(prompts)
+        if protocol.reasons:
+            is_chat = any(ask.prompt.is_chat for ask in evaluation.asks)
+            limit, stop = protocol.settings.think_tokens, protocol.reasoning_stop(is_chat)
+            reasoned = writing.step({i: prompts[i] for i in sent}, limit, stop, forced=False)
+            more = {i: _continued(evaluation, model, evaluation.asks[i], text) for i, text in reasoned.items()}
+            forced = writing.answers({i: ids for i, (_, ids) in more.items() if ids}, forced=True)
+            written: dict[int, Generation] = {
+                i: _joined(text, more[i][0], forced[i]) if i in forced else text for i, text in reasoned.items()
+            }
+        else:
+            written = writing.answers({i: prompts[i] for i in sent}, forced=False)
+        for i, generation in written.items():
+            found[i] = generation
+        return found, writing.generator.work, writing.reused
+
+    return Questions(_ids_digest(prompts), run)
+
+
+class _Writing:
+    """What one model writes for an evaluation, journalled.
+
+    reused  items whose first step the journal already had
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        model: LanguageModel,
+        settings: EvalSettings,
+        programs: Programs,
+        journal: Journal,
+        bar: ProgressBar,
+    ):
+        engine = settings.engine
+        self.generator = Generator(
+            programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
+        )
+        self._evaluation, self._journal, self._bar, self._seed = evaluation, journal, bar, settings.seed
+        self._known: dict[bool, dict[int, Generation]] = {False: {}, True: {}}
+        for e in journal.read(("i", "tokens", "text", "finish")):
+            # a line of an answer that was forced says so
+            self._known[e.get("forced", False)][e["i"]] = Generation(tuple(e["tokens"]), e["text"], e["finish"])
+        self._done = set(self._known[False])
+        self.reused = self._show()
+
+    def answers(self, prompts: Mapping[int, tuple[int, ...]], *, forced: bool) -> dict[int, Generation]:
+        """Generations of answers by number of the ask; forced: after reasoning that had none."""
+        protocol, asks = self._evaluation.protocol, self._evaluation.asks
+        stop = protocol.stop(is_chat=any(ask.prompt.is_chat for ask in asks))
+        return self.step(prompts, self._evaluation.max_new_tokens, stop, forced=forced)
+
+    def step(
+        self, prompts: Mapping[int, tuple[int, ...]], limit: int, stop: tuple[str, ...], *, forced: bool
+    ) -> dict[int, Generation]:
+        """Generations by number of the ask, of at most `limit` new tokens."""
+        if not prompts:
+            return {}
+        numbers, known = list(prompts), self._known[forced]
+        mark = {"forced": True} if forced else {}
+
+        def keep(new: dict[int, Generation]) -> None:
+            self._journal.append([{"i": numbers[i], **asdict(found), **mark} for i, found in new.items()])
+            self._done.update(numbers[i] for i in new)
+            self._show()
+
+        found = self.generator.generate(
+            list(prompts.values()),
+            max_new_tokens=limit,
+            stop=stop,
+            done={i: known[number] for i, number in enumerate(numbers) if number in known},
+            on_generations=keep,
+            **self._sampling(numbers),
+        )
+        return dict(zip(numbers, found, strict=True))
+
+    def _sampling(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """How the engine draws, by name of its argument; nothing where it takes the most probable token."""
+        settings = self._evaluation.protocol.settings
+        if not settings.temperature:
+            return {}
+        drawn = []
+        for ask in (self._evaluation.asks[number] for number in numbers):
+            seed = seed_of(self._seed, self._evaluation.items[ask.item].id, ask.sample)
+            drawn.append(Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed))
+        return {"sampling": drawn}
+
+    def _show(self) -> int:
+        done = sum(self._done.issuperset(numbers) for numbers in self._evaluation.by_item)
+        self._bar.reach(done, len(self._evaluation.items))
+        return done
+
+
+def _continued(
+    evaluation: Evaluation, model: LanguageModel, ask: Ask, reasoned: Generation
+) -> tuple[str, tuple[int, ...]]:
+    """The cue that forces an answer and the prompt with it; no prompt where an answer was written or nothing fits."""
+    is_chat = ask.prompt.is_chat
+    # a chat template may open the thoughts itself
+    opened = open_thought(ask.prompt.text[-_TAG_REACH:]) if is_chat else ""
+    text = f"<{opened}>{reasoned.text}" if opened else reasoned.text
+    if parse_answer(text, evaluation.shown(ask), reasoned=True) is not None:
+        return "", ()
+    cue = _cue(evaluation, open_thought(text))
+    context, (more,) = model.tokenizer.encode_pairs(
+        ask.prompt.text, [reasoned.text + cue], bos=False if is_chat else None, special=ask.prompt.special
+    )
+    ids = (*context, *more)
+    # a text may take more tokens than it was written with
+    fits = len(ids) + evaluation.max_new_tokens <= model.decoder.config.max_length
+    return cue, ids if fits else ()
+
+
+def _cue(evaluation: Evaluation, thought: str) -> str:
+    closing = f"\n</{thought}>" if thought else ""
+    return f"{closing}\n{wording.answer_cue(evaluation.task.language)}"
+
+
+def _joined(reasoned: Generation, cue: str, answer: Generation) -> ForcedGeneration:
+    return ForcedGeneration(reasoned.tokens + answer.tokens, reasoned.text + cue + answer.text, answer.finish)
+
+
+def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:
+    pairs = [_pair(model, ask) for ask in evaluation.asks]
+    lengths = [len(context) + max(map(len, more), default=0) for context, more in pairs]
+    sent = _fitting(evaluation, lengths, model)
+    requests: list[Request] = []
+    owners: list[int] = []  # which ask a request belongs to
+    for number in sent:
+        context, continuations = pairs[number]
+        requests += [Request(tuple(context), tuple(continuation)) for continuation in continuations]
+        owners += [number] * len(continuations)
+    asks = evaluation.asks
+
+    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+        scorer = Scorer(programs, row_tokens=settings.engine.row_tokens)
+        entries = journal.read(("i", "token_logprobs", "greedy"))
+        known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
+        waiting = set(range(len(requests))) - set(known)
+
+        def show() -> int:
+            done = len(evaluation.items) - len({asks[owners[i]].item for i in waiting})
+            bar.reach(done, len(evaluation.items))
+            return done
+
+        def keep(new: dict[int, Score]) -> None:
+            journal.append([{"i": i, **asdict(score)} for i, score in new.items()])
+            waiting.difference_update(new)
+            show()
+
+        reused = show() if known else 0
+        found: list[Any] = [TOO_LONG] * len(asks)
+        for number in sent:
+            found[number] = []
+        scores = scorer.score(requests, done=known, on_scores=keep) if requests else []
+        for owner, score in zip(owners, scores, strict=True):
+            found[owner].append(score)
+        return found, scorer.work, reused
+
+    every = (ids for context, more in pairs for continuation in more for ids in (context, continuation))
+    return Questions(_ids_digest(every), run)
+
+
+def _pair(model: LanguageModel, ask: Ask) -> tuple[list[int], list[list[int]]]:
+    """Ids of an ask's context and continuations; none of an item that asks for a number."""
+    prompt = ask.prompt
+    if not prompt.continuations:
+        return [], []
+    bos = False if prompt.is_chat else None
+    return model.tokenizer.encode_pairs(prompt.text, prompt.continuations, bos=bos, special=prompt.special)
+
+
+def _fitting(evaluation: Evaluation, lengths: Sequence[int], model: LanguageModel) -> list[int]:
+    """Numbers of the asks of all items that fit the model's context with every one of their asks.
+
+    lengths  tokens of each ask, its answer included
+    """
+    limit = model.decoder.config.max_length
+    return [i for asks in evaluation.by_item if all(lengths[i] <= limit for i in asks) for i in asks]
+
+
+def _ids_digest(sequences: Iterable[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
+    return digest.hexdigest()
