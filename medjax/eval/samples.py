@@ -68,6 +68,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
         "truncated": answer.truncated,
         "outcome": answer.verdict.outcome,
         **agreement,
+        **({} if item.human_accuracy is None else {"human_accuracy": item.human_accuracy}),
         "asks": [_asked(ask, reply) for ask, reply in zip(asks, answer.replies, strict=True)],
     }
 
