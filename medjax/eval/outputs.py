@@ -17,9 +17,9 @@ import numpy as np
 from medjax.data.exams import wording
 from medjax.eval.answers import open_thought, parse_answer
 from medjax.eval.asking import Ask, Evaluation, seed_of
-from medjax.eval.reading import TOO_LONG, ForcedGeneration
+from medjax.eval.reading import ForcedGeneration
 from medjax.eval.settings import EvalSettings
-from medjax.infer.generator import Generation, Generator
+from medjax.infer.generator import TOO_LONG, Generation, Generator
 from medjax.infer.language_model import LanguageModel
 from medjax.infer.packing import Request
 from medjax.infer.programs import Programs

@@ -21,10 +21,9 @@ from medjax.eval.protocols import Protocol, normalised, pick
 from medjax.eval.rotation import original
 from medjax.eval.scoring import Prediction, Verdict, judge, judge_kasai
 from medjax.eval.voting import vote
-from medjax.infer.generator import Generation
+from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.scorer import Score
 
-TOO_LONG = Generation((), "", "too_long")
 # lm-evaluation-harness's names of the normalisations; it has none for per-token
 LM_EVAL = {"sum": "acc", "character": "acc_norm", "byte": "acc_bytes", "token": "acc_per_token"}
 

@@ -116,3 +116,16 @@ def test_an_item_longer_than_the_context_is_counted_apart(tiny_folder, exam, tmp
     assert "too long" in printed
     assert "ward_en_strict-4tokens-0shot: 1 item is longer than the model's context with the answer" in printed
     assert printed.count("too long") == 1  # the head of a column
+
+
+def test_drawn_answers_do_not_depend_on_what_is_drawn_beside_them(tiny_folder, exam, tmp_path):
+    more = ("--protocol", "strict", "--limit", "4", "--protocol.samples", "3", "--protocol.temperature", "1.5")
+    (found,) = _main(tiny_folder, exam, tmp_path / "one", *more)
+    assert found["protocol"] == "strict-4tokens-3samples-t1.5-0shot"
+    assert (found["asks"], found["samples"]["count"]) == (12, 3)
+    drawn = [[ask["output"] for ask in sample["asks"]] for sample in samples_of(tmp_path / "one")]
+    assert all(len(set(outputs)) > 1 for outputs in drawn)
+    _main(tiny_folder, exam, tmp_path / "two", *more, "--batch-size", "3")
+    assert [[ask["output"] for ask in s["asks"]] for s in samples_of(tmp_path / "two")] == drawn
+    _main(tiny_folder, exam, tmp_path / "three", *more, "--seed", "1")
+    assert [[ask["output"] for ask in s["asks"]] for s in samples_of(tmp_path / "three")] != drawn

@@ -12,9 +12,10 @@ from medjax.data.qa import Item
 from medjax.eval.asking import choose_items
 from medjax.eval.metrics import METRICS, grade
 from medjax.eval.protocols import Protocol
-from medjax.eval.reading import TOO_LONG, read_answers
+from medjax.eval.reading import read_answers
 from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.settings import EvalSettings, ProtocolSettings
+from medjax.infer.generator import TOO_LONG
 from medjax.infer.scorer import Work
 
 FOUND = Item("e", "病変を抜き出してください。\n発熱と咳嗽を認める。", (), ("発熱", "咳嗽"), kind="entities")

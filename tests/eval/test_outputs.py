@@ -10,9 +10,9 @@ from medjax.data.text.chat import ChatTemplate
 from medjax.eval import outputs
 from medjax.eval.asking import seed_of
 from medjax.eval.outputs import questions
-from medjax.eval.reading import TOO_LONG, ForcedGeneration, read_answers
+from medjax.eval.reading import ForcedGeneration, read_answers
 from medjax.eval.settings import EvalSettings
-from medjax.infer.generator import Generation
+from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.sampling import Sampling
 from medjax.infer.scorer import Score, Work
 from medjax.report.progress import ProgressBar

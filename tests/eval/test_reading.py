@@ -4,8 +4,8 @@ import pytest
 from small_evaluations import NUMBER, ONE, TWO, evaluation, texts
 
 from medjax.data.qa import Item
-from medjax.eval.reading import TOO_LONG, ForcedGeneration, headline, read_answers
-from medjax.infer.generator import Generation
+from medjax.eval.reading import ForcedGeneration, headline, read_answers
+from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.scorer import Score
 
 TEMPLATES = (("a.txt", "{{question}} "), ("b.txt", "Q: {{question}}\n"), ("c.txt", "{{question}}: "))

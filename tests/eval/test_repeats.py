@@ -6,11 +6,12 @@ import pytest
 from scipy.stats import chisquare
 from small_evaluations import NUMBER, ONE, TWO, evaluation, texts
 
-from medjax.eval.reading import TOO_LONG, ForcedGeneration, read_answers
+from medjax.eval.reading import ForcedGeneration, read_answers
 from medjax.eval.repeats import repeats
 from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.scoring import aggregate
 from medjax.eval.settings import EvalSettings
+from medjax.infer.generator import TOO_LONG
 from medjax.infer.scorer import Work
 
 SETTINGS = EvalSettings(resamples=200)
