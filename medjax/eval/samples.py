@@ -85,6 +85,7 @@ def _asked(ask: Ask, reply: Reply) -> dict[str, Any]:
         "correct": reply.verdict.correct,
         "truncated": reply.truncated,
         **({"forced": True} if reply.forced else {}),
+        **({} if reply.probability is None else {"probability": reply.probability}),
     }
 
 
