@@ -318,6 +318,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if not_asked := scores.get("not_asked"):
         yield f"{drawing.number(not_asked)} without choices not asked, which counts as wrong"
+    if too_long := scores.get("too_long"):
+        yield f"{drawing.number(too_long)} longer than the model's context, not sent and worth nothing"
     if cut_off := entry.get("truncated"):
         yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
@@ -326,11 +328,28 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
         yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
+    yield from _repeats(entry)
     if work.get("tokens_requested"):
         saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
         yield f"{drawing.number(work['tokens_computed'])} tokens computed, {saved} saved by sharing"
     if work.get("items_per_second"):
         yield f"{work['items_per_second']:.3g} questions/s"
+
+
+def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of questions that were asked more than once."""
+    if rotation := entry.get("rotation"):
+        mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
+        yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+    if (agreement := entry.get("agreement")) is not None:
+        yield f"{drawing.percent(agreement)} of the replies say what the answer says"
+    if forced := entry.get("forced"):
+        yield f"{drawing.number(forced)} answers forced after reasoning"
+    if drawn := entry.get("samples"):
+        alone = drawing.percent(drawn["accuracy"])
+        yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}; one alone is right in {alone}"
+    for name, found in entry.get("templates", {}).items():
+        yield f"template {name} alone: {drawing.percent(found['accuracy'])}"
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

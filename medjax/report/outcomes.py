@@ -64,30 +64,39 @@ def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     verdict = score["verdict"]
+    decided = verdict["result"] != "incomplete"  # of an exam asked in part the cuts are out of reach
     gauges = []
     for part in ("required", "general"):
         total, cut = score.get(f"{part}_total"), verdict.get(f"{part}_min")
         if total and cut is not None:
             reached = score[f"{part}_points"]
+            tone = ("pass" if reached >= cut else "fail") if decided else "incomplete"
             shown = f"{drawing.number(reached)} of {drawing.number(total)} points"
-            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed", reached / total, cut / total, reached >= cut))
+            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed", (reached / total, cut / total), tone))
     most = verdict.get("prohibited_max")
     if most is not None:
         picks, whole = score["prohibited"], max(2 * most, score["prohibited"], 1)
-        gauges.append(
-            _gauge("prohibited picks", f"{picks}", f"{most} allowed", picks / whole, (most + 0.5) / whole, picks <= most)
-        )
+        places = picks / whole, (most + 0.5) / whole  # the line stands between the last that is allowed and the next
+        tone = "pass" if picks <= most else "fail"
+        gauges.append(_gauge("prohibited picks", drawing.number(picks), f"{most} allowed", places, tone))
     return {
-        **{"exam": exam, "result": verdict["result"], "reasons": verdict["reasons"], "gauges": gauges},
+        **{"exam": exam, "result": verdict["result"], "gauges": gauges},
         **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
     }
 
 
-def _gauge(name: str, shown: str, needed: str, share: float, cut: float, kept: bool) -> dict[str, Any]:
-    tone, cut = "pass" if kept else "fail", min(cut, 1.0)
+def _gauge(name: str, shown: str, needed: str, places: tuple[float, float], tone: str) -> dict[str, Any]:
+    """places: where the bar ends and where the cut is, as shares of the width; a cut beyond it is not drawn."""
+    reached, cut = places
+    line = Markup('<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-3" y2="11" stroke="{1}"/>').format(
+        100 * cut, drawing.INK
+    )
     bar = Markup(
-        '<svg class="gauge" role="img" aria-label="{}: {}, {}"><rect class="back" width="100%" height="100%" fill="{}"/>'
-        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>'
-        '<line class="cut" x1="{:.2f}%" x2="{:.2f}%" y1="-3" y2="11" stroke="{}"/></svg>'
-    ).format(name, shown, needed, drawing.RULE, tone, 100 * min(share, 1.0), drawing.TONES[tone], 100 * cut, 100 * cut, drawing.INK)
+        '<svg class="gauge" role="img" aria-label="{}: {}, {}">'
+        '<rect class="back" width="100%" height="100%" fill="{}"/>'
+        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}</svg>'
+    ).format(
+        *(name, shown, needed, drawing.RULE, tone, 100 * min(reached, 1.0), drawing.TONES[tone]),
+        line if cut <= 1 else "",
+    )
     return {"name": name, "shown": shown, "needed": needed, "tone": tone, "bar": bar}

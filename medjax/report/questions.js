@@ -37,7 +37,7 @@
   const outcomeName = (outcome) => NAMES[outcome] || outcome.replace(/_/g, " ");
   const tag = (outcome) => element("span", { class: `tag ${TONES[outcome] || "incomplete"}` }, outcomeName(outcome));
   const number = (value) => value.toLocaleString("en");
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
   const language = (answer) => evaluations[answer.evaluation].language;
 
   function read(letters) {
@@ -97,6 +97,7 @@
     status.textContent = found.length
       ? `${number(first + 1)} to ${number(first + shown.length)} of ${number(found.length)} answers`
       : "No answer matches. Take back a filter, or search for fewer words.";
+    document.getElementById("question-head").hidden = !found.length;
     pages.hidden = last === 1;
     pages.querySelector("[name=previous]").disabled = state.page === 1;
     pages.querySelector("[name=next]").disabled = state.page === last;
@@ -115,7 +116,8 @@
       tag(answer.outcome),
       element("span", { class: "id" }, question.id),
       element("span", { class: "stem", lang: language(answer) }, question.question.slice(0, 160)),
-      element("span", { class: "read" }, `${read(answer.picked).slice(0, 40)} / ${question.answer.join(", ").slice(0, 40)}`),
+      element("span", { class: "read" }, unseen("read "), read(answer.picked).slice(0, 40), " / ", unseen("right answer "),
+        question.answer.join(", ").slice(0, 40)),
       element("span", { class: "place" }, [several ? title(answer) : "", place].filter(Boolean).join(" — "))));
     node.addEventListener("toggle", () => {
       if (node.open && node.childElementCount === 1) node.append(...body(answer));
@@ -123,6 +125,7 @@
     return node;
   }
 
+  const unseen = (text) => element("span", { class: "unseen" }, text);
   const title = (answer) => `${evaluations[answer.evaluation].name}, ${evaluations[answer.evaluation].protocol}`;
 
   function body(answer) {
@@ -149,8 +152,8 @@
         element("div", {}, element("dt", {}, name), element("dd", {}, value)))),
     ];
     if (others.length) {
-      parts.push(element("p", { class: "others" }, "The same question elsewhere: ", ...others.flatMap((other, index) =>
-        [index ? "; " : "", `${title(other)}: ${read(other.picked).slice(0, 40)} `, tag(other.outcome)])));
+      parts.push(element("div", { class: "others" }, "The same question elsewhere", element("ul", {}, ...others.map((other) =>
+        element("li", {}, `${title(other)}: ${read(other.picked).slice(0, 40)} `, tag(other.outcome))))));
     }
     answer.asks.forEach((ask, index) => parts.push(...asked(answer, ask, index)));
     return parts;

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from os.path import commonprefix
 from typing import Any
 
 from markupsafe import Markup
@@ -122,12 +121,18 @@ def _cut_frame(asks: Sequence[dict[str, Any]]) -> tuple[str, str]:
     prompts = [ask["prompt"] for ask in asks]
     if len(set(prompts)) < 2:
         return "", ""
-    begin = commonprefix(prompts)
+    begin = _common_start(prompts)
     rests = [prompt[len(begin) :] for prompt in prompts]
-    end = commonprefix([rest[::-1] for rest in rests])[::-1]
+    end = _common_start([rest[::-1] for rest in rests])[::-1]
     for ask, rest in zip(asks, rests, strict=True):
         ask["prompt"] = rest[: len(rest) - len(end)]
     return begin, end
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # what these two share, all between them share
+    same = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return first[:same]
 
 
 def _shorten(asks: Sequence[dict[str, Any]]) -> None:

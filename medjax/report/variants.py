@@ -1,7 +1,7 @@
 """Several models on the same questions, drawn on one axis: a row for each set and protocol, a mark for each model.
 
-  ├───┆──○─────┼─────────┤     ○ base
-  ├───┆──────●─┼─────────┤     ● adapter   ── 95 % interval   ┆ accuracy by guessing
+├───┆──○─────┼─────────┤     ○ base
+├───┆──────●─┼─────────┤     ● adapter   ── 95 % interval   ┆ accuracy by guessing
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from medjax.report import drawing
+from medjax.report.plane import FILLS
 
-_KINDS = ("light", "accent", "held", "muted")  # classes of the marks, in the order of the models
-_FILLS = {"light": "#9cc7d6", "accent": drawing.ACCENT, "held": "#c2570c", "muted": drawing.MUTED}
+_KINDS = ("muted", "accent", "held", "ink")  # classes of the marks, in the order of the models
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -61,7 +61,7 @@ def _plot(scores: Sequence[tuple[str, int, Mapping[str, Any]]]) -> Markup:
                 'stroke-width="2.5"/><circle class="dot {1}" cx="{4:.2f}%" cy="0" r="4.5" fill="{5}"/></svg>'
             ).format(
                 100 * (row + 1) / (len(scores) + 1),
-                *(kind(number), 100 * low, 100 * high, 100 * score["accuracy"], _FILLS[kind(number)]),
+                *(kind(number), 100 * low, 100 * high, 100 * score["accuracy"], FILLS[kind(number)]),
             )
         )
     grid = Markup("").join(

@@ -81,9 +81,8 @@ class Browser:
             self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "exception"))
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.errors.append(params["entry"]["text"])
-        elif event.get("method") == "Network.requestWillBeSent" and not params["documentURL"].startswith("about:"):
-            if params["request"]["url"] != params["documentURL"]:
-                self.errors.append(f"asked for {params['request']['url']}")
+        elif event.get("method") == "Network.requestWillBeSent" and params["type"] != "Document":
+            self.errors.append(f"asked for {params['request']['url']}")
         return event
 
     def resize(self, width, height, *, phone=False):
