@@ -32,8 +32,8 @@ def change(name, value):
 
 def samples(count=2_000):
     """Two evaluations of the same questions: a third is right, a few cannot be read, one is hostile."""
-    dice = random.Random(5)
     for name in (BASE, ADAPTER):
+        dice = random.Random(5)  # the same questions again
         for number in range(count):
             question = doc(
                 number, question=f"第{number}問。" + "".join(dice.choices("症例男女検査所見血圧胸部痛", k=160))
