@@ -66,7 +66,7 @@ class Item:
     any_answer    counted right whatever is answered
     ordered       the order of the letters is part of the answer
     needs_image   cannot be solved from the text alone
-    explanation   why the answer is right, for training; no prompt shows it
+    explanation   why the answer is right, for training and for worked examples of reasoning; no question shows it
     kind          what is asked for; None: choice where there are choices, else number
     human_accuracy  share of the people who sat the exam that were right, 0 to 1; None: not known
 

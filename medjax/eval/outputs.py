@@ -156,21 +156,25 @@ class _Writing:
 def _continued(
     evaluation: Evaluation, model: LanguageModel, ask: Ask, reasoned: Generation
 ) -> tuple[str, tuple[int, ...]]:
-    """The cue that forces an answer and the prompt with it; no prompt where an answer was written or nothing fits."""
+    """The reasoning with the cue that forces an answer, and the prompt that ends in it.
+
+    No prompt where an answer was written, or where nothing fits any more.
+    """
     is_chat = ask.prompt.is_chat
     # a chat template may open the thoughts itself
     opened = open_thought(ask.prompt.text[-_TAG_REACH:]) if is_chat else ""
     text = f"<{opened}>{reasoned.text}" if opened else reasoned.text
     if parse_answer(text, evaluation.shown(ask), reasoned=True) is not None:
         return "", ()
-    cue = _cue(evaluation, open_thought(text))
+    # the budget may end within a character
+    so_far = reasoned.text.rstrip("\ufffd") + _cue(evaluation, open_thought(text))
     context, (more,) = model.tokenizer.encode_pairs(
-        ask.prompt.text, [reasoned.text + cue], bos=False if is_chat else None, special=ask.prompt.special
+        ask.prompt.text, [so_far], bos=False if is_chat else None, special=ask.prompt.special
     )
     ids = (*context, *more)
     # a text may take more tokens than it was written with
     fits = len(ids) + evaluation.max_new_tokens <= model.decoder.config.max_length
-    return cue, ids if fits else ()
+    return so_far, ids if fits else ()
 
 
 def _cue(evaluation: Evaluation, thought: str) -> str:
@@ -178,8 +182,8 @@ def _cue(evaluation: Evaluation, thought: str) -> str:
     return f"{closing}\n{wording.answer_cue(evaluation.task.language)}"
 
 
-def _joined(reasoned: Generation, cue: str, answer: Generation) -> ForcedGeneration:
-    return ForcedGeneration(reasoned.tokens + answer.tokens, reasoned.text + cue + answer.text, answer.finish)
+def _joined(reasoned: Generation, so_far: str, answer: Generation) -> ForcedGeneration:
+    return ForcedGeneration(reasoned.tokens + answer.tokens, so_far + answer.text, answer.finish)
 
 
 def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:

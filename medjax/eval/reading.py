@@ -99,7 +99,7 @@ def read_answers(evaluation: Evaluation, outputs: Sequence[Any]) -> list[Answer]
 
 def _answer(evaluation: Evaluation, numbers: Sequence[int], every: Sequence[Reply]) -> Answer:
     replies = tuple(every[number] for number in numbers)
-    if len(replies) == 1:
+    if len(evaluation.asks) == len(evaluation.items):
         return Answer(**vars(replies[0]), replies=replies, shifts=replies)
     by_shift: dict[tuple[int, ...], list[Reply]] = {}
     for number, reply in zip(numbers, replies, strict=True):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.config import load, to_toml
-from medjax.data.exams.groups import expand
+from medjax.data.exams.groups import GROUPS, expand
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.outputs import questions
@@ -56,9 +56,11 @@ def evaluate(
         given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
         settings = load(EvalSettings, overrides=given)
     start = time.time()
-    names, left_out = expand(settings.task.names, settings.task.data_dir)
-    for line in left_out:
-        say(line)
+    names = settings.task.names
+    if not GROUPS.keys().isdisjoint(names):
+        names, left_out = expand(names, settings.task.data_dir)
+        for line in left_out:
+            say(line)
     tasks, protocols = _tasks(names, settings), _protocols(settings)
     chosen = [
         choose_items(task, protocol, settings)

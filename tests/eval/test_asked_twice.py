@@ -1,4 +1,4 @@
-"""Runs that ask an item more than once, from one end to the other, with the tiny model."""
+"""Runs that ask items more than once or of several kinds, from one end to the other, with the tiny model."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_runs import ENGINE, results_of, samples_of
 
+from medjax.data.exams.groups import GROUPS
 from medjax.eval.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -129,3 +130,23 @@ def test_drawn_answers_do_not_depend_on_what_is_drawn_beside_them(tiny_folder, e
     assert [[ask["output"] for ask in s["asks"]] for s in samples_of(tmp_path / "two")] == drawn
     _main(tiny_folder, exam, tmp_path / "three", *more, "--seed", "1")
     assert [[ask["output"] for ask in s["asks"]] for s in samples_of(tmp_path / "three")] != drawn
+
+
+def test_a_group_is_asked_by_its_sets_and_each_is_graded_by_its_own_metrics(
+    tiny_folder, shared_data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(GROUPS, "both", ("mini:en", "mrner-disease", "jcsts"))
+    out = tmp_path / "both"
+    more = ("--tasks", "both", "--limit", "2", "--data-dir", str(shared_data), "--protocol", "choice-logprob,strict")
+    assert [e["id"] for e in _main(tiny_folder, "", out, *more)] == [
+        *("mini_en_choice-logprob-0shot", "mini_en_strict-4tokens-0shot", "mrner-disease_ja_strict-4tokens-0shot"),
+    ]
+    printed = capsys.readouterr().out
+    assert "both: jcsts is left out: " in printed
+    assert "mrner-disease is left out under choice-logprob, which asks none of its items" in printed
+    found = results_of(out)
+    graded = found["medjax"]["evaluations"][2]["metrics"]
+    assert list(graded) == ["entity_partial_f1", "entity_exact_f1"]
+    values = found["results"]["mrner-disease_ja_strict-4tokens-0shot"]
+    assert values["entity_partial_f1,none"] == pytest.approx(graded["entity_partial_f1"]["value"])
+    assert "entity_partial_f1 │" in printed

@@ -105,6 +105,7 @@ def test_reasoning_gets_its_budget_and_an_answer_is_forced_where_none_was_writte
 @pytest.mark.parametrize(
     ("chat", "reasoning", "forced"),
     [
+        (None, "肺炎\ufffd", "肺炎\n答え:"),  # the budget ended within a character
         (None, "<think>肺炎か", "<think>肺炎か\n</think>\n答え:"),
         (None, "<think>肺炎か</think>はて", "<think>肺炎か</think>はて\n答え:"),
         # opened by the chat template; what is announced inside is a thought

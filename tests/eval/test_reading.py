@@ -63,6 +63,11 @@ def test_an_order_of_letters_comes_back_in_its_order():
 def test_an_item_without_choices_is_asked_once():
     answer = _one(evaluation("strict", (NUMBER,), rotate=True), texts("7.20"))
     assert (answer.verdict.correct, len(answer.replies)) == (True, 1)
+    for name, metric in (("strict", "exact_match"), ("choice-logprob", "acc")):
+        made = evaluation(name, (ONE, NUMBER), rotate=True)
+        scored = [[Score((-1.0,), False)] * 5] * 5 + [[]]
+        one, number = read_answers(made, texts(*"ccccc", "7.20") if name == "strict" else scored)
+        assert list(one.metrics) == list(number.metrics) == [metric, f"{metric}_mean"]
 
 
 # votes

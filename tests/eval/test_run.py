@@ -38,12 +38,13 @@ def _logprobs(samples):
 @pytest.fixture
 def calls(monkeypatch):
     """How often each program ran."""
+    from medjax.infer.decoding import Decoding
     from medjax.infer.programs import Programs
 
     count = Counter()
 
-    def counted(name):
-        program = getattr(Programs, name)
+    def counted(owner, name):
+        program = getattr(owner, name)
 
         def call(*args):
             count[name] += 1
@@ -51,8 +52,9 @@ def calls(monkeypatch):
 
         return call
 
-    for name in ("prefix", "score", "prefill", "decode"):
-        monkeypatch.setattr(Programs, name, counted(name))
+    for owner, names in ((Programs, ("prefix", "score")), (Decoding, ("prefill", "decode"))):
+        for name in names:
+            monkeypatch.setattr(owner, name, counted(owner, name))
     return count
 
 
