@@ -68,6 +68,7 @@ class Item:
     needs_image   cannot be solved from the text alone
     explanation   why the answer is right, for training and for worked examples of reasoning; no question shows it
     kind          what is asked for; None: choice where there are choices, else number
+    human_accuracy  share of the people who sat the exam that were right, 0 to 1; None: not known
 
     Raises ValueError naming the item and the field.
     """
@@ -89,6 +90,7 @@ class Item:
     needs_image: bool = False
     explanation: str = ""
     kind: Kind | None = None
+    human_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -117,6 +119,8 @@ class Item:
             raise self._error("points", self.points, "a number")
         if not math.isfinite(self.points) or self.points < 0:
             raise self._error("points", self.points, "a number >= 0")
+        if self.human_accuracy is not None and not 0 <= self.human_accuracy <= 1:
+            raise self._error("human_accuracy", self.human_accuracy, "a share from 0 to 1, or nothing")
         self._check_letters("prohibited", self.prohibited)
         golds = set(self.answer).union(*(self.accepted or ()))
         if clash := golds & set(self.prohibited):

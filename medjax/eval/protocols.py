@@ -16,6 +16,7 @@ times by sampling (medjax.eval.asking), and counts one answer of them all (medja
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -230,3 +231,9 @@ def pick(values: Sequence[float], letters: Sequence[str], count: int) -> tuple[s
     """The letters of the `count` largest values, sorted; the first letter wins a tie."""
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     return tuple(sorted(letters[i] for i in order[:count]))
+
+
+def probability_of_best(values: Sequence[float]) -> float:
+    """The probability of the largest of some log-probabilities (or scores like them) among them: their softmax."""
+    best = max(values)
+    return 1 / math.fsum(math.exp(value - best) for value in values)

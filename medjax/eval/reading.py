@@ -17,7 +17,7 @@ from medjax.eval.answers import parse_answer, parse_kasai, without_thoughts
 from medjax.eval.asking import Ask, Evaluation
 from medjax.eval.gestalt import extract, judge_gestalt
 from medjax.eval.metrics import item_metrics
-from medjax.eval.protocols import Protocol, normalised, pick
+from medjax.eval.protocols import Protocol, normalised, pick, probability_of_best
 from medjax.eval.rotation import original
 from medjax.eval.scoring import Prediction, Verdict, judge, judge_kasai
 from medjax.eval.voting import vote
@@ -43,6 +43,8 @@ class Reply:
     resps, filtered  the output in lm-evaluation-harness's form
     truncated  cut off at the limit of new tokens
     forced     reasoning ended without an answer, so that one was asked for
+    probability  of the picked choice among the choices, from the scores it was picked by; None where none is scored
+               or several are picked
     """
 
     picked: tuple[str, ...] | None
@@ -53,6 +55,7 @@ class Reply:
     filtered: list[Any] = field(repr=False)
     truncated: bool = False
     forced: bool = False
+    probability: float | None = None
 
     @property
     def ballot(self) -> Hashable | None:
@@ -158,6 +161,7 @@ def _read_scores(evaluation: Evaluation, ask: Ask, scores: list[Score]) -> Reply
     verdict = replace(judge(item, Prediction(item.id, None)), unparsed=False, asked=False)
     metrics = dict.fromkeys(LM_EVAL.values(), float(verdict.correct))
     picked: tuple[str, ...] | None = None
+    probability = None
     if scores:
         texts = [text.removeprefix(" ") for text in ask.prompt.continuations]
         values = normalised([s.logprob for s in scores], texts, [len(s.token_logprobs) for s in scores])
@@ -167,8 +171,9 @@ def _read_scores(evaluation: Evaluation, ask: Ask, scores: list[Score]) -> Reply
             metrics[LM_EVAL[kind]] = float(found.correct)
             if kind == evaluation.protocol.settings.normalise:
                 verdict, picked = found, letters
+                probability = probability_of_best(numbers) if len(letters) == 1 else None
     pairs = [[repr(score.logprob), str(score.greedy)] for score in scores]
-    return Reply(picked, "", verdict, metrics, [[pair] for pair in pairs], pairs)
+    return Reply(picked, "", verdict, metrics, [[pair] for pair in pairs], pairs, probability=probability)
 
 
 def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Reply:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medjax.data.text.tokenizer import Tokenizer
+from medjax.eval.certainty import certainty
 from medjax.eval.comparison import compare
 from medjax.eval.languages import languages_compared
 from medjax.eval.metrics import METRICS, grade
@@ -110,6 +111,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         ),
         **({"metrics": graded} if (graded := _graded(run, settings)) else {}),
         **repeats(run, settings),
+        **certainty(run, settings),
         "data": {
             "digest": e.task.digest,
             "files": e.task.files,

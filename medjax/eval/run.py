@@ -7,6 +7,7 @@ With an adapter every evaluation runs twice, first the base and then the adapter
 prompts. Whatever can be refused without the model is refused before it is loaded.
 """
 
+import json
 import os
 import time
 from collections import Counter
@@ -110,8 +111,9 @@ def evaluate(
             "wall_seconds": round(time.time() - start, 2),
         }
         results = results_json(finished, settings, model, record)
-        folder.write_text("samples.jsonl", "".join(sample_lines(finished)))
-        folder.write_text("report.html", exam_report(results))
+        lines = list(sample_lines(finished))
+        folder.write_text("samples.jsonl", "".join(lines))
+        folder.write_text("report.html", exam_report(results, map(json.loads, lines)))
         folder.write_text("figure.svg", summary_figure(results))
         folder.write_json("results.json", results)
     return results

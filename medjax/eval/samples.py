@@ -68,6 +68,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
         "truncated": answer.truncated,
         "outcome": answer.verdict.outcome,
         **agreement,
+        **({} if item.human_accuracy is None else {"human_accuracy": item.human_accuracy}),
         "asks": [_asked(ask, reply) for ask, reply in zip(asks, answer.replies, strict=True)],
     }
 
@@ -84,6 +85,7 @@ def _asked(ask: Ask, reply: Reply) -> dict[str, Any]:
         "correct": reply.verdict.correct,
         "truncated": reply.truncated,
         **({"forced": True} if reply.forced else {}),
+        **({} if reply.probability is None else {"probability": reply.probability}),
     }
 
 

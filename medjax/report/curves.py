@@ -80,19 +80,27 @@ def precision_recall_figure(
     return plane.svg()
 
 
-def reliability_figure(bins: Sequence[Mapping[str, float]], raw: Sequence[Mapping[str, float]] = ()) -> str:
+def reliability_figure(
+    bins: Sequence[Mapping[str, float]],
+    raw: Sequence[Mapping[str, float]] = (),
+    *,
+    title: str = "Reliability",
+    axes: tuple[str, str] = ("predicted probability, %", "observed share, %; bars: records"),
+    records: str = "records",
+) -> str:
     """What share was positive among those told about the same probability, with counts below.
 
-    bins, raw  mean_predicted, observed, low, high, records; raw: before calibration
+    bins, raw      mean_predicted, observed, low, high, records; raw: before calibration
+    axes, records  how the two axes are called, and what is counted
     """
     ends = [entry[key] for entry in bins for key in ("mean_predicted", "high")]
     ends += [entry[key] for entry in raw for key in ("mean_predicted", "observed")]
     # a rare finding fills a corner of the square only
     limit = next(limit for limit in (0.1, 0.2, 0.5, 1.0) if max(ends, default=1.0) <= limit or limit == 1.0)
     plane = _square(
-        "Reliability",
-        "Observed share of positive records against predicted probability, with 95 % intervals",
-        *("predicted probability, %", "observed share, %; bars: records"),
+        title,
+        f"{axes[1].partition(';')[0]}, against {axes[0]}, with 95 % intervals",
+        *axes,
         limit,
     )
     plane.explain("dot", "accent", "calibrated" if raw else "observed, 95 % interval")
@@ -114,7 +122,7 @@ def reliability_figure(bins: Sequence[Mapping[str, float]], raw: Sequence[Mappin
     if bins:
         fewest = min(entry["records"] for entry in bins)
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        plane.note(limit, 0.0, f"{each} records a point", "muted", dx=-4, dy=-6)
+        plane.note(limit, 0.0, f"{each} {records} a point", "muted", dx=-4, dy=-6)
     return plane.svg()
 
 

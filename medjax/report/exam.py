@@ -4,27 +4,29 @@ Both take the dict that stands in results.json and draw every proportion on the 
 
   ├────┆──●────┼─────────┼─────────┤     ● accuracy   ── 95 % interval   ┆ accuracy by guessing
 
-A run of a base and its adapter also shows their paired differences (report.differences). Intervals of whole
-evaluations and exams are those of the dict (bootstrap over items). For sections and categories, which may hold a
-handful of items, the Wilson interval is computed here. The page loads nothing, runs no script, and shows every key of
-the record, those it does not know included; text of models and items is escaped.
+A run of a base and its adapter also shows both side by side (report.variants) and their paired differences
+(report.differences). Intervals of whole evaluations and exams are those of the dict (bootstrap over items). For
+sections and categories, which may hold a handful of items, the Wilson interval is computed here. The page loads nothing
+and shows every key of the record, those it does not know included; text of models and items is escaped. With samples it
+holds every question (report.questions), and the one script it allows searches them.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
 
 from markupsafe import Markup
 
-from medjax.report import differences, drawing, pages
+from medjax.report import certainty, differences, drawing, outcomes, pages, questions, variants
 from medjax.report.table import display_width
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
 _FOLD_ABOVE = 4  # evaluations whose breakdowns are shown unfolded
 _COLUMN = 14  # categories that stand in one column
-_SHOWN_APART = ("evaluations", "comparisons", "examples")
+_SHOWN_APART = ("evaluations", "comparisons", "languages", "examples")
+_DRAWN = ("scores", "normalised", "metrics", "calibration", "difficulty")
 _NEEDED = ("id", "task", "language", "protocol", "scores")
 _NORMALISATIONS = {"sum": "sum", "token": "per token", "byte": "per byte", "character": "per character"}
 
@@ -45,18 +47,24 @@ def wilson_interval(correct: int, items: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def exam_report(results: Mapping[str, Any]) -> str:
+def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> str:
     """Return the HTML page of a run.
 
     results  what results.json of a run holds: "medjax", the record with its evaluations and the examples to show (the
              first 12 are), and "date", seconds since 1970, if known
+    samples  objects as in samples.jsonl of the same run: every question, behind a search; without any the examples
 
-    Raises ValueError when the record is missing or an evaluation lacks a field the page is made of.
+    Raises ValueError when the record is missing, an evaluation lacks a field the page is made of, or a sample is of
+    another run.
     """
     record = _record(results)
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
+    found = questions.question_data(samples, evaluations)
+    script = questions.script() if found else ""
+    sources = ["default-src 'none'", "style-src 'unsafe-inline'", "base-uri 'none'", "form-action 'none'"]
     languages = {entry["id"]: entry["language"] for entry in record["evaluations"]}
     examples = record.get("examples", [])
+    paired = [{**e, "language": f"{e['first']}, {e['second']}"} for e in record.get("languages", ())]
     values = {
         "model": record.get("model", {}).get("name", "unnamed model"),
         "date": drawing.date(results.get("date")),
@@ -66,13 +74,34 @@ def exam_report(results: Mapping[str, Any]) -> str:
         "fold": len(evaluations) > _FOLD_ABOVE,
         "axis": drawing.axis("0", "50", "100 %"),
         "key": drawing.plot(0.6, 0.3, 0.9, 0.05),
+        "outcomes": outcomes.table([(e["name"], e["protocol"], e["scores"]) for e in evaluations]),
+        "variants": _variants(record["evaluations"]),
         "comparisons": differences.rows(record.get("comparisons", ())),
         "difference_axis": differences.axis(record.get("comparisons", ())),
+        "languages": differences.rows(paired),
+        "language_axis": differences.axis(paired),
+        "questions": found,
+        "script": script,
+        "policy": "; ".join([*sources, f"script-src {questions.script_source(script)}"] if script else sources),
+        "outcome_filters": [
+            ("all", "All"),
+            *((name, outcomes.named(name).capitalize()) for name in outcomes.OUTCOMES),
+            ("prohibited", "Prohibited pick"),
+        ],
         "examples": [_example(example, languages) for example in examples[:MOST_EXAMPLES]],
         "examples_given": len(examples),
         "run_record": list(pages.flat({key: record[key] for key in record if key not in _SHOWN_APART})),
         "command": record.get("command", ""),
     }
+    shown = {"outcomes": "Outcomes", "variants": "Models", "comparisons": "Differences", "languages": "Languages"}
+    anchors = {"variants": "models", "comparisons": "differences"}
+    values["parts"] = [
+        ("results", "Results"),
+        *((anchors.get(name, name), label) for name, label in shown.items() if values[name]),
+        ("evaluation-1", "In detail"),
+        *([("questions", "Questions")] if found else [("examples", "Examples")] if examples else []),
+        ("protocol", "How to repeat"),
+    ]
     return pages.render("template.html", values)
 
 
@@ -163,16 +192,21 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
     if len(exams) == 1:  # cut-offs are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
+        "id": entry["id"],
         "name": " · ".join(entry[key] for key in ("task", "language", "variant") if entry.get(key)),
         "language": entry["language"],
         "protocol": entry["protocol"],
         "limit": entry.get("limit"),
         "whole": whole,
         "verdict": _verdict(scores["by_exam"]),
+        "scores": scores,
         "exams": exams if len(exams) > 1 else [],
+        "cards": outcomes.cards(scores["by_exam"]),
+        "graded": list(_graded(entry)),
+        "figures": certainty.figures(entry),
         "breakdowns": _breakdowns(entry),
         "remarks": list(_remarks(entry)),
-        "record": list(pages.flat({key: entry[key] for key in entry if key not in ("scores", "normalised")})),
+        "record": list(pages.flat({key: entry[key] for key in entry if key not in _DRAWN})),
     }
 
 
@@ -249,6 +283,31 @@ def _normalised(entry: Mapping[str, Any], items: int) -> dict[str, dict[str, int
     return {_NORMALISATIONS.get(k, k): {"items": items, "correct": round(v * items)} for k, v in shares.items()}
 
 
+def _variants(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The table of models side by side; None for a run of one."""
+    names = [(name, variants.kind(number)) for number, name in enumerate(variants.variants(entries))]
+    rows = variants.rows(entries) if len(names) > 1 else []
+    return {"names": names, "rows": rows} if rows else None
+
+
+def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of what a set is graded by besides accuracy."""
+    for name, found in entry.get("metrics", {}).items():
+        interval = found["interval"]
+        yield {
+            **{key: found[key] for key in ("items", "unparsed")},
+            "name": name.replace("_", " "),
+            "value": _three_digits(found["value"]),
+            "interval": "–" if interval is None else " – ".join(map(_three_digits, interval)),
+            "chance": _three_digits(found["chance"]),
+            "bounds": " to ".join(f"{bound:g}".replace("inf", "∞").replace("-", "−") for bound in found["bounds"]),
+        }
+
+
+def _three_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     scores, work = entry["scores"], entry.get("work") or {}
     yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
@@ -259,6 +318,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if not_asked := scores.get("not_asked"):
         yield f"{drawing.number(not_asked)} without choices not asked, which counts as wrong"
+    if too_long := scores.get("too_long"):
+        yield f"{drawing.number(too_long)} longer than the model's context, not sent and worth nothing"
     if cut_off := entry.get("truncated"):
         yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
@@ -267,11 +328,28 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
         yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
+    yield from _repeats(entry)
     if work.get("tokens_requested"):
         saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
         yield f"{drawing.number(work['tokens_computed'])} tokens computed, {saved} saved by sharing"
     if work.get("items_per_second"):
         yield f"{work['items_per_second']:.3g} questions/s"
+
+
+def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of questions that were asked more than once."""
+    if rotation := entry.get("rotation"):
+        mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
+        yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+    if (agreement := entry.get("agreement")) is not None:
+        yield f"{drawing.percent(agreement)} of the replies say what the answer says"
+    if forced := entry.get("forced"):
+        yield f"{drawing.number(forced)} answers forced after reasoning"
+    if drawn := entry.get("samples"):
+        alone = drawing.percent(drawn["accuracy"])
+        yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}; one alone is right in {alone}"
+    for name, found in entry.get("templates", {}).items():
+        yield f"template {name} alone: {drawing.percent(found['accuracy'])}"
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

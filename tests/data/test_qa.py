@@ -135,6 +135,9 @@ def test_item_checks_order_and_alternatives():
         Item("x", "?", five, ("a",), accepted=(("b",), ("d",)))
     with pytest.raises(ValueError, match=r"item x: prohibited: .*'d'"):
         Item("x", "?", five, ("a",), accepted=(("a",), ("d",)), prohibited=("d",))
+    assert Item("h", "?", five, ("a",), human_accuracy=0.0).human_accuracy == 0
+    with pytest.raises(ValueError, match=r"item h: human_accuracy: got 94.2, expected a share from 0 to 1, or nothing"):
+        Item("h", "?", five, ("a",), human_accuracy=94.2)
 
 
 KINDS_OF_ITEMS = [

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from medjax.report.exam import exam_report
 
 SVG = "{http://www.w3.org/2000/svg}"
-VOID = {"meta", "link", "br", "img"}
+VOID = {"meta", "link", "br", "img", "input"}
 
 
 class Node:

@@ -184,11 +184,16 @@ def test_no_column_for_sections_that_no_evaluation_has():
     assert row[4:] == ["57.5 / 144 39.9 %", "2", "3", "no cut-off"]
 
 
+def _facts(root):
+    head = root.one("dl", class_="facts")
+    return dict(zip([n.text for n in head.all("dt")], [n.text for n in head.all("dd")], strict=True))
+
+
 def test_head_of_the_page():
     root = page(results())
     assert root.one("h1").text == "SmolLM2-135M-Instruct"
     assert root.one("p", class_="eyebrow").text == "Exam report · 2025-11-21 20:13 UTC"
-    facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
+    facts = _facts(root)
     assert facts == {
         **{"Parameters": "134.5 M", "Computed in": "float32", "Devices": "8 x cpu", "medjax": "0.1.0"},
         "Wall time": "1 h 2 min",
@@ -196,7 +201,7 @@ def test_head_of_the_page():
     assert root.one("pre", class_="command").text == "python -m medjax.eval --tasks mini"
     changed = [evaluation(n, data={"unpinned": names}) for n, names in enumerate((["a.csv"], ["b.csv", "a.csv"]))]
     root = page(results(*changed))
-    facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
+    facts = _facts(root)
     assert facts["Data differ from the published files"] == "a.csv, b.csv"
 
 
@@ -293,7 +298,7 @@ def test_page_asks_for_nothing_from_outside():
     assert "url(" not in style
     assert "@import" not in style
     policy = root.one("meta", **{"http-equiv": "Content-Security-Policy"}).attributes["content"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     assert root.one("html").attributes["lang"] == "en"
 
 

@@ -108,6 +108,7 @@ def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
             accepted=accepted,
             any_answer=name == "116A71",
             needs_image=not row["text_only"],
+            human_accuracy=float(row["human_accuracy"]) / 100 if row.get("human_accuracy") else None,
         )
 
 

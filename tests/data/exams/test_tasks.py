@@ -71,6 +71,9 @@ def test_igakuqa_irregular_records(shared_data):
     assert items["114C11"].choices == ("\u3000", "\u3000", "\u3000", "\u3000", "ｅ")
     assert len(items["113C66"].letters) == 6
     assert items["115D75"].letters[-1] == "h"
+    known = [item.human_accuracy for item in items.values() if item.human_accuracy is not None]
+    assert (len(known), round(sum(known) / len(known), 4)) == (1987, 0.8326)
+    assert items["113C1"].human_accuracy == pytest.approx(0.942)
 
 
 def test_igakuqa_demonstrations_are_the_three_of_its_authors(shared_data):

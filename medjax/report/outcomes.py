@@ -1,0 +1,102 @@
+"""How the answers of an exam came out: each in one of six groups, and each exam against the cuts that decide it.
+
+  right 46 ███████████ wrong 61 ░░░░░░░░░░░░░░░ unparsed 9 ▒▒ cut off 4 ▒
+
+The groups are disjoint and add up to the questions. A gauge is a bar up to what was reached, with a line at the cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from medjax.report import drawing
+
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "too_long", "not_asked")
+_SURE = ("right", "wrong")  # shown even where there is none
+_FILLS = {
+    **{"right": drawing.TONES["pass"], "wrong": "#d58a83", "unparsed": "#d9a93f", "cut_off": "#8a5a00"},
+    **{"too_long": "#7a6f9b", "not_asked": "#a9b2bd"},
+}
+
+
+def named(outcome: str) -> str:
+    return outcome.replace("_", " ")
+
+
+def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any] | None:
+    """Columns and rows of the table with its stacked bars; None where no entry says how its answers came out.
+
+    entries  name, protocol and scores of each evaluation; `scores["outcomes"]` holds a count for each outcome
+    """
+    counted = [(name, protocol, scores["outcomes"]) for name, protocol, scores in entries if scores.get("outcomes")]
+    if not counted:
+        return None
+    met = [name for name in OUTCOMES if name in _SURE or any(counts.get(name) for _, _, counts in counted)]
+    return {
+        "outcomes": [(name, named(name)) for name in met],
+        "rows": [
+            {"name": name, "protocol": protocol, "plot": stack(counts), "counts": [counts.get(key, 0) for key in met]}
+            for name, protocol, counts in counted
+        ],
+    }
+
+
+def stack(counts: Mapping[str, int]) -> Markup:
+    """One bar as wide as it is given, cut in the proportions of the counts."""
+    total, begin, parts = max(1, sum(counts.values())), 0, []
+    for name in OUTCOMES:
+        if count := counts.get(name, 0):
+            parts.append(
+                Markup('<rect class="{}" x="{:.3f}%" width="{:.3f}%" y="0" height="100%" fill="{}"/>').format(
+                    name, 100 * begin / total, 100 * count / total, _FILLS[name]
+                )
+            )
+            begin += count
+    said = ", ".join(f"{drawing.number(counts[name])} {named(name)}" for name in OUTCOMES if counts.get(name))
+    return Markup('<svg class="stack" role="img" aria-label="{}">{}</svg>').format(said, Markup("").join(parts))
+
+
+def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A card for each exam whose cuts are known: verdict, accuracy, and what was reached of what was needed."""
+    return [_card(exam, score) for exam, score in by_exam.items() if score["verdict"]["result"] != "none"]
+
+
+def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
+    verdict = score["verdict"]
+    decided = verdict["result"] != "incomplete"  # of an exam asked in part the cuts are out of reach
+    gauges = []
+    for part in ("required", "general"):
+        total, cut = score.get(f"{part}_total"), verdict.get(f"{part}_min")
+        if total and cut is not None:
+            reached = score[f"{part}_points"]
+            tone = ("pass" if reached >= cut else "fail") if decided else "incomplete"
+            shown = f"{drawing.number(reached)} of {drawing.number(total)} points"
+            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed", (reached / total, cut / total), tone))
+    most = verdict.get("prohibited_max")
+    if most is not None:
+        picks, whole = score["prohibited"], max(2 * most, score["prohibited"], 1)
+        places = picks / whole, (most + 0.5) / whole  # the line stands between the last that is allowed and the next
+        tone = "pass" if picks <= most else "fail"
+        gauges.append(_gauge("prohibited picks", drawing.number(picks), f"{most} allowed", places, tone))
+    return {
+        **{"exam": exam, "result": verdict["result"], "gauges": gauges},
+        **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
+    }
+
+
+def _gauge(name: str, shown: str, needed: str, places: tuple[float, float], tone: str) -> dict[str, Any]:
+    """places: where the bar ends and where the cut is, as shares of the width; a cut beyond it is not drawn."""
+    reached, cut = places
+    line = Markup('<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-3" y2="11" stroke="{1}"/>').format(
+        100 * cut, drawing.INK
+    )
+    bar = Markup(
+        '<svg class="gauge" role="img" aria-label="{}: {}, {}">'
+        '<rect class="back" width="100%" height="100%" fill="{}"/>'
+        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}</svg>'
+    ).format(
+        *(name, shown, needed, drawing.RULE, tone, 100 * min(reached, 1.0), drawing.TONES[tone]),
+        line if cut <= 1 else "",
+    )
+    return {"name": name, "shown": shown, "needed": needed, "tone": tone, "bar": bar}

@@ -1,0 +1,84 @@
+"""Figures of calibration, difficulty and position bias: marks at their numbers, notes that say them."""
+
+from xml.etree import ElementTree
+
+import pytest
+from report_pages import SVG, evaluation, page, results
+
+from medjax.report.certainty import figures
+
+CURVE = [
+    {"mean_predicted": 0.3, "observed": 0.25, "low": 0.15, "high": 0.4, "records": 40},
+    {"mean_predicted": 0.8, "observed": 0.55, "low": 0.4, "high": 0.7, "records": 40},
+]
+ESTIMATE = {"value": 0.15, "low": 0.1, "high": 0.2, "method": "", "reason": ""}
+CALIBRATION = {
+    **{"picks": 80, "left_out": 40, "confidence": 0.55, "accuracy": 0.4, "curve": CURVE},
+    **dict.fromkeys(("ece", "brier", "slope", "intercept"), ESTIMATE),
+}
+DIFFICULTY = {
+    **{"items": 100, "human_accuracy": 0.83, "accuracy": 0.46},
+    "bins": [
+        {"from": 0.4, "to": 0.5, "human_accuracy": 0.45, "items": 20, "correct": 5}
+        | {"accuracy": 0.25, "low": 0.11, "high": 0.47},
+        {"from": 0.9, "to": 1.0, "human_accuracy": 0.95, "items": 80, "correct": 41}
+        | {"accuracy": 0.5125, "low": 0.4, "high": 0.62},
+    ],
+}
+BIAS = {
+    **{"picked": {"a": 60, "b": 20, "c": 20}, "gold": {"a": 30, "b": 30, "c": 30}},
+    **{"chi_square": 32.0, "degrees": 2, "p_value": 1.1e-7},
+}
+ROTATION = {"position_bias": BIAS, "mean_accuracy": 0.4, "consistent": 0.25}
+ENTRY = evaluation(calibration=CALIBRATION, difficulty=DIFFICULTY, rotation=ROTATION)
+
+
+def drawn(number):
+    return ElementTree.fromstring(figures(ENTRY)[number]["figure"])
+
+
+def places(figure):
+    """Dots of the plane as shares of its axes, legend left out."""
+    group = figure.find(f"{SVG}g")
+    return [((float(c.get("cx")) - 46) / 338, -float(c.get("cy")) / 338) for c in group.findall(f"{SVG}circle")]
+
+
+def test_dots_stand_at_their_numbers():
+    assert places(drawn(0)) == [pytest.approx(pair, abs=1e-3) for pair in ((0.3, 0.25), (0.8, 0.55))]
+    assert places(drawn(1)) == [pytest.approx(pair, abs=1e-3) for pair in ((0.45, 0.25), (0.95, 0.5125))]
+
+
+def test_bars_of_positions_are_shares():
+    paths = [path.get("d") for path in drawn(2).find(f"{SVG}g").findall(f"{SVG}path")]
+    heights = [-min(float(point.split(",")[1]) for point in path.strip("MZ").split()) for path in paths]
+    top = 1.08 * 0.6
+    shares = [0.6, 1 / 3, 0.2, 1 / 3, 0.2, 1 / 3]
+    assert heights == [pytest.approx(230 * share / top, abs=0.06) for share in shares]
+
+
+def test_notes_say_the_numbers():
+    calibration, difficulty, bias = (part["note"].replace("\u00a0", " ") for part in figures(ENTRY))
+    assert calibration == (
+        "Mean probability 55.0 %, right 40.0 % of 80 picks. Expected calibration error 0.150 (0.100–0.200), "
+        "Brier score 0.150 (0.100–0.200), slope 0.15 (0.10–0.20) (below 1: too sure); 40 answers without one "
+        "scored pick are left out."
+    )
+    assert difficulty == (
+        "100 questions of which it is known how many examinees were right: 83.0 % of them on average, the model 46.0 %."
+    )
+    assert bias == (
+        "100 picks; χ² 32.0 with 2 degrees of freedom, p = 1.1e-07 that positions are picked as often as right choices "
+        "stand there."
+    )
+
+
+def test_figures_of_the_page_are_those_of_its_numbers():
+    root = page(results(ENTRY, evaluation(1)))
+    first, second = root.all("section", class_="evaluation")
+    titles = [figure.one("title").text for figure in first.all("figure")]
+    assert titles == ["Calibration of the picks", "Accuracy by how hard the question is to people", "Picks by position"]
+    assert second.all("figure") == []
+    said = "right means under every shift of the choices; 40.0 % on average over shifts, 25.0 % answered alike"
+    assert said in first.one("p", class_="remarks").text
+    untested = figures(evaluation(rotation={"position_bias": {**BIAS, "p_value": None, "chi_square": None}}))
+    assert untested[0]["note"] == "100 picks; no test of position bias can be made."

@@ -1,0 +1,87 @@
+"""Counts and gauges: widths are the shares they stand for, and a cut is kept or missed as the numbers say."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from report_pages import FAIL, evaluation, page, results, score
+
+from medjax.report.outcomes import cards, stack, table
+
+COUNTS = {"right": 46, "wrong": 61, "unparsed": 6, "cut_off": 3, "not_asked": 4, "too_long": 0}
+
+
+def test_bar_is_cut_in_proportion():
+    drawn = ElementTree.fromstring(stack(COUNTS))
+    parts = [(r.get("class"), float(r.get("x")[:-1]), float(r.get("width")[:-1])) for r in drawn]
+    assert [name for name, _, _ in parts] == ["right", "wrong", "unparsed", "cut_off", "not_asked"]
+    begin = 0.0
+    for name, x, width in parts:
+        assert (x, width) == (pytest.approx(begin, abs=5e-3), pytest.approx(100 * COUNTS[name] / 120, abs=1e-3))
+        begin += width
+    assert begin == pytest.approx(100, abs=0.01)
+    assert drawn.get("aria-label") == "46 right, 61 wrong, 6 unparsed, 3 cut off, 4 not asked"
+    assert stack({"right": 0}).count("<rect") == 0
+
+
+def test_columns_are_the_outcomes_that_were_met():
+    entries = [
+        ("a", "strict", {"outcomes": COUNTS}),
+        ("b", "strict", {"outcomes": {"right": 2, "wrong": 0}}),
+        ("c", "", {}),
+    ]
+    found = table(entries)
+    names = ["right", "wrong", "unparsed", "cut_off", "not_asked"]
+    assert found["outcomes"] == [(name, name.replace("_", " ")) for name in names]
+    assert [row["counts"] for row in found["rows"]] == [[46, 61, 6, 3, 4], [2, 0, 0, 0, 0]]
+    assert table([("c", "", {})]) is None
+
+
+def gauges(card):
+    found = []
+    for gauge in card["gauges"]:
+        drawn = ElementTree.fromstring(gauge["bar"])
+        _, bar = drawn.findall("rect")
+        cut = drawn.find("line")
+        found.append(
+            (gauge["name"], gauge["tone"], float(bar.get("width")[:-1]), cut is not None and float(cut.get("x1")[:-1]))
+        )
+    return found
+
+
+def test_cards_of_a_failed_a_passed_and_an_unfinished_exam():
+    cut = {"required_min": 24, "general_min": 51, "prohibited_max": 3}
+    by_exam = {
+        "2018": score(verdict=FAIL),
+        "2019": score(verdict={"result": "pass", "reasons": [], **cut}, general_points=72, prohibited=0),
+        "2020": score(verdict={"result": "incomplete", "reasons": ["asked in part"], **cut, "general_min": 210}),
+        "2021": score(verdict={"result": "none", "reasons": ["no cut-off"]}),
+        "2022": score(verdict={"result": "fail", "reasons": [], **cut}, prohibited=9),
+    }
+    failed, passed, unfinished, harmful = cards(by_exam)
+    assert [card["exam"] for card in (failed, passed, unfinished, harmful)] == ["2018", "2019", "2020", "2022"]
+    # 30 of 72 points with 58 needed, 27.5 with 51 needed, 2 picks of 6 drawn with the line after the third
+    picks = ("prohibited picks", "pass", pytest.approx(100 * 2 / 6, abs=0.01), pytest.approx(100 * 3.5 / 6, abs=0.01))
+    assert gauges(failed) == [
+        ("required", "fail", pytest.approx(100 * 30 / 72, abs=0.01), pytest.approx(100 * 58 / 72, abs=0.01)),
+        ("general", "fail", pytest.approx(100 * 27.5 / 72, abs=0.01), pytest.approx(100 * 51 / 72, abs=0.01)),
+        picks,
+    ]
+    assert [tone for _, tone, _, _ in gauges(passed)] == ["pass", "pass", "pass"]
+    assert gauges(passed)[1][2] == 100
+    # the cut of the whole exam lies beyond what was asked of it
+    assert [(tone, line) for _, tone, _, line in gauges(unfinished)][1:] == [("incomplete", False), picks[1::2]]
+    assert gauges(harmful)[2][1:] == ("fail", 100, pytest.approx(100 * 3.5 / 9, abs=0.01))
+
+
+def test_cards_and_outcomes_of_the_page():
+    made = score(outcomes=COUNTS, by_exam={"mini": score(verdict=FAIL)})
+    root = page(results(evaluation(scores=made)))
+    card = root.one("li", class_="card")
+    assert card.one("h3").text == "mini fail"
+    assert re.sub(r"\s+", " ", card.one("dl").text) == (
+        "Required 30 of 72 points 58 needed General 27.5 of 72 points 51 needed Prohibited picks 2 3 allowed"
+    )
+    counted = root.one("table", class_="counts")
+    assert [cell.text for cell in counted.one("tbody").all("td")][1:] == ["46", "61", "6", "3", "4"]
+    assert page(results()).all("table", class_="counts") == []
