@@ -121,7 +121,7 @@ def test_text_comes_as_it_is_made(base, capsys):
     generator = Generator(base.programs, base.tokenizer, batch_size=4, row_tokens=256)
     (found,) = generator.generate([ids], max_new_tokens=40, on_text=lambda i, text: pieces.append(text))
     assert pieces[-1] == found.text
-    assert len(pieces) == 5  # 1 + 8 k tokens, up to 41
+    assert len(pieces) == 6  # 1 + 8 k tokens, up to 41
     stream = _Stream()
     for piece in ["心", "心電\ufffd", "心電図\ufffd\ufffd", "心電図"]:
         stream.show(0, piece)
