@@ -184,7 +184,6 @@ def test_gpus_without_their_plugin_ask_nobody_for_a_tpu(capsys, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, plugin=plugin: plugin)
         _arithmetic(capsys, "--topology", "gpu:h100:4")
         assert os.environ.get("JAX_PLATFORMS") == asked
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
 def test_a_mesh_of_the_file_is_named_as_such(tmp_path, capsys):
