@@ -1,5 +1,6 @@
 """python -m medjax.plan: whether a run fits on a slice, and how fast it can be at best, before anybody pays for it."""
 
+import importlib.util
 import os
 import re
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from medjax.config import parse_command, peek
 from medjax.plan.engine_settings import OBJECTIVES, EnginePlanSettings
-from medjax.plan.settings import RunPlanSettings, check_options, plan_class
+from medjax.plan.settings import RunPlanSettings, check_options, meshs_source, plan_class
 
 _DESCRIPTION = """Compile the step that `python -m medjax.train` would run, for chips that are not there, and say
 what it needs: memory, operations, what is sent, and the time of a step at the roofline (an estimate).
@@ -18,7 +19,7 @@ medjax.eval and medjax.infer that is planned: --help of that lists its keys.
 TPU slices need the compiler: pip install 'medjax[tpu]'."""
 
 _EXAMPLES = """examples:
-  python -m medjax.plan configs/sft/llama2_70b_qlora.toml --topology v5e:4x4
+  python -m medjax.plan configs/sft/llama2_70b_qlora.toml --topology v5e:4x4 --mesh fsdp=16 --batch-size 16
   python -m medjax.plan configs/sft/llama3_8b_lora.toml --topology v5p-16 --search
   python -m medjax.plan configs/ecg/mae_huge_paper.toml --topology v5e:4x4 --json plan.json
   python -m medjax.plan --objective generate --model meta-llama/Llama-2-70b-hf --quantise int8 --dtype bfloat16 \\
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         check_options(settings.plan, argv)
         return _run(settings)
     except (ValueError, OSError, _compilers_own()) as error:
-        print(f"medjax.plan: {error}", file=sys.stderr)
+        print(f"medjax.plan: {error}{meshs_source(error, argv)}", file=sys.stderr)
         return 2
 
 
@@ -53,9 +54,15 @@ def _compilers_own() -> type[Exception]:
     return JaxRuntimeError
 
 
+def _for_gpus() -> bool:
+    """Whether JAX is installed for GPUs: their support is a plugin, that of TPUs is not."""
+    return importlib.util.find_spec("jax_plugins") is not None
+
+
 def _run(settings: RunPlanSettings | EnginePlanSettings) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not settings.plan.topology.lower().startswith("gpu"):
+    # GPUs: where JAX can have none it would ask libtpu for a TPU, which complains in many lines that there is none
+    if not settings.plan.topology.lower().startswith("gpu") or not _for_gpus():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if cpus := re.fullmatch(r"cpu[:-](\d+)", settings.plan.topology):
         flag = "--xla_force_host_platform_device_count"

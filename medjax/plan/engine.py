@@ -9,7 +9,7 @@ compiles, to the letter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from typing import Any
@@ -65,6 +65,7 @@ class EngineStep:
     name    score, prefill or decode
     groups  bytes of one device that its arguments take, by kind
     beyond  what is longer than the model was made for, in words; empty where nothing is
+    uneven  that the cache's sequences cannot be split over the mesh, and what could be; empty where they can
     layout  what its memory and time depend on
     """
 
@@ -78,6 +79,7 @@ class EngineStep:
     layout: EngineLayout
     kernel_flops: float = 0.0
     beyond: str = ""
+    uneven: str = ""
 
 
 class ShapePrograms(Programs):
@@ -170,7 +172,8 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         "prefix": tree_bytes(prefix),
     }
     decoding.prefill([], settings.engine.row_tokens, prefix, cache)
-    prefill = _row_step("prefill", programs, settings, groups, reads=count)
+    uneven = _uneven(count, count // cache[0].sharding.shard_shape(cache[0].shape)[1], programs.slot_shards)
+    prefill = replace(_row_step("prefill", programs, settings, groups, reads=count), uneven=uneven)
     token = programs.put(np.zeros(count, np.int32))
     decoding.decode(token, token, cache, prefix, DECODE_STEPS)
     tokens = count * DECODE_STEPS
@@ -188,7 +191,20 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         kept=held,
         cache=held + groups["prefix"],
     )
-    return [prefill, EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout)]
+    decode = EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout, uneven=uneven)
+    return [prefill, decode]
+
+
+def _uneven(count: int, parts: int, most: int) -> str:
+    """What to say of `count` sequences of which the mesh splits the cache into `parts`, where it could into `most`."""
+    if parts >= most:
+        return ""
+    nearest = [size for size in (count // most * most, -(-count // most) * most) if size]
+    return (
+        f"engine.batch_size: {count} sequences are no multiple of {most}, so that their keys and values are split into "
+        f"{parts} part{'s' if parts > 1 else ''} and not {most}: use a multiple of {most} "
+        f"({' or '.join(map(str, nearest))})"
+    )
 
 
 def _row_step(

@@ -5,16 +5,18 @@ estimated. The run's own out is kept, plan's settings are not in it.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medjax.config import to_dict, to_toml
 from medjax.parallel.chips import GIB
-from medjax.plan.estimate import seconds
 from medjax.plan.layout import Layout
 from medjax.plan.program import beyond
 from medjax.plan.roofline import Roofline
-from medjax.plan.search import Search, Tried, described, first_of, front, rank_compiled
+from medjax.plan.run import preallocated
+from medjax.plan.search import Search, Tried, described, first_of, front
 from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings
 from medjax.report.plan import pareto_figure
 from medjax.report.table import text_table
@@ -22,6 +24,7 @@ from medjax.store.provenance import command, versions
 from medjax.store.runs import named, shortened
 
 _SHOWN = 12  # ways in the table besides the compiled ones
+_APART = 1.5  # times: rates by the compiler and by arithmetic that differ by more are not comparable
 
 
 def folder(settings: RunPlanSettings) -> Path:
@@ -31,25 +34,26 @@ def folder(settings: RunPlanSettings) -> Path:
         what = Path(settings.model.name).name
     else:
         what = f"{settings.objective}-{settings.encoder.size}"
-    usual = settings.name or shortened(f"{what}-{p.topology.replace(':', '-')}")
+    slices = f"{p.slices}x" if p.slices > 1 else ""
+    usual = shortened(f"{settings.name or what}-{slices}{p.topology.replace(':', '-')}")
     return named(p.out or Path("runs") / "plan" / usual)
 
 
 def search_tables(found: Search) -> str:
     """What was tried and what is best, as text."""
-    compiled = {id(one.way) for one in found.compiled}
-    others = first_of(
-        (one for one in found.ways if not found.usable or one.estimated.peak <= found.usable), lambda one: one.kind
-    )
-    shown = [*found.compiled, *[one for one in others if id(one.way) not in compiled][:_SHOWN]]
+    fitting = (one for one in found.ways if not one.found and one.estimated.peak <= found.room)
+    shown = [*found.compiled, *first_of(fitting, lambda one: one.kind)[:_SHOWN]]
     parts = []
     if shown:
-        parts.append(text_table([_row(one, found) for one in shown], _header(shown[0].way.unit), align="lllrrrrl"))
+        parts.append(text_table([_row(one, found) for one in shown], _header(shown[0].way.unit), align="lllrrrrll"))
+        parts += [_rates(shown, found)] if found.topology.chip.bf16_flops else []
     if distances := [abs(one.away) for one in found.compiled if one.away is not None]:
         parts.append(
             f"arithmetic alone was {100 * max(distances):.0f} % off the peak at the most, of {len(distances)} compiled"
         )
     parts.append(f"best: {described(found.best)}\n{_verdict(found.best, found)}" if found.best else found.lacking)
+    if found.changes:
+        parts.append(f"this is another training than the one asked for: {'; '.join(found.changes)}")
     if longer := _beyond(found):
         parts.append(longer)
     return "\n\n".join(parts)
@@ -85,20 +89,31 @@ def run_toml(found: Search, settings: RunPlanSettings, place: Path) -> str:
         f"# hardware: {chips}",
         f"# memory:   {memory} GiB on each device, {source}",
         f"# estimate: {_speed(best, found) or 'no time: this device has no figures'}",
-        f"# made by:  {command(settings, 'medjax.plan')}",
+        *([f"# changes:  {'; '.join(found.changes)}"] if found.changes else []),
+        f"# made by:  {made_by(settings)}",
     ]
     return "\n".join(line.replace("\n", " ") for line in lines) + "\n\n" + to_toml(best.way.settings)
 
 
+def made_by(settings: RunPlanSettings) -> str:
+    """The command that repeats a search: without the file's mesh and parts, which a search replaces and refuses."""
+    usual = type(settings)()
+    given: dict[str, Any] = {
+        "mesh": replace(settings.mesh, shape=usual.mesh.shape),
+        "train": replace(settings.train, accumulation=usual.train.accumulation),
+    }
+    return command(replace(settings, **given), "medjax.plan")
+
+
 def picture(found: Search) -> str:
-    """Memory against time of every way, as SVG."""
+    """Memory against time of every way, as SVG; times are those of the rates in the table."""
     ways = [one for one in found.ways if one.line]
     best = found.best if found.best and found.best.best_line else None
     return pareto_figure(
-        [_point(one, found) for one in ways],
-        [_point(one, found) for one in front(ways)],
-        [(one.peak / GIB, _ms(rank_compiled(one), found)) for one in found.compiled if one.best_line],
-        (best.peak / GIB, _ms(rank_compiled(best), found)) if best else None,
+        [_point(one, one.line, found) for one in ways],
+        [_point(one, one.line, found) for one in front(ways, lambda one: _ms(one, one.line, found))],
+        [(one.peak / GIB, _ms(one, one.best_line, found)) for one in found.compiled if one.best_line],
+        (best.peak / GIB, _ms(best, best.best_line, found)) if best else None,
         found.usable / GIB,
         found.topology.name,
         found.ways[0].way.unit if found.ways else "tokens",
@@ -121,11 +136,12 @@ def to_json(found: Search, settings: RunPlanSettings) -> dict[str, Any]:
         "chips": found.topology.chips,
         "estimated_ways": found.count,
         "fitting_by_arithmetic": found.fitting,
+        "changes": found.changes,
         "best": _entry(best, found) if best else None,
         "compiled": [_entry(one, found, settings.plan.spare_gib * GIB) for one in found.compiled],
         "ways": [_entry(one, found) for one in found.ways],
         "estimate": "roofline: computing, HBM and links at their peaks and overlapped but for a tenth; not measured",
-        "command": command(settings, "medjax.plan"),
+        "command": made_by(settings),
         "versions": versions("libtpu") if found.compiled and found.topology.chip.is_tpu else versions(),
     }
 
@@ -145,6 +161,7 @@ def _header(unit: str) -> tuple[str, ...]:
         "compiled",
         "off",
         f"{unit}/s/chip",
+        "by",
         "limit",
     )
 
@@ -162,8 +179,29 @@ def _row(one: Tried, found: Search) -> tuple[str, ...]:
         f"{one.found.peak / GIB:.2f}" if one.found else "–",
         f"{100 * one.away:+.0f} %" if one.away is not None else "–",
         f"{speed:,.0f}" if speed else "–",
+        _source(one) if line else "–",
         line.limit if line else "–",
     )
+
+
+def _source(one: Tried) -> str:
+    """What the time of a way comes from."""
+    return "compiler" if one.found and one.found.roofline else "arithmetic"
+
+
+def _rates(shown: Sequence[Tried], found: Search) -> str:
+    """What the two kinds of rates are, and how far they are apart on the ways that have both."""
+    unit = found.ways[0].way.unit
+    words = f"{unit}/s/chip by the compiler: of the compiled program; by arithmetic: of the estimate, not compiled"
+    shares = [one.line.step / one.found.roofline.step for one in shown if one.line and one.found and one.found.roofline]
+    if any(not 1 / _APART <= share <= _APART for share in shares):
+        low, high = (f"{end(shares):.2f}" for end in (min, max))
+        between = low if low == high else f"{low} to {high}"
+        words += (
+            f"\nthe two are not comparable here: of the compiled ways the compiler's rate is {between} times that of "
+            "arithmetic; compare rows of one kind, or compile more (plan.tries)"
+        )
+    return words
 
 
 def _entry(one: Tried, found: Search, spare: float = 0.0) -> dict[str, Any]:
@@ -178,6 +216,7 @@ def _entry(one: Tried, found: Search, spare: float = 0.0) -> dict[str, Any]:
         "estimated_gib": one.estimated.peak / GIB,
         "compiled_gib": one.found.peak / GIB if one.found else None,
         "fits": one.found.fits(spare) if one.found else None,
+        "time_by": _source(one) if one.best_line else None,
         "step_s": _step(one.best_line),
         f"{one.way.unit}_per_s_per_chip": _per_chip(one, found),
         "limit": one.best_line.limit if one.best_line else None,
@@ -188,6 +227,9 @@ def _entry(one: Tried, found: Search, spare: float = 0.0) -> dict[str, Any]:
 def _verdict(best: Tried, found: Search) -> str:
     source = "by the compiler" if best.found else "by arithmetic alone, not compiled"
     room = f", {(found.usable - best.peak) / GIB:.2f} to spare" if found.usable else ""
+    asked = found.own.plan.spare_gib
+    room += f", of which {asked:.2f} were to stay free (plan.spare_gib)" if room and asked else ""
+    room += f"\n{kept}" if (kept := preallocated(found.topology)) else ""
     speed = _speed(best, found)
     notes = [speed, best.best_line.left_out if best.best_line else ""]
     return "\n".join([f"{best.peak / GIB:.2f} GiB on each device {source}{room}", *filter(None, notes)])
@@ -212,11 +254,11 @@ def _per_chip(one: Tried, found: Search) -> float | None:
     return one.way.per_step / line.step / found.topology.chips if line else None
 
 
-def _point(one: Tried, found: Search) -> tuple[float, float]:
-    assert one.line
-    return one.estimated.peak / GIB, _ms(seconds(one.line) / one.way.per_step, found)
+def _point(one: Tried, line: Roofline | None, found: Search) -> tuple[float, float]:
+    return one.estimated.peak / GIB, _ms(one, line, found)
 
 
-def _ms(seconds_a_token: float, found: Search) -> float:
+def _ms(one: Tried, line: Roofline | None, found: Search) -> float:
     """Of a thousand tokens, or records, on a chip."""
-    return seconds_a_token * 1e6 * found.topology.chips
+    assert line
+    return line.step / one.way.per_step * 1e6 * found.topology.chips

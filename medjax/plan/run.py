@@ -232,11 +232,9 @@ def tables(found: Plan, spare: float) -> str:
 
 def _verdict(found: Plan, spare: float) -> str:
     fits, what = found.fits(spare), describe(found.step, found.topology)
-    hint = (
-        ""
-        if fits is not False or isinstance(found.step, EngineStep)
-        else "\n--search looks for a way that fits, or names the smallest slice that would hold it"
-    )
+    hint = f"\n{_hint(found.step)}" if fits is False else ""
+    if isinstance(found.step, EngineStep) and found.step.uneven:
+        what += f"\n{found.step.uneven}"
     if found.refused:
         return f"{what}\n{found.refused}{hint}"
     if isinstance(found.step.program, LanguageProgram):
@@ -245,9 +243,41 @@ def _verdict(found: Plan, spare: float) -> str:
         what += f"\n{found.step.beyond}"
     if fits is None:
         return f"{what}\n{found.peak / GIB:.2f} GiB on each device"
-    room = (found.usable - found.peak) / GIB
-    words = f"fits, {room:.2f} GiB to spare" if fits else f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
-    return f"{what}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on each device{hint}"
+    room, asked = (found.usable - found.peak) / GIB, f"{spare / GIB:.2f}"
+    if fits:
+        words = f"fits, {room:.2f} GiB to spare"
+        words += f", of which {asked} were to stay free (plan.spare_gib)" if spare else ""
+    else:
+        words = f"DOES NOT FIT: {spare / GIB - room:.2f} GiB are missing"
+        words += f" with {asked} that must stay free (plan.spare_gib)" if spare else ""
+    kept = f"\n{preallocated(found.topology)}" if preallocated(found.topology) else ""
+    return f"{what}\n{words}: {found.peak / GIB:.2f} of {found.usable / GIB:.2f} GiB on each device{kept}{hint}"
+
+
+def preallocated(place: Topology) -> str:
+    """Why a GPU's program cannot have all of its memory, in words; empty for others."""
+    chip = place.chip
+    if chip.is_tpu or chip.usable_hbm_bytes == chip.hbm_bytes:
+        return ""
+    share = 100 * chip.usable_hbm_bytes / chip.hbm_bytes
+    return (
+        f"{chip.usable_hbm_bytes / GIB:.2f} GiB are the {share:.0f} % of {chip.hbm_bytes / GIB:.0f} GiB that JAX takes "
+        "of a GPU when it starts; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 lets a run take more, which is not planned here"
+    )
+
+
+def _hint(step: Step) -> str:
+    """What may make a step fit that does not."""
+    if not isinstance(step, EngineStep):
+        return "--search looks for a way that fits, or names the smallest slice that would hold it"
+    of = step.layout
+    hints = []
+    if of.mesh.shape["tensor"] < of.mesh.size and of.config.heads % of.mesh.size == 0:
+        hints.append(f"--mesh tensor={of.mesh.size}")
+    if of.quantisation is None:
+        hints.append("--quantise int8")
+    hints.append("a smaller --engine.row_tokens" if step.name == "score" else "a smaller --batch-size or --context")
+    return f"what needs less: {', '.join(hints)}, more chips (--topology)"
 
 
 def _memory(found: Plan) -> str:
@@ -261,6 +291,12 @@ def _memory(found: Plan) -> str:
         ]
         rows += [("on the host", f"{m.host / GIB:.3f}")] if m.host else []
         rows += [("peak", f"{m.peak / GIB:.3f}")]
+    else:
+        e = found.estimated
+        larger = ("loss", e.loss) if e.loss >= e.layer else ("one layer at work", e.layer)
+        guessed = [("kept for later", e.kept), ("gradients", e.gradients), ("codes, copied", e.copied), larger]
+        guessed.append(("code", e.code))
+        rows += [(f"{name}, by arithmetic", f"{size / GIB:.3f}") for name, size in guessed if size]
     away = f" ({100 * (found.estimated.peak / found.peak - 1):+.0f} %)" if found.compiled else ""
     rows += [("by arithmetic alone", f"{found.estimated.peak / GIB:.3f}{away}")]
     return text_table(rows, ("memory of a device", "GiB")) + _host(found)

@@ -3,7 +3,8 @@
 Ways that do not fit by arithmetic, with a margin, are left out; the others are ranked by the time that a token takes at
 the roofline. The best of each mesh, quantisation and attention is compiled, in that order, until so many were; where
 the compiler needs more memory than was thought, what is left is pruned by that ratio too. Of those that fit by the
-compiler the fastest by its own figures is the best.
+compiler the fastest by its own figures is the best. Other weights or another batch than the run's own make another
+training: they must be clearly faster to be chosen, and `Search.changes` says so.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from medjax.plan.settings import LanguagePlanSettings, RunPlanSettings
 
 Compile = Callable[[Candidate], Plan]
 _MOST_GPUS = 1024
-_BATCH_HANDICAP, _PART_HANDICAP = 0.03, 0.002  # shares of the time a token
+_WEIGHTS_HANDICAP, _BATCH_HANDICAP, _PART_HANDICAP = 0.1, 0.03, 0.002  # shares of the time a token
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,16 @@ class Tried:
 class Search:
     """What a search found.
 
+    own      the run as it was asked for
     usable   bytes of a device; 0 where it has no figure
     count    ways that were estimated, fitting: those that fit by arithmetic
-    ways     the fastest of each mesh, quantisation, attention and remat, fitting or not, fastest first
+    ways     of each mesh, quantisation, attention and remat the fastest that fits, or the fastest where none does,
+             fastest first; and all that were compiled
     compiled in the order of compilation
     best     None where none fits; then lacking says by how much, and what would hold it
     """
 
+    own: RunPlanSettings
     topology: Topology
     usable: int
     count: int
@@ -83,6 +87,21 @@ class Search:
     compiled: tuple[Tried, ...]
     best: Tried | None
     lacking: str = ""
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that a way may need by arithmetic."""
+        return room(self.own, self.usable)
+
+    @property
+    def changes(self) -> list[str]:
+        """What the best way changes in the training itself, not only in how it is computed: "batch 16, not 8"."""
+        if not self.best:
+            return []
+        batch, stored = self.best.way.settings.train.batch_size, own_weights(self.own)
+        found = [f"weights in {self.best.way.stored}, not {stored}"] if self.best.way.stored != stored else []
+        own = self.own.train.batch_size
+        return [*found, f"batch {batch}, not {own}"] if batch != own else found
 
 
 def search(settings: RunPlanSettings, say: Say = lambda line: None) -> Search:
@@ -108,35 +127,59 @@ def searched(
 ) -> Search:
     """Search with a compiler, or by arithmetic alone."""
     p, usable = settings.plan, place.chip.device.usable_hbm_bytes
-    own = settings.train.batch_size
     every = [tried(way, place) for way in candidates(settings, place)]
-    every.sort(key=lambda one: choice(one.rank, one.way, own))
+    every.sort(key=lambda one: choice(one.rank, one.way, settings))
     if not every:
         raise ValueError(
             f"plan.search: no mesh of {place.device_count} devices can split batches of "
             f"{', '.join(map(str, p.batches or (settings.train.batch_size,)))} {_rows(settings)}; change plan.batches, "
             f"{'data.window' if isinstance(settings, LanguagePlanSettings) else 'encoder.size'} or the topology."
         )
-    room = (usable * (1 - p.margin) - p.spare_gib * GIB) if usable else float("inf")
-    fitting = [one for one in every if one.estimated.peak <= room]
-    ways = tuple(first_of(every, lambda one: (*one.kind, one.way.layout.remat)))
+    most = room(settings, usable)
+    fitting = [one for one in every if one.estimated.peak <= most]
+    ways = first_of(sorted(every, key=lambda one: one.estimated.peak > most), _variant)
+    ways.sort(key=lambda one: choice(one.rank, one.way, settings))
     say(
         f"{len(every):,} ways to run on {place.name} ({len(fitting):,} fit by arithmetic"
         f"{f', {100 * p.margin:.0f} % left free' if usable else ''})"
     )
     if not fitting:
-        return Search(place, usable, len(every), 0, ways, (), None, lacking(settings, place, every))
+        return Search(settings, place, usable, len(every), 0, tuple(ways), (), None, lacking(settings, place, every))
     if not compiles or not p.tries:
-        return Search(place, usable, len(every), len(fitting), ways, (), fitting[0])
+        return Search(settings, place, usable, len(every), len(fitting), tuple(ways), (), fitting[0])
     asked = _compiled(fitting, compiles, usable, p.tries, p.spare_gib * GIB, say)
     good = [one for one in asked if one.found and one.found.fits(p.spare_gib * GIB) is not False]
-    best = min(good, key=lambda one: choice(rank_compiled(one), one.way, own)) if good else None
+    best = min(good, key=lambda one: choice(rank_compiled(one), one.way, settings)) if good else None
     least = min((one.peak for one in asked), default=0)
     words = (
         f"none of the {len(asked)} compiled fits: the smallest needs {least / GIB:.2f} of {usable / GIB:.2f} GiB; "
         "compile more (plan.tries), or leave more room (plan.margin)"
     )
-    return Search(place, usable, len(every), len(fitting), ways, tuple(asked), best, "" if best else words)
+    seen = {id(one.way) for one in asked}
+    ways = sorted(
+        [*asked, *(one for one in ways if id(one.way) not in seen)],
+        key=lambda one: choice(one.rank, one.way, settings),
+    )
+    return Search(
+        settings, place, usable, len(every), len(fitting), tuple(ways), tuple(asked), best, "" if best else words
+    )
+
+
+def room(settings: RunPlanSettings, usable: int) -> float:
+    """Bytes of a device that a way may need by arithmetic: usable bytes without the margin and what must stay free."""
+    p = settings.plan
+    return usable * (1 - p.margin) - p.spare_gib * GIB if usable else float("inf")
+
+
+def own_weights(settings: RunPlanSettings) -> str:
+    """How the run that was asked for stores weights, as Candidate.stored says it."""
+    if isinstance(settings, LanguagePlanSettings):
+        return settings.model.quantisation or settings.model.dtype
+    return settings.encoder.dtype
+
+
+def _variant(one: Tried) -> tuple[str, ...]:
+    return (*one.kind, one.way.layout.remat)
 
 
 def _rows(settings: RunPlanSettings) -> str:
@@ -153,10 +196,16 @@ def tried(way: Candidate, place: Topology) -> Tried:
     return Tried(way, memory(way.layout), line, cost / way.per_step)
 
 
-def choice(cost: float, way: Candidate, own_batch: int) -> float:
-    """A time a token with a handicap: another batch is another training, and many parts are many small programs."""
+def choice(cost: float, way: Candidate, own: RunPlanSettings) -> float:
+    """A time a token with a handicap: other weights or another batch than the run's own are another training, and many
+    parts are many small programs."""
     steps = way.settings.train
-    return cost * (1 + _BATCH_HANDICAP * (steps.batch_size != own_batch) + _PART_HANDICAP * (steps.accumulation - 1))
+    handicap = (
+        _WEIGHTS_HANDICAP * (way.stored != own_weights(own))
+        + _BATCH_HANDICAP * (steps.batch_size != own.train.batch_size)
+        + _PART_HANDICAP * (steps.accumulation - 1)
+    )
+    return cost * (1 + handicap)
 
 
 def rank_compiled(one: Tried) -> float:
@@ -173,11 +222,11 @@ def first_of(ranked: Iterable[Tried], kind: Callable[[Tried], tuple]) -> list[Tr
     return list(found.values())
 
 
-def front(ways: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in both memory and time, by memory."""
+def front(ways: Sequence[Tried], cost: Callable[[Tried], float] = lambda one: one.rank) -> list[Tried]:
+    """Those that no other beats in both memory and cost, by memory."""
     found: list[Tried] = []
-    for one in sorted(ways, key=lambda one: (one.estimated.peak, one.rank)):
-        if not found or one.rank < found[-1].rank:
+    for one in sorted(ways, key=lambda one: (one.estimated.peak, cost(one))):
+        if not found or cost(one) < cost(found[-1]):
             found.append(one)
     return found
 

@@ -38,7 +38,7 @@ class PlanSettings:
         choices=("none", *QUANTISATIONS),
     )
     out: str | None = field(
-        None, help="search: folder for plan.toml, plan.svg and plan.json; default: runs/plan/<name>"
+        None, help="search: folder for plan.toml, plan.svg and plan.json; default: runs/plan/<name>-<topology>"
     )
     json: str | None = field(None, help="file for every figure", alias="--json")
     hlo: str | None = field(None, help="file for the compiled program's text; search: that of the best way")
@@ -102,6 +102,19 @@ def check_options(plan: PlanSettings, argv: Sequence[str]) -> None:
             raise ValueError(
                 f"{key}: got {got} with --search, which tries all that there are; leave one of the two out."
             )
+
+
+def meshs_source(error: Exception, argv: Sequence[str]) -> str:
+    """What to add to an error about a mesh that the command did not name: the file does, and what replaces it."""
+    options = [argument for argument in argv if argument.startswith("-") or not argument.endswith(".toml")]
+    keys = ("mesh.shape", "engine.mesh")
+    if not str(error).startswith("mesh:") or any(peek(options, key, "--mesh") for key in keys):
+        return ""
+    file = next((argument for argument in argv if argument.endswith(".toml")), "")
+    for key in keys:
+        if file and (got := peek(argv, key)):
+            return f' It is {key} = "{got}" of {file}, for another slice; --mesh in the command replaces it.'
+    return ""
 
 
 def run_settings(settings: RunPlanSettings) -> RunSettings:

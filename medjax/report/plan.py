@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from medjax.report.plane import Plane, Point, padded, plain
 
-_SLOWEST = 2.0  # times the fastest: what is slower is left out
+_SLOWEST = 2.0  # times the fastest by arithmetic that fits: what is slower is left out
 
 
 def pareto_figure(
@@ -23,8 +23,7 @@ def pareto_figure(
     name    of the slice
     unit    tokens or records
     """
-    known = [point for point in (*ways, *compiled, *((best,) if best else ()))]
-    fastest = min((y for _, y in known), default=1.0)
+    fastest = min((y for x, y in ways if not usable or x <= usable), default=min((y for _, y in ways), default=1.0))
     near = [point for point in ways if point[1] <= _SLOWEST * fastest and (not usable or point[0] <= 2 * usable)]
     shown = [*near, *compiled, *((best,) if best else ())] or [(0.0, 0.0), (1.0, 1.0)]
     widest = 1.05 * max([*(x for x, _ in shown), usable])

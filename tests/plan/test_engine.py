@@ -15,14 +15,16 @@ from medjax.infer.packing import Request
 from medjax.infer.programs import Programs
 from medjax.infer.scorer import Scorer
 from medjax.parallel import topology as slices
+from medjax.parallel.chips import GIB
 from medjax.parallel.mesh import make_mesh
 from medjax.plan import engine_run
 from medjax.plan.__main__ import main
 from medjax.plan.compiled import compile_step
 from medjax.plan.engine import engine_steps, shape_programs
+from medjax.plan.engine_run import plan_engine
 from medjax.plan.engine_settings import EnginePlanSettings, LoadSettings
 from medjax.plan.figures import matmul_flops
-from medjax.plan.run import planned
+from medjax.plan.run import planned, tables
 from medjax.store.loading import load_decoder
 
 VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, CONTEXT = 256, 64, 8, 4, 16, 128, 2, 1024
@@ -240,6 +242,30 @@ def test_the_command(folder, tmp_path, capsys):
     assert "load.context: got 2000 tokens, expected 1024 at most" in capsys.readouterr().err
     assert main(["--objective", "score", *options, "--row-tokens", "128", "--largest"]) == 2
     assert "load.largest: got cpu:8, whose memory is not known" in capsys.readouterr().err
+
+
+def test_sequences_that_the_mesh_cannot_split_are_told(folder):
+    """Eight parts (kv heads divide by 4): 20 sequences stay whole on every device, 16 and 24 do not."""
+    more = {"plan.compile": "false", "plan.topology": "v5e:2x4"}
+    for size, told in ((16, ""), (20, "(16 or 24)"), (24, ""), (4, "(8)")):
+        given = settings_of(folder, "generate", SPLIT_SEQUENCES, **more | {"engine.batch_size": str(size)})
+        for one in plan_engine(given).programs.values():
+            assert one.step.uneven.endswith(told)
+            assert bool(one.step.uneven) == bool(told)
+            shown = tables(one, 0.0)
+            assert ("use a multiple of 8" in shown) == bool(told)
+
+
+def test_what_does_not_fit_says_what_needs_less(folder):
+    more = {"plan.compile": "false", "plan.topology": "v5e:2x4"}
+    given = settings_of(folder, "generate", "data=8", **more)
+    decode = plan_engine(given).programs["decode"]
+    assert "what needs less" not in tables(decode, 0.0)
+    less = "--mesh tensor=8, --quantise int8, a smaller --batch-size or --context, more chips (--topology)"
+    assert f"what needs less: {less}" in tables(decode, 16 * GIB)
+    given = settings_of(folder, "score", "tensor=8", **more | {"model.quantisation": "int8"})
+    score = plan_engine(given).programs["score"]
+    assert "what needs less: a smaller --engine.row_tokens, more chips (--topology)" in tables(score, 16 * GIB)
 
 
 def test_settings_are_checked():

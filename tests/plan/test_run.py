@@ -1,9 +1,12 @@
 """The command on fake CPU devices: figures against shapes, what is printed and written, and how it ends."""
 
 import json
+import os
 import re
+import shlex
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -138,6 +141,74 @@ def test_a_search_keeps_no_mesh_of_a_file_and_writes_the_best_program(tmp_path):
     assert json.loads((tmp_path / "plan" / "plan.json").read_text("utf-8"))["best"]["mesh"] != "fsdp=64"
     program = parse((tmp_path / "best.hlo").read_text("utf-8"))
     assert program.partitions == 2
+
+
+def _arithmetic(capsys, *options):
+    """Exit status and standard output of a plan by arithmetic."""
+    status = main([*GIVEN, "--dtype", "bfloat16", "--plan.compile", "false", *options])
+    return status, capsys.readouterr().out
+
+
+def test_the_parts_of_the_estimate_add_up(capsys):
+    _, printed = _arithmetic(capsys, "--topology", "v5e:2x2")
+    table = printed.split("\n\n")[1].splitlines()[2:]
+    sizes = {name.strip(): float(size) for name, size in (line.split("│") for line in table)}
+    total = sizes.pop("by arithmetic alone")
+    assert sum(sizes.values()) == pytest.approx(total, abs=0.0005 * len(sizes))
+    assert sizes["code, by arithmetic"] == 0.047
+
+
+def test_what_must_stay_free_is_said(capsys):
+    status, printed = _arithmetic(capsys, "--topology", "v5e:2x2", "--plan.spare_gib", "8")
+    words = r"fits, ([\d.]+) GiB to spare, of which 8.00 were to stay free \(plan.spare_gib\): ([\d.]+) of"
+    room = re.search(words, printed)
+    assert status == 0
+    assert float(room[1]) + float(room[2]) == pytest.approx(15.75, abs=0.011)
+    status, printed = _arithmetic(capsys, "--topology", "v5e:2x2", "--plan.spare_gib", "15.75")
+    assert status == 1
+    assert re.search(
+        r"DOES NOT FIT: 0\.\d\d GiB are missing with 15.75 that must stay free \(plan.spare_gib\)", printed
+    )
+
+
+def test_a_gpus_memory_is_explained(capsys):
+    _, printed = _arithmetic(capsys, "--topology", "gpu:h100:4")
+    assert "60.00 GiB are the 75 % of 80 GiB that JAX takes of a GPU when it starts" in printed
+    _, printed = _arithmetic(capsys, "--topology", "v5e:2x2")
+    assert "when it starts" not in printed
+
+
+def test_gpus_without_their_plugin_ask_nobody_for_a_tpu(capsys, monkeypatch):
+    for plugin, asked in ((None, "cpu"), (object(), None)):
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, plugin=plugin: plugin)
+        _arithmetic(capsys, "--topology", "gpu:h100:4")
+        assert os.environ.get("JAX_PLATFORMS") == asked
+
+
+def test_a_mesh_of_the_file_is_named_as_such(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text('[mesh]\nshape = "fsdp=8"\n')
+    given = [str(tmp_path / "run.toml"), "--topology", "v5e:4x4", "--plan.compile", "false"]
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "'fsdp=8' needs 8 devices, there are 16" in error
+    assert error.endswith(
+        f'It is mesh.shape = "fsdp=8" of {tmp_path}/run.toml, for another slice; --mesh in the command replaces it.'
+    )
+    assert main([*given, "--mesh", "fsdp=4"]) == 2
+    assert "run.toml" not in capsys.readouterr().err
+
+
+def test_the_first_example_of_the_help_runs(monkeypatch, capsys):
+    """Its file is for another slice, whose mesh it replaces."""
+    from medjax.plan.__main__ import _EXAMPLES
+
+    monkeypatch.setattr(plan_program, "decoder_of", published)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    first = shlex.split(_EXAMPLES.splitlines()[1])[3:]
+    assert first[1:3] == ["--topology", "v5e:4x4"]
+    assert main([*first, "--plan.compile", "false"]) == 0
+    assert "fsdp=16" in capsys.readouterr().out
 
 
 def test_a_slice_by_arithmetic_needs_no_compiler(tmp_path, monkeypatch, capsys):

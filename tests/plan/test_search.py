@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from dataclasses import replace
 
@@ -13,12 +14,13 @@ from medjax.parallel.chips import GIB
 from medjax.parallel.topology import topology
 from medjax.plan import found as results
 from medjax.plan import program
+from medjax.plan.candidates import candidates
 from medjax.plan.devices import named_devices
 from medjax.plan.memory import estimate
 from medjax.plan.program import planned_step
 from medjax.plan.run import Plan
-from medjax.plan.search import choice, described, first_of, front, larger_slices, search, searched
-from medjax.plan.settings import EcgPlanSettings
+from medjax.plan.search import choice, described, first_of, front, larger_slices, search, searched, tried
+from medjax.plan.settings import EcgPlanSettings, LanguagePlanSettings, check_options
 from medjax.train.ecg_settings import EcgTrainSettings
 from medjax.train.language_program import step_program
 from medjax.train.settings import TrainSettings
@@ -54,7 +56,9 @@ def test_by_arithmetic_alone(tiny):
     assert found.compiled == ()
     assert found.best.found is None
     assert found.fitting == found.count
-    assert choice(found.best.rank, found.best.way, 4) == min(choice(one.rank, one.way, 4) for one in found.ways)
+    assert choice(found.best.rank, found.best.way, found.own) == min(
+        choice(one.rank, one.way, found.own) for one in found.ways
+    )
     assert "by arithmetic alone, not compiled" in results.search_tables(found)
 
 
@@ -66,6 +70,67 @@ def test_so_many_are_compiled_and_no_kind_twice(tiny, fake):
     assert len({one.kind for one in found.compiled}) == 4
     assert found.best in found.compiled
     assert found.best.away == pytest.approx(found.best.estimated.peak / GIB - 1)
+
+
+def test_the_best_is_in_table_json_and_picture(tiny, monkeypatch):
+    """Llama 3 8B on four chips: the fastest of most kinds does not fit, and hides none that does."""
+    monkeypatch.setattr(program, "decoder_of", lambda name: published("meta-llama/Meta-Llama-3-8B"))
+    settings = tiny(V5E | {"data.window": "2048", "train.batch_size": "16", "plan.batches": "16"})
+    found = search(settings)
+    assert found.best in found.ways
+    # of every mesh, quantisation and attention of which any way fits, one that fits is kept
+    kinds = {one.kind for one in found.ways if one.estimated.peak <= found.room}
+    fitting = [tried(way, found.topology) for way in candidates(settings, found.topology)]
+    assert kinds == {one.kind for one in fitting if one.estimated.peak <= 0.85 * found.usable}
+    rows = [line.split("│") for line in results.search_tables(found).splitlines() if line.count("│") == 8][1:]
+    shown = [float(row[3]) for row in rows]
+    assert max(shown) <= 0.85 * found.usable / GIB
+    assert shown[0] == pytest.approx(found.best.estimated.peak / GIB, abs=0.005)
+    assert {row[7].strip() for row in rows} == {"arithmetic"}
+    figures = results.to_json(found, settings)
+    assert [one["settings"] for one in figures["ways"] if one["settings"]] == [figures["best"]["settings"]]
+    rate = figures["best"]["tokens_per_s_per_chip"]
+    assert f"{1e6 / rate:.4g}"[:4] in results.picture(found)
+
+
+def test_the_runs_own_weights_are_kept_unless_others_are_clearly_faster(tiny):
+    """int8 takes half the memory of weights here and no less time: no reason to train on other numbers."""
+    found = search(tiny(V5E | {"plan.batches": "4"}))
+    assert found.best.way.stored == "bfloat16"
+    assert found.changes == []
+    own = found.own
+    packed = next(one for one in found.ways if one.way.stored == "int8")
+    plain = next(one for one in found.ways if one.way.stored == "bfloat16" and one.way.settings.train.accumulation == 1)
+    parts = 1 + 0.002 * (packed.way.settings.train.accumulation - 1)
+    assert choice(1.0, packed.way, own) == pytest.approx(parts + 0.1)
+    assert choice(1.0, plain.way, own) == 1.0
+    only = search(tiny(V5E | {"plan.batches": "8", "plan.quantisations": "nf4"}))
+    assert only.changes == ["weights in nf4, not bfloat16", "batch 8, not 4"]
+    words = "this is another training than the one asked for: weights in nf4, not bfloat16; batch 8, not 4"
+    assert words in results.search_tables(only)
+
+
+def test_rates_of_two_kinds_are_told_apart(tiny, fake):
+    """A compiled program that takes twice as long as arithmetic says."""
+    place = topology("v5e:2x2")
+    compiles, _ = fake(place, lambda number, guess: GIB)
+
+    def slow(way):
+        line = tried(way, place).line
+        return replace(compiles(way), roofline=replace(line, compute=2 * line.step))
+
+    found = searched(tiny(V5E | {"plan.tries": "1"}), place, slow)
+    printed = results.search_tables(found)
+    rows = [line.split("│") for line in printed.splitlines() if line.count("│") == 8][1:]
+    assert [row[7].strip() for row in rows] == ["compiler", *["arithmetic"] * (len(rows) - 1)]
+    assert "not comparable here: of the compiled ways the compiler's rate is 0.50 times that of arithmetic" in printed
+
+
+def test_the_folder_names_the_slice(tiny):
+    settings = tiny({"name": "mine", "plan.topology": "v5e:4x4"})
+    assert results.folder(settings).as_posix() == "runs/plan/mine-v5e-4x4"
+    two = replace(settings, plan=replace(settings.plan, slices=2))
+    assert results.folder(two).as_posix() == "runs/plan/mine-2xv5e-4x4"
 
 
 def test_what_does_not_fit_is_not_chosen(tiny, fake, monkeypatch):
@@ -140,7 +205,7 @@ def test_the_front_has_no_beaten_way(tiny):
 
 def test_the_files_of_a_search(tiny, tmp_path):
     """plan.toml is read by medjax.train as it stands and makes the step that was planned."""
-    settings = tiny(V5E)
+    settings = tiny(V5E | {"plan.search": "true"})
     found = search(settings)
     paths = results.write(found, settings, tmp_path / "plan")
     assert [path.name for path in paths] == ["plan.json", "plan.svg", "plan.toml"]
@@ -148,7 +213,12 @@ def test_the_files_of_a_search(tiny, tmp_path):
     assert back == found.best.way.settings
     again = step_program(back, found.best.way.layout.config, 10, named_devices(topology("v5e:2x2")))
     assert dict(again.mesh.shape) == dict(found.best.way.layout.mesh.shape)
-    head = paths[-1].read_text("utf-8").splitlines()[:5]
+    head = paths[-1].read_text("utf-8").splitlines()[:6]
+    argv = shlex.split(head[-1].removeprefix("# made by:  python -m medjax.plan"))
+    assert not {"--mesh", "--train.accumulation"} & set(argv)  # a search refuses them
+    made = load(LanguagePlanSettings, None, argv)
+    check_options(made.plan, argv)
+    assert replace(made, mesh=settings.mesh) == settings
     assert head[0] == f"# python -m medjax.train {paths[-1]}"
     assert head[1] == "# hardware: 1 x v5e:2x2, 4 chips"
     assert (
@@ -156,8 +226,9 @@ def test_the_files_of_a_search(tiny, tmp_path):
         == f"# memory:   {found.best.peak / GIB:.2f} of 15.75 GiB on each device, by arithmetic alone, not compiled"
     )
     assert "nothing was run" in head[3]
-    assert head[4].startswith("# made by:  python -m medjax.plan")
+    assert head[4] == f"# changes:  batch {back.train.batch_size}, not 4"
     figures = json.loads(paths[0].read_text("utf-8"))
+    assert figures["changes"] == [f"batch {back.train.batch_size}, not 4"]
     assert figures["fits"] is True
     assert figures["best"]["settings"]["mesh"]["shape"] == back.mesh.shape
     assert figures["estimated_ways"] == found.count

@@ -23,6 +23,15 @@ def test_dots_line_and_limit():
     assert {point.split(",")[0] for point in limit} == {f"{46 + 338 * 16 / (1.05 * 20):.1f}"}
 
 
+def test_ways_stay_in_the_picture_beside_much_faster_or_slower_compiled_ones():
+    """The axis holds all that the legend counts: a compiled way may be far from arithmetic."""
+    for compiled in ((8.5, 1.0), (8.5, 100.0)):
+        figure = pareto_figure(WAYS, WAYS[:2], [compiled], compiled, 16.0, "v5e:4x4")
+        assert "4 ways to run, by arithmetic" in figure
+        heights = [float(y) for y in re.findall('class="muted dot" cx="[^"]*" cy="([^"]*)"', figure)][-4:]
+        assert len(set(heights)) == 4  # none is held at the axis's end
+
+
 def test_a_device_whose_memory_is_not_known_and_nothing_that_fits():
     figure = pareto_figure(WAYS[:3], WAYS[:2], [], None, 0.0, "cpu:8")
     assert "the best" not in figure
