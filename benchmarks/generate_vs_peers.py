@@ -9,14 +9,16 @@ All sides answer the same IgakuQA prompts (protocol strict without examples, kas
 checkpoint, greedily, from token ids to token ids, prefill included. End tokens end nothing: every side writes exactly
 --new-tokens for each prompt, so that tokens a second compare. transformers runs its best batch size of several on
 prompts sorted by length; llama.cpp (by xllamacpp) runs --slots sequences at a time with weights and cache in float32,
-and medjax runs with its own batch size and with as many as llama.cpp has.
+without flash attention and with it, which is rounded to fewer bits; medjax runs with its own batch size and with as
+many sequences as llama.cpp has.
 
 Order in one run: medjax (first calls with compilation, then warm runs), transformers, medjax, llama.cpp, medjax, so
 that a machine that slows down meanwhile shows. All processes are held to the same CPU cores. Wall seconds decide; CPU
 seconds are given too, because other work on the same cores distorts wall seconds more.
 
 Outputs are compared as well: where an answer first differs from medjax's, medjax's own logits must show a near-tie
-(float32), and the log-probabilities that a peer gives its tokens must be medjax's to 1e-3.
+(float32), and the log-probabilities that a peer gives its tokens must be medjax's to 1e-3. What is rounded to fewer
+bits, bfloat16 and flash attention of llama.cpp, is only reported.
 
 Exit status: 0 done, 1 outputs differ by more than that or a peer failed, 2 the call or the input was wrong.
 """
@@ -50,6 +52,7 @@ PEERS = ("transformers", "llama.cpp")
 _PROTOCOLS = {0: "strict", 3: "kasai"}
 _DTYPES = {"cpu": "float32", "gpu": "float32,bfloat16", "tpu": "float32"}
 _PEER_DEVICES = {"cpu": "cpu", "gpu": "cuda", "tpu": "cpu"}  # neither peer has a TPU path
+_FLASH = {"llama_cpp": "off", "llama_cpp_flash": "on"}  # llama.cpp's two ways to attend
 _CHECKED = 4  # prompts whose answers' log-probabilities are compared
 _NUMBERS = re.compile(r"[1-9]\d*(,[1-9]\d*)*")
 
@@ -175,7 +178,8 @@ def case(
         peers["transformers"] = peer("transformers", *more)
         block(*used)
     if with_llama:
-        peers["llama_cpp"] = peer("llama.cpp", "--slots", str(options.slots))
+        for key, flash in _FLASH.items():
+            peers[key] = peer("llama.cpp", "--slots", str(options.slots), "--flash-attention", flash)
         block(*used)
 
     sides = {"medjax": _ours(runs[own], first[own], own)}
@@ -185,16 +189,17 @@ def case(
         sides["medjax_at_slots"]["differ_from_own_batch_size"] = sum(at is not None for at in apart)
     ratios: dict[str, float] = {}
     for name, found in peers.items():
-        sides[name] = _theirs(medjax, prompts, runs[at_slots if name == "llama_cpp" else own], found, options)
+        sides[name] = _theirs(medjax, prompts, runs[at_slots if name in _FLASH else own], found, options)
         if "tokens_per_second" in sides[name]:
             ratios |= _ratios(name, sides, found)
     sides["medjax"]["load_seconds"] = medjax.load_seconds
-    checked = [side["max_abs_diff"] for side in sides.values() if "max_abs_diff" in side]
+    judged = [name for name in peers if _is_judged(name, dtype)]
+    checked = [sides[name]["max_abs_diff"] for name in judged if "max_abs_diff" in sides[name]]
     return {
         "dtype": dtype,
         **ratios,
         "max_abs_diff": max(checked, default=None),
-        "agree": all(_agrees(sides[name], dtype) for name in peers),
+        "agree": all(_agrees(sides[name], name in judged) for name in peers),
         "prompts": len(prompts),
         "prompt_tokens": {
             "all": sum(map(len, prompts)),
@@ -230,7 +235,7 @@ def run_peer(
         status = subprocess.run(command, check=False, env=environment).returncode
         if status:
             reason = f"{script} ended with status {status}, expected 0; its messages are above."
-            print(f"{name}: {reason} Out of memory (-9): try smaller --batch-sizes.", file=sys.stderr)
+            print(f"{name}: {reason} Out of memory (-9): try smaller --batch-sizes or --slots.", file=sys.stderr)
             return {"failed": reason}
         found = json.loads(out.read_text("utf-8"))
     if reason := found.get("left_out"):
@@ -273,8 +278,8 @@ def _theirs(
 
 def _ratios(name: str, sides: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
     """medjax over a peer; over llama.cpp with as many sequences at a time, and with medjax's own batch size."""
-    beside = {f"ratio_{name}": sides["medjax_at_slots" if name == "llama_cpp" else "medjax"]}
-    if name == "llama_cpp":
+    beside = {f"ratio_{name}": sides["medjax_at_slots" if name in _FLASH else "medjax"]}
+    if name in _FLASH:
         beside[f"ratio_{name}_own_batch_size"] = sides["medjax"]
     ratios = {}
     for key, ours in beside.items():
@@ -283,21 +288,23 @@ def _ratios(name: str, sides: dict[str, Any], found: dict[str, Any]) -> dict[str
     return ratios
 
 
-def _agrees(side: dict[str, Any], dtype: str) -> bool:
-    """Whether a peer's outputs are medjax's but for near-ties; of bfloat16 the differences are only reported."""
+def _is_judged(name: str, dtype: str) -> bool:
+    """Whether a peer computes in float32 throughout, so that its outputs must be medjax's but for near-ties."""
+    return dtype == "float32" and name != "llama_cpp_flash"
+
+
+def _agrees(side: dict[str, Any], is_judged: bool) -> bool:
     if "outputs" not in side:
         return "left_out" in side
-    return dtype != "float32" or (side["outputs"]["near_ties_only"] and side["max_abs_diff"] <= TOLERANCE)
+    return not is_judged or (side["outputs"]["near_ties_only"] and side["max_abs_diff"] <= TOLERANCE)
 
 
 def summary(cases: list[dict[str, Any]], model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The JSON; its ratios are the least of all cases."""
     names = dict.fromkeys(key for one in cases for key in one if key.startswith("ratio_"))
     ratios = {name: min(one[name] for one in cases if name in one) for name in names}
-    diffs = [one["max_abs_diff"] for one in cases if one["dtype"] == "float32" and one["max_abs_diff"] is not None]
-    peers = {
-        name: one[name] for one in cases for name in ("transformers", "llama_cpp") if "versions" in one.get(name, {})
-    }
+    diffs = [one["max_abs_diff"] for one in cases if one["max_abs_diff"] is not None]
+    peers = {name: one[name] for one in cases for name in ("transformers", *_FLASH) if "versions" in one.get(name, {})}
     named = ("model", "year", "new_tokens", "threads", "repeats", "device", "peers")
     return {
         "ratio": ratios.get("ratio_transformers"),
@@ -317,7 +324,7 @@ def print_table(one: dict[str, Any]) -> None:
     """A case as lines for people."""
     tokens = one["prompt_tokens"]
     print(f"\n{one['protocol']}, {one['dtype']}, {one['prompts']} prompts of {tokens['all']:,} tokens in all")
-    for name in ("medjax", "transformers", "medjax_at_slots", "llama_cpp"):
+    for name in ("medjax", "transformers", "medjax_at_slots", *_FLASH):
         side = one.get(name, {})
         if "tokens_per_second" not in side:
             if side:

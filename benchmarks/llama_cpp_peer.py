@@ -1,19 +1,19 @@
 """Greedy answers of llama.cpp's server, by xllamacpp; runs in the peer's own environment.
 
   python llama_cpp_peer.py --requests FILE --out FILE --model GGUF --checkpoint FILE [--device cpu] [--threads 2]
-                           [--slots 16] [--repeats 1]
+                           [--slots 16] [--flash-attention off] [--repeats 1]
 
 requests  JSON: prompts (lists of token ids), new_tokens, checked (number of prompts whose log-probabilities are wanted)
 out       JSON: tokens (new ones by prompt), seconds, cpu_seconds (lists, one a repeat), slots, room (tokens of a slot),
-          cached_tokens (prompt tokens that were in a slot already), flash_attention, flash_attention_trials {on, off:
-          seconds}, checked [{prompt, tokens, logprobs (null: not told)}], load_seconds, threads, weights, cache,
-          build, device, versions; or left_out: why it cannot run here
+          cached_tokens (prompt tokens that were in a slot already), flash_attention, checked [{prompt, tokens, logprobs
+          (null: not told)}], load_seconds, threads, weights, cache, build, device, versions; or left_out: why it cannot
+          run here
 model     a GGUF file, of which a float32 copy is made at --checkpoint once
 
-Weights, products and the cache of keys and values are float32. All prompts are handed over at once; the server keeps
-`slots` of them going (continuous batching) and keeps a slot's common beginning with its next prompt, as it does by
-default. Flash attention is tried on and off with as many prompts as slots and a quarter of the new tokens, and the
-faster answers all prompts, in a new server each time, so that no prompt is in its cache from the time before.
+Weights and the cache of keys and values are float32. So is attention without flash attention; with it, on a CPU, it is
+rounded to fewer bits (log-probabilities move by 1e-2). All prompts are handed over at once; the server keeps `slots` of
+them going (continuous batching) and keeps a slot's common beginning with its next prompt, as it does by default. Each
+repeat has a new server, so that no prompt is in its cache from the time before.
 
 In the float32 copy the control tokens are ordinary ones under other names: end tokens end nothing, as on the other
 sides, and are not forbidden either, which the server's ignore_eos would do. Started by generate_vs_peers.py.
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--flash-attention", choices=("on", "off"), default="off")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     reason = left_out(options.device, options.model)
@@ -72,22 +73,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     prompts, new_tokens = asked["prompts"], asked["new_tokens"]
     room = -(-(max(map(len, prompts)) + new_tokens) // _ROOM) * _ROOM
 
-    def server(flash: str) -> "Server":
-        return Server(model, options.slots, room, options.threads, options.device, flash)
-
-    trials = {}
-    for flash in ("on", "off"):
-        side = server(flash)
-        start = time.perf_counter()
-        side.answer(prompts[: options.slots], max(1, new_tokens // 4))
-        trials[flash] = time.perf_counter() - start
-        print(f"llama.cpp: flash attention {flash}: {trials[flash]:.2f} s", flush=True)
-        side.close()
-    flash = min(trials, key=lambda name: trials[name])
-
     seconds, cpu_seconds = [], []
     for number in range(options.repeats):
-        side = server(flash)
+        side = Server(model, room, options)
         start, cpu_start = time.perf_counter(), time.process_time()
         answers = side.answer(prompts, new_tokens)
         seconds.append(time.perf_counter() - start)
@@ -102,8 +90,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "slots": options.slots,
         "room": room,
         "cached_tokens": sum(answer["timings"]["cache_n"] for answer in answers),
-        "flash_attention": flash,
-        "flash_attention_trials": trials,
+        "flash_attention": options.flash_attention,
         "checked": [
             {"prompt": i, "tokens": answer["tokens"], "logprobs": _logprobs(answer)} for i, answer in enumerate(checked)
         ],
@@ -126,25 +113,25 @@ def _logprobs(answer: dict[str, Any]) -> list[float | None]:
 class Server:
     """llama.cpp's server in this process, warm; load_seconds: until it answers."""
 
-    def __init__(self, model: Path, slots: int, room: int, threads: int, device: str, flash: str):
+    def __init__(self, model: Path, room: int, options: argparse.Namespace):
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
-        params.n_parallel, params.n_ctx = slots, slots * room
+        params.n_parallel, params.n_ctx = options.slots, options.slots * room
         params.cont_batching = True
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         kinds = xllamacpp.llama_flash_attn_type
         on, off = kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED, kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.flash_attn_type = on if flash == "on" else off
-        params.n_gpu_layers = 0 if device == "cpu" else 999
+        params.flash_attn_type = on if options.flash_attention == "on" else off
+        params.n_gpu_layers = 0 if options.device == "cpu" else 999
         params.fit_params = params.ui = False
         params.verbosity = 1  # errors
         start = time.perf_counter()
         self._server = xllamacpp.Server(params)
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # it is on this machine
-        self.answer([[1]] * slots, 1)
+        self.answer([[1]] * options.slots, 1)
         self.load_seconds = time.perf_counter() - start
 
     def answer(self, prompts: list[list[int]], new_tokens: int, **settings: int) -> list[dict[str, Any]]:
