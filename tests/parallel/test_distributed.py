@@ -98,7 +98,8 @@ def test_two_processes_join_compute_and_leave():
     host = re.escape(os.uname().nodename)
     for number, (status, out, err) in enumerate(processes("plain", (0, 1))):
         assert status == 0, err
-        lines = [line for line in out.splitlines() if "Gloo" not in line and "peer ranks" not in line]
+        # Gloo writes to the same stream, its threads into one another's lines
+        lines = [line for line in out.splitlines() if line.startswith(("[True", "sum"))]
         assert re.fullmatch(
             rf"\[True, True\] process {number} of 2 on {host}: 4 local of 8 devices \(cpu\), mesh data=2,fsdp=4 "
             rf"{number == 0}",
