@@ -32,6 +32,11 @@ class Decoding:
         self.config = programs.config
         self.mesh = programs.mesh
 
+    @property
+    def slot_shards(self) -> int:
+        """Parts that the mesh splits slots into: of a number that it does not divide, every device would hold all."""
+        return ways(self.mesh, self._cache_rules.batch)
+
     def empty_cache(self, slots: int, room: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values to decode into: two arrays [layers, slots, kv_heads, room, head_dim].
 

@@ -63,7 +63,7 @@ class Generator:
         self.programs = programs
         self.decoding = Decoding(programs)
         self.tokenizer = tokenizer
-        self.batch_size = slots(batch_size, programs.data_shards)
+        self.batch_size = slots(batch_size, self.decoding.slot_shards)
         self.row_tokens = row_tokens
         self.work = Work()
 
@@ -254,9 +254,9 @@ def _cut(text: str, stop: Sequence[str]) -> int | None:
     return min((at for at in (text.find(mark, visible) for mark in stop) if at >= 0), default=None)
 
 
-def slots(batch_size: int, data_shards: int) -> int:
-    """Slots of the cache: the batch size, rounded up to a multiple of the data shards."""
-    return -(-batch_size // data_shards) * data_shards
+def slots(batch_size: int, shards: int) -> int:
+    """Slots of the cache: the batch size, rounded up to a multiple of the parts that they are split into."""
+    return -(-batch_size // shards) * shards
 
 
 def cache_room(tokens: int) -> int:

@@ -9,7 +9,7 @@ compiles, to the letter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any
@@ -65,7 +65,6 @@ class EngineStep:
     name    score, prefill or decode
     groups  bytes of one device that its arguments take, by kind
     beyond  what is longer than the model was made for, in words; empty where nothing is
-    uneven  that the cache's sequences cannot be split over the mesh, and what could be; empty where they can
     layout  what its memory and time depend on
     """
 
@@ -79,7 +78,6 @@ class EngineStep:
     layout: EngineLayout
     kernel_flops: float = 0.0
     beyond: str = ""
-    uneven: str = ""
 
 
 class ShapePrograms(Programs):
@@ -91,12 +89,6 @@ class ShapePrograms(Programs):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.lowered: dict[str, Callable[[], Any]] = {}
-
-    @property
-    def slot_shards(self) -> int:
-        """Parts that sequences of the cache are split into, where there are enough of them."""
-        cache = Decoding(self).empty_cache(self.mesh.size, BLOCK)[0]
-        return self.mesh.size // cache.sharding.shard_shape(cache.shape)[1]
 
     def put(self, array, by_row: bool = True) -> Any:
         place = self.by_row if by_row else self.whole
@@ -163,8 +155,8 @@ def _score_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> list[
 def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> list[EngineStep]:
     config, load = programs.config, settings.load
     prefix = programs.prefix((0,) * load.prefix, settings.engine.row_tokens)
-    count = slots(settings.engine.batch_size, programs.data_shards)
     decoding = Decoding(programs)
+    count = slots(settings.engine.batch_size, decoding.slot_shards)
     cache = decoding.empty_cache(count, cache_room(load.context - load.prefix))
     groups = {
         "weights": tree_bytes(programs.variables),
@@ -172,8 +164,7 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         "prefix": tree_bytes(prefix),
     }
     decoding.prefill([], settings.engine.row_tokens, prefix, cache)
-    uneven = _uneven(count, count // cache[0].sharding.shard_shape(cache[0].shape)[1], programs.slot_shards)
-    prefill = replace(_row_step("prefill", programs, settings, groups, reads=count), uneven=uneven)
+    prefill = _row_step("prefill", programs, settings, groups, reads=count)
     token = programs.put(np.zeros(count, np.int32))
     decoding.decode(token, token, cache, prefix, DECODE_STEPS)
     tokens = count * DECODE_STEPS
@@ -191,20 +182,8 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         kept=held,
         cache=held + groups["prefix"],
     )
-    decode = EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout, uneven=uneven)
+    decode = EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout)
     return [prefill, decode]
-
-
-def _uneven(count: int, parts: int, most: int) -> str:
-    """What to say of `count` sequences of which the mesh splits the cache into `parts`, where it could into `most`."""
-    if parts >= most:
-        return ""
-    nearest = [size for size in (count // most * most, -(-count // most) * most) if size]
-    return (
-        f"engine.batch_size: {count} sequences are no multiple of {most}, so that their keys and values are split into "
-        f"{parts} part{'s' if parts > 1 else ''} and not {most}: use a multiple of {most} "
-        f"({' or '.join(map(str, nearest))})"
-    )
 
 
 def _row_step(

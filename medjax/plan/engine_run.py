@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medjax.infer.decoding import Decoding
 from medjax.parallel.chips import GIB
 from medjax.parallel.topology import Topology, topology
 from medjax.plan.capacity import Capacity, capacity
@@ -85,7 +86,7 @@ def _largest(
         f"sequences of {load.context:,} tokens",
         lambda size: replace(settings, engine=replace(engine, batch_size=size)),
         start=engine.batch_size,
-        step=shape_programs(settings, devices or named_devices(place)).slot_shards,
+        step=Decoding(shape_programs(settings, devices or named_devices(place))).slot_shards,
         most=2**20,
     )
     context = found(

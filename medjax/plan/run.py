@@ -233,8 +233,6 @@ def tables(found: Plan, spare: float) -> str:
 def _verdict(found: Plan, spare: float) -> str:
     fits, what = found.fits(spare), describe(found.step, found.topology)
     hint = f"\n{_hint(found.step)}" if fits is False else ""
-    if isinstance(found.step, EngineStep) and found.step.uneven:
-        what += f"\n{found.step.uneven}"
     if found.refused:
         return f"{what}\n{found.refused}{hint}"
     if isinstance(found.step.program, LanguageProgram):

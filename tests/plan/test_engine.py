@@ -244,16 +244,14 @@ def test_the_command(folder, tmp_path, capsys):
     assert "load.largest: got cpu:8, whose memory is not known" in capsys.readouterr().err
 
 
-def test_sequences_that_the_mesh_cannot_split_are_told(folder):
-    """Eight parts (kv heads divide by 4): 20 sequences stay whole on every device, 16 and 24 do not."""
+def test_slots_are_rounded_up_to_what_the_mesh_splits(folder):
+    """Eight parts (kv heads divide by 4): 20 sequences get 24 slots, three on a device, not 20 on every one."""
     more = {"plan.compile": "false", "plan.topology": "v5e:2x4"}
-    for size, told in ((16, ""), (20, "(16 or 24)"), (24, ""), (4, "(8)")):
+    for size, held in ((16, 2), (20, 3), (24, 3), (4, 1)):
         given = settings_of(folder, "generate", SPLIT_SEQUENCES, **more | {"engine.batch_size": str(size)})
         for one in plan_engine(given).programs.values():
-            assert one.step.uneven.endswith(told)
-            assert bool(one.step.uneven) == bool(told)
-            shown = tables(one, 0.0)
-            assert ("use a multiple of 8" in shown) == bool(told)
+            room, width = 384, 4
+            assert one.groups["keys and values"] == 2 * LAYERS * held * KV_HEADS * room * HEAD_DIM * width
 
 
 def test_what_does_not_fit_says_what_needs_less(folder):
