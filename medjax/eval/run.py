@@ -161,9 +161,7 @@ def _make(settings: EvalSettings, shard: Shard, say: Callable[[str], None], prog
     """One process of several; the last that ends puts all parts together."""
     start = time.time()
     run = _prepared(settings, lambda place: check_free(place, shard), say, progress)
-    with join(run.place, shard, run.identity, to_toml(settings)) as folder:
-        if folder.note:
-            say(folder.note)
+    with join(run.place, shard, run.identity, to_toml(settings), say) as folder:
         say(f"shard {shard}: writing to {folder.path}")
         seconds = {}
         for asked, tokens, programs in run.jobs:

@@ -83,10 +83,11 @@ def check_alone(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str) -> RunFolder:
+def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str, say: Callable[[str], None]) -> RunFolder:
     """Open this process's folder, and make the whole run's where it is the first.
 
     config  content of config.toml of the whole run
+    say     called with what was found in either folder
     Raises ValueError when the folder holds another run that is not finished, or this part is being written.
     """
     finished = (run / "results.json").is_file()
@@ -94,9 +95,14 @@ def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str) -> R
     def make() -> None:
         with RunFolder.open(run, identity, replace=finished) as whole:
             whole.write_text("config.toml", config)
+            if not whole.resumed and whole.note:
+                say(whole.note)
 
     _patient(make)
-    return RunFolder.open(shard.folder(run), identity, replace=False)
+    folder = RunFolder.open(shard.folder(run), identity, replace=False)
+    if folder.note:
+        say(folder.note)
+    return folder
 
 
 def check_free(run: Path, shard: Shard) -> None:

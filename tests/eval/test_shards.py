@@ -117,8 +117,8 @@ def test_three_shards_give_the_files_of_one_process(whole, tiny_folder, exam, tm
 
 @pytest.mark.parametrize("more", [
     ("--protocol", "cot", "--protocol.think_tokens", "6", "--limit", "7"),
-    ("--protocol", "strict", "--protocol.rotate", "--max-new-tokens", "4", "--limit", "4"),
-    ("--protocol", "strict", "--protocol.samples", "3", "--protocol.temperature", "0.7", "--limit", "5"),
+    ("--protocol", "strict", "--protocol.rotate", "--protocol.samples", "2", "--protocol.temperature", "0.7",
+     "--limit", "3"),
 ])  # fmt: skip
 def test_every_ask_of_an_item_is_made_in_one_shard(tiny_folder, exam, tmp_path, more):
     out, one = tmp_path / "sharded", tmp_path / "one"
@@ -135,7 +135,8 @@ def test_every_ask_of_an_item_is_made_in_one_shard(tiny_folder, exam, tmp_path, 
 
 def test_more_shards_than_items(tiny_folder, exam, tmp_path):
     out, one = tmp_path / "sharded", tmp_path / "one"
-    options = {"model": tiny_folder, "tasks": f"{exam}:en", "protocol": "strict", "limit": 2, "max_new_tokens": 4}
+    options = {"model": tiny_folder, "tasks": f"{exam}:en", "protocol": "strict", "limit": 2, "max_new_tokens": 8}
+    options |= {"chat_template": "none", "batch_size": 8, "engine.row_tokens": 256}
     found = [evaluate(**options, out=out, shard=f"{number}/3") for number in (1, 2, 3)]
     assert found[:2] == [{}, {}]
     assert found[2]["results"] == evaluate(**options, out=one)["results"]
