@@ -208,7 +208,9 @@ def _write(run: _Prepared, count: int, start: float, say: Callable[[str], None],
         took = {"compiled_seconds": run.compiled, "wall_seconds": round(time.time() - start, 2)}
         if merging:
             took["compiled_seconds"] = {k: v for part in parts for k, v in part["compiled_seconds"].items()}
-            took |= {"wall_seconds": max(part["wall_seconds"] for part in parts), "shards": parts}
+            kept = ("host", "resumed", "wall_seconds")
+            shards = {part["shard"]: {name: part[name] for name in kept} for part in parts}
+            took |= {"wall_seconds": max(part["wall_seconds"] for part in parts), "shards": shards}
         resumed = any(part["resumed"] for part in parts) if merging else folder.resumed
         about = {"folder": str(folder.path), "resumed": resumed, **took}
         results = results_json(finished, run.settings, run.model, protocol_record(run.settings, run.graded) | about)

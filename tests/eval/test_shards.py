@@ -107,8 +107,8 @@ def test_three_shards_give_the_files_of_one_process(whole, tiny_folder, exam, tm
         generated = {entry["i"] for entry in _lines(folder, "ward_en_strict-8tokens-0shot")}
         assert generated == set(range(number, 24, 3))
     shards = results_of(out)["medjax"]["shards"]
-    assert [(shard["shard"], shard["resumed"]) for shard in shards] == [("1/3", False), ("2/3", False), ("3/3", False)]
-    assert results_of(out)["medjax"]["wall_seconds"] == max(shard["wall_seconds"] for shard in shards)
+    assert {name: shard["resumed"] for name, shard in shards.items()} == {"1/3": False, "2/3": False, "3/3": False}
+    assert results_of(out)["medjax"]["wall_seconds"] == max(s["wall_seconds"] for s in shards.values())
     printed = capsys.readouterr().out
     assert "shard 2/3 is complete; still running, or to be started:\n  python -m medjax.eval --model " in printed
     assert f"--out {out} --shard 1/3\n" in printed
@@ -170,7 +170,7 @@ def test_two_processes_of_which_one_is_killed_and_started_again_alone(whole, tin
     assert begun > 0
     assert main(arguments(tiny_folder, exam, out, "--shard", "2/2")) == 0  # the last: it merges
     _assert_same(out, whole[0])
-    assert [shard["resumed"] for shard in results_of(out)["medjax"]["shards"]] == [False, True]
+    assert [shard["resumed"] for shard in results_of(out)["medjax"]["shards"].values()] == [False, True]
 
 
 # stopped, repeated, merged by hand
