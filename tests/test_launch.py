@@ -14,6 +14,7 @@ import pytest
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 COMMAND = 'python -m medjax.train "$@"'
+EVAL = 'python -m medjax.eval "$@" --shard "${SHARD:-auto}"'
 
 # stands for medjax.train: says how it was called, then does what its first argument tells
 STAND_IN = """
@@ -55,13 +56,13 @@ def jobset():
 
 def test_every_script_is_short_parses_and_ends_in_the_same_command():
     assert [path.name for path in SCRIPTS] == [
-        *("local_2process.sh", "local_8device.sh", "multi_gpu.sh", "slurm.sh", "tpu_vm.sh")
+        *("eval_array.sh", "local_2process.sh", "local_8device.sh", "multi_gpu.sh", "slurm.sh", "tpu_vm.sh")
     ]
     for path in [*SCRIPTS, LAUNCH / "gke_jobset.yaml"]:
         lines = path.read_text("utf-8").splitlines()
         assert len(lines) < 60, path.name
-        assert lines[-1].strip() == COMMAND, path.name
-        assert [line for line in lines if "medjax.train" in line and not line.startswith(("#", "  echo", "if"))] == [
+        assert lines[-1].strip() == (EVAL if path.name.startswith("eval_") else COMMAND), path.name
+        assert [line for line in lines if "-m medjax." in line and not line.startswith(("#", "  echo", "if"))] == [
             lines[-1]
         ], path.name
     for path in SCRIPTS:
@@ -118,6 +119,12 @@ def test_tpu_vm_calls_itself_on_all_workers_with_arguments_quoted(environment, t
     del environment["TPU"]
     missing = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "set TPU to the name of the TPU VM" in missing.stderr
+
+
+def test_a_task_of_an_array_makes_its_shard(environment):
+    for set_to, shard in (({}, "auto"), ({"SHARD": "3/8"}, "3/8")):
+        status, (said,), _ = called("eval_array.sh", "--tasks", "0", env={**environment, **set_to})
+        assert (status, said["args"]) == (0, ["-m", "medjax.eval", "--tasks", "0", "--shard", shard])
 
 
 def test_slurm_hands_the_command_to_srun(environment, tmp_path):

@@ -6,7 +6,7 @@ import sys
 from medjax.config import parse_command, peek
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
-from medjax.eval.subcommands import run_subcommand
+from medjax.eval.subcommands import SUBCOMMANDS, run_subcommand
 from medjax.infer.command import exit_status, keep_compiled
 from medjax.store.encoders import encoder_folder
 
@@ -21,6 +21,7 @@ _EPILOG = """examples:
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
   python -m medjax.eval --adapter runs/train/my_run --tasks pubmedqa --protocol choice-logprob
+  python -m medjax.eval --tasks igakuqa --shard 1/4     (one of four processes; docs/shards.md)
   python -m medjax.eval compare runs/eval/one runs/eval/two     (see compare --help)
   python -m medjax.eval audit --train notes.jsonl --tasks igakuqa     (see audit --help)
 """
@@ -44,7 +45,7 @@ _STOPPED = "stopped; the same command goes on from here."
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ("compare", "audit"):
+    if argv and argv[0] in SUBCOMMANDS:
         return run_subcommand(argv)
     try:
         is_ecg = _is_ecg(argv)
@@ -103,7 +104,8 @@ def _grade(settings: EvalSettings) -> None:
     from medjax.eval.run import evaluate
     from medjax.eval.summary import print_summary
 
-    print_summary(evaluate(settings, say=lambda line: print(line, flush=True), progress=True))
+    if results := evaluate(settings, say=lambda line: print(line, flush=True), progress=True):
+        print_summary(results)
 
 
 def _ecg(argv: list[str]) -> int:

@@ -5,6 +5,10 @@ an item of which one prompt, with the room its answer needs, is longer than the 
 
 Reasoning (protocol cot) may take a second step: where its budget ends, or the model stops, and no answer can be read,
 the reasoning so far is continued by a cue ("答え:") and an answer. Thoughts that are still open are closed before it.
+
+A shard asks its part as the whole run would: what all prompts share, and which continuations are scored in one batch,
+is decided over all of them, so that every number is the same to the last bit. Generations are split by item,
+continuations by batch of packed rows, which all take the same time.
 """
 
 import hashlib
@@ -19,6 +23,7 @@ from medjax.eval.answers import open_thought, parse_answer
 from medjax.eval.asking import Ask, Evaluation, seed_of
 from medjax.eval.reading import ForcedGeneration
 from medjax.eval.settings import EvalSettings
+from medjax.eval.shards import Shard
 from medjax.infer.generator import TOO_LONG, Generation, Generator
 from medjax.infer.language_model import LanguageModel
 from medjax.infer.packing import Request
@@ -28,6 +33,7 @@ from medjax.infer.scorer import Score, Scorer, Work
 from medjax.report.progress import ProgressBar
 from medjax.store.runs import Journal
 
+_ELSEWHERE = Score((), False)  # of a request that another shard scores
 _TAG_REACH = 20  # characters at the end of a prompt in which a chat template opens thoughts
 
 
@@ -36,11 +42,12 @@ class Questions:
     """An evaluation in tokens, ready to run.
 
     tokens  sha256 of all token ids
-    call    gives a model's outputs, one an ask, what they took, and how many items the journal already had
+    call    gives a model's outputs, one an ask, what they took, and how many items the journal already had; of a
+            shard only those of its part mean something
     """
 
     tokens: str
-    call: Callable[[Programs, Journal, ProgressBar], tuple[list[Any], Work, int]]
+    call: Callable[[Programs, Journal, ProgressBar, Shard], tuple[list[Any], Work, int]]
 
 
 def questions(evaluation: Evaluation, model: LanguageModel, settings: EvalSettings) -> Questions:
@@ -58,8 +65,8 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
         room += protocol.settings.think_tokens + len(encode(_cue(evaluation, "reasoning"), bos=False))
     sent = _fitting(evaluation, [len(prompt) + room for prompt in prompts], model)
 
-    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
-        writing = _Writing(evaluation, model, settings, programs, journal, bar)
+    def run(programs: Programs, journal: Journal, bar: ProgressBar, shard: Shard) -> tuple[list[Any], Work, int]:
+        writing = _Writing(evaluation, model, settings, programs, journal, bar, shard)
         found: list[Any] = [TOO_LONG] * len(prompts)
         if protocol.reasons:
             is_chat = any(ask.prompt.is_chat for ask in evaluation.asks)
@@ -93,12 +100,15 @@ class _Writing:
         programs: Programs,
         journal: Journal,
         bar: ProgressBar,
+        shard: Shard,
     ):
         engine = settings.engine
         self.generator = Generator(
             programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
         )
         self._evaluation, self._journal, self._bar, self._seed = evaluation, journal, bar, settings.seed
+        self._own = [numbers for item, numbers in enumerate(evaluation.by_item) if shard.has(item)]
+        self._mine = {number for numbers in self._own for number in numbers}
         self._known: dict[bool, dict[int, Generation]] = {False: {}, True: {}}
         for e in journal.read(("i", "tokens", "text", "finish")):
             # a line of an answer that was forced says so
@@ -115,11 +125,14 @@ class _Writing:
     def step(
         self, prompts: Mapping[int, tuple[int, ...]], limit: int, stop: tuple[str, ...], *, forced: bool
     ) -> dict[int, Generation]:
-        """Generations by number of the ask, of at most `limit` new tokens."""
+        """Generations by number of the ask, of at most `limit` new tokens: of the prompts that are this shard's."""
         if not prompts:
             return {}
         numbers, known = list(prompts), self._known[forced]
         mark = {"forced": True} if forced else {}
+        done = {i: known[number] for i, number in enumerate(numbers) if number in known}
+        # known or not, they take part in what all prompts share
+        done |= {i: TOO_LONG for i, number in enumerate(numbers) if number not in self._mine}
 
         def keep(new: dict[int, Generation]) -> None:
             self._journal.append([{"i": numbers[i], **asdict(found), **mark} for i, found in new.items()])
@@ -130,11 +143,11 @@ class _Writing:
             list(prompts.values()),
             max_new_tokens=limit,
             stop=stop,
-            done={i: known[number] for i, number in enumerate(numbers) if number in known},
+            done=done,
             on_generations=keep,
             **self._sampling(numbers),
         )
-        return dict(zip(numbers, found, strict=True))
+        return {number: one for number, one in zip(numbers, found, strict=True) if number in self._mine}
 
     def _sampling(self, numbers: Sequence[int]) -> dict[str, Any]:
         """How the engine draws, by name of its argument; nothing where it takes the most probable token."""
@@ -148,8 +161,8 @@ class _Writing:
         return {"sampling": drawn}
 
     def _show(self) -> int:
-        done = sum(self._done.issuperset(numbers) for numbers in self._evaluation.by_item)
-        self._bar.reach(done, len(self._evaluation.items))
+        done = sum(self._done.issuperset(numbers) for numbers in self._own)
+        self._bar.reach(done, len(self._own))
         return done
 
 
@@ -198,15 +211,21 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
         owners += [number] * len(continuations)
     asks = evaluation.asks
 
-    def run(programs: Programs, journal: Journal, bar: ProgressBar) -> tuple[list[Any], Work, int]:
+    def run(programs: Programs, journal: Journal, bar: ProgressBar, shard: Shard) -> tuple[list[Any], Work, int]:
         scorer = Scorer(programs, row_tokens=settings.engine.row_tokens)
+        elsewhere: set[int] = set()
+        if shard.count > 1 and requests:
+            for number, batch in enumerate(scorer.together(requests)):
+                elsewhere.update(() if shard.has(number) else batch)
+        partly = {asks[owners[i]].item for i in range(len(requests)) if i not in elsewhere}
+        items = len(partly) if shard.count > 1 else len(evaluation.items)
         entries = journal.read(("i", "token_logprobs", "greedy"))
         known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
-        waiting = set(range(len(requests))) - set(known)
+        waiting = set(range(len(requests))) - set(known) - elsewhere
 
         def show() -> int:
-            done = len(evaluation.items) - len({asks[owners[i]].item for i in waiting})
-            bar.reach(done, len(evaluation.items))
+            done = items - len({asks[owners[i]].item for i in waiting})
+            bar.reach(done, items)
             return done
 
         def keep(new: dict[int, Score]) -> None:
@@ -218,7 +237,8 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
         found: list[Any] = [TOO_LONG] * len(asks)
         for number in sent:
             found[number] = []
-        scores = scorer.score(requests, done=known, on_scores=keep) if requests else []
+        done = known | dict.fromkeys(elsewhere, _ELSEWHERE)
+        scores = scorer.score(requests, done=done, on_scores=keep) if requests else []
         for owner, score in zip(owners, scores, strict=True):
             found[owner].append(score)
         return found, scorer.work, reused

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from medjax.config import field
+from medjax.eval.shards import Shard
 from medjax.infer.settings import EngineSettings, ModelSettings
 
 PROTOCOLS = ("strict", "cot", "choice-logprob", "kasai", "gestalt")
@@ -112,6 +113,12 @@ class EvalSettings:
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
     seed: int = field(0, help="of the choice of examples and of the bootstrap")
     resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    shard: str | None = field(
+        None,
+        help="this process's part of a run in several, such as 1/4; auto: as srun, a job array or mpirun says "
+        "(docs/shards.md)",
+        alias="--shard",
+    )
     compare: tuple[str, ...] = field(
         (), help="two finished runs to compare, RUN_A,RUN_B; nothing is graded then", alias="--compare"
     )
@@ -121,3 +128,5 @@ class EvalSettings:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
         if len(self.compare) not in (0, 2):
             raise ValueError(f"compare: got {len(self.compare)} runs, expected two; write --compare RUN_A,RUN_B.")
+        if self.shard is not None:
+            Shard.read(self.shard)

@@ -1,4 +1,4 @@
-"""`python -m medjax.eval compare` and `python -m medjax.eval audit`: what they can be told, and what they print.
+"""`python -m medjax.eval compare`, `audit` and `merge`: what they can be told, and what they print.
 
 Their lists may stand as words after an option or, for the runs to compare, without one: `compare A B --anyway`,
 `audit --train notes.jsonl more/ --tasks igakuqa mini`. Everything else is as with the other commands.
@@ -33,8 +33,18 @@ _AUDIT_EPILOG = """examples:
   python -m medjax.eval audit --train notes.jsonl corpus/ --tasks igakuqa mini
   python -m medjax.eval audit --train pubmedqa:train --tasks pubmedqa:en --run runs/eval/one runs/eval/two
 """
+_MERGE = """Put the shards of a run together, as the last of its processes does by itself.
+
+results.json, samples.jsonl and report.html are those of one process. A shard that is missing is named with the command
+that makes it. The model is loaded, on devices of the same kind, but computes nothing."""
+_MERGE_EPILOG = """example:
+  python -m medjax.eval merge runs/eval/one
+"""
 _STATUS = """
 Exit status: 0 done, 1 the work failed, 2 the call or the input was wrong, 75 stopped by Ctrl-C or SIGTERM."""
+
+
+SUBCOMMANDS = ("compare", "audit", "merge")
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,17 @@ class AuditSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """Everything `python -m medjax.eval merge` can be told."""
+
+    run: tuple[str, ...] = field((), help="folder of the run; the option itself may be left out")
+
+    def __post_init__(self):
+        if len(self.run) != 1:
+            raise ValueError(f"run: got {len(self.run)} folders, expected one; write merge RUN.")
+
+
+@dataclass(frozen=True)
 class _NoEngine:
     """Nothing is computed on devices."""
 
@@ -94,7 +115,7 @@ class _NoEngine:
 
 
 def run_subcommand(argv: Sequence[str]) -> int:
-    """Do what `compare …` or `audit …` asks for; returns the exit status."""
+    """Do what `compare …`, `audit …` or `merge …` asks for; returns the exit status."""
     name, *rest = argv
     prog = f"medjax.eval {name}"
     if name == "compare":
@@ -104,6 +125,12 @@ def run_subcommand(argv: Sequence[str]) -> int:
         )
         return exit_status(
             "medjax.eval", lambda: _compare(compared), _NoEngine(), stopped="stopped; nothing was written."
+        )
+    if name == "merge":
+        given = gathered(rest, lists=("--run",), rest_is="--run")
+        merged = parse_command(MergeSettings, given, prog=prog, description=_MERGE, epilog=_MERGE_EPILOG + _STATUS)
+        return exit_status(
+            "medjax.eval", lambda: _merge(merged), _NoEngine(), stopped="stopped; the same command goes on from here."
         )
     given = gathered(rest, lists=("--train", "--tasks", "--run"))
     audited = parse_command(AuditSettings, given, prog=prog, description=_AUDIT, epilog=_AUDIT_EPILOG + _STATUS)
@@ -227,6 +254,13 @@ def print_compared(found: Mapping[str, Any]) -> None:
             for letter, row in zip(letters.values(), exam["runs"], strict=True)
         )
         print(f"{exam['task']} ({exam['language']}) {exam['exam']}: {shown}{'  (changed)' if exam['changed'] else ''}")
+
+
+def _merge(settings: MergeSettings) -> None:
+    from medjax.eval.run import merge
+    from medjax.eval.summary import print_summary
+
+    print_summary(merge(settings.run[0], say=lambda line: print(line, flush=True), progress=True))
 
 
 def _say_moved(folder: "RunFolder") -> None:

@@ -78,11 +78,7 @@ class Scorer:
         """
         results: dict[int, Score] = dict(done or {})
         self._check(requests)
-        packed = plan(
-            [r.context + r.continuation[:-1] for r in requests],
-            row_tokens=self.row_tokens,
-            keep=[len(r.continuation) for r in requests],
-        )
+        packed = self._packed(requests)
         self.work += self._planned_work(requests, packed)
         pending, prefix = None, None
         for batch, length in self._batches(packed, results):
@@ -96,6 +92,18 @@ class Scorer:
         if pending:
             self._collect(pending, requests, results, on_scores)
         return [results[i] for i in range(len(requests))]
+
+    def together(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Numbers of the requests that `score` runs together, one list a batch of rows: each once."""
+        packed = self._packed(requests)
+        return [[i for row in batch for i in row.sequences] for batch, _ in self._batches(packed, {})]
+
+    def _packed(self, requests: Sequence[Request]) -> Plan:
+        return plan(
+            [r.context + r.continuation[:-1] for r in requests],
+            row_tokens=self.row_tokens,
+            keep=[len(r.continuation) for r in requests],
+        )
 
     def _check(self, requests: Sequence[Request]) -> None:
         config = self.programs.config

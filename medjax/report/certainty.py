@@ -16,7 +16,8 @@ def figures(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     if difficulty := entry.get("difficulty"):
         chance = entry["scores"]["chance"]["accuracy"]
         found.append({"figure": difficulty_figure(difficulty, chance), "note": _difficulty_note(difficulty)})
-    if bias := (entry.get("rotation") or {}).get("position_bias"):
+    bias = (entry.get("rotation") or {}).get("position_bias")
+    if bias and bias["picked"]:  # no answer may have been readable
         found.append({"figure": position_figure(bias), "note": _position_note(bias)})
     return found
 

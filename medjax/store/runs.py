@@ -7,6 +7,7 @@
                    results.json, samples.jsonl, report.html, figure.svg    written whole at the end
 
 A folder that holds another run is never overwritten: it is moved aside and the reason is told.
+A run of several processes has a run folder for each of them in shards/ (medjax.eval.shards).
 """
 
 import hashlib
@@ -22,6 +23,10 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255, and endings are added
+
+
+class FolderInUseError(ValueError):
+    """Another process is writing the run folder."""
 
 
 class RunFolder:
@@ -40,10 +45,13 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: str | Path, identity: Mapping[str, Any]) -> "RunFolder":
+    def open(cls, path: str | Path, identity: Mapping[str, Any], *, replace: bool = True) -> "RunFolder":
         """Open or make a run folder for a run with this identity (plain JSON values).
 
-        Raises ValueError when the folder exists and is not a run folder, or another process is writing there.
+        replace  another run that is found there is moved aside; False: refused, which says what differs
+
+        Raises ValueError when the folder exists and is not a run folder; FolderInUseError, which is one, when another
+        process is writing there.
         """
         path = named(path)
         _check_own(path)
@@ -57,6 +65,11 @@ class RunFolder:
                 except (json.JSONDecodeError, UnicodeDecodeError):
                     found = {}
                 changed = changes(found, json.loads(json.dumps(identity)))
+                if changed and not replace:
+                    raise ValueError(
+                        f"{path}: got another run ({'; '.join(changed[:3])}), expected the one that was begun there; "
+                        "give the same settings, model and data on the same kind of devices, or choose another --out."
+                    )
                 if changed:
                     aside = free_name(path)
                     path.rename(aside)
@@ -208,7 +221,7 @@ def _check_own(path: Path) -> None:
     if (path / "run.json").is_file():
         return
     if path.is_dir():
-        if {file.name for file in path.iterdir()} - {"lock", "run.json.partial"}:
+        if {file.name for file in path.iterdir()} - {"lock", "run.json.partial", "shards"}:
             raise ValueError(
                 f"{path}: got a folder with other files, expected a run folder or none; choose another --out."
             )
@@ -231,7 +244,7 @@ def _lock(path: Path) -> IO[str] | None:
                 return file
         except (BlockingIOError, PermissionError):
             file.close()
-            raise ValueError(
+            raise FolderInUseError(
                 f"{path}: another process is writing this run; wait for its end, or choose another --out."
             ) from None
         except FileNotFoundError:

@@ -44,6 +44,17 @@ def _logprobs(samples):
     return np.asarray([float(pair[0]) for sample in samples for pair in sample["filtered_resps"]])
 
 
+def test_shards_of_base_and_adapter_give_the_same_files(both, tiny_folder, adapter_run, exam, tmp_path):
+    out = tmp_path / "sharded"
+    more = ("--adapter", str(adapter_run), "--resamples", "300")
+    for shard in ("1/2", "2/2"):
+        assert main(arguments(tiny_folder, exam, out, *more, "--shard", shard)) == 0
+    assert (out / "samples.jsonl").read_bytes() == (both[0] / "samples.jsonl").read_bytes()
+    one, two = (results_of(folder)["medjax"] for folder in (both[0], out))
+    assert two["comparisons"] == one["comparisons"]
+    assert list(two["shards"]) == ["1/2", "2/2"]
+
+
 def test_base_and_adapter_are_the_base_and_the_merged_model(both, merged, tiny_folder, exam, tmp_path):
     out, _ = both
     for variant, model in (("base", tiny_folder), ("adapter", merged)):

@@ -12,6 +12,7 @@ from medjax.eval.asking import seed_of
 from medjax.eval.outputs import questions
 from medjax.eval.reading import ForcedGeneration, read_answers
 from medjax.eval.settings import EvalSettings
+from medjax.eval.shards import WHOLE
 from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.sampling import Sampling
 from medjax.infer.scorer import Score, Work
@@ -70,7 +71,7 @@ def _run(made, tmp_path, *, context=4096, seed=0):
     tmp_path.mkdir(exist_ok=True)
     asked = questions(made, _model(context), EvalSettings(seed=seed))
     with ProgressBar(False, "") as bar:
-        return asked.call(None, Journal(tmp_path / "journal.jsonl", "run"), bar)
+        return asked.call(None, Journal(tmp_path / "journal.jsonl", "run"), bar, WHOLE)
 
 
 # reasoning

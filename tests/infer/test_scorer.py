@@ -83,6 +83,13 @@ def test_resuming_skips_finished_rows_and_gives_the_same_bits(programs, monkeypa
     assert len(calls) == len(batches) - 2
 
 
+def test_what_runs_together_is_known_before(programs):
+    requests = _requests(9, 150, questions=12)
+    batches: list[dict] = []
+    Scorer(programs, row_tokens=512).score(requests, on_scores=batches.append)
+    assert Scorer(programs, row_tokens=512).together(requests) == [list(batch) for batch in batches]
+
+
 def test_work_counts_tokens_and_operations(programs):
     context, config = tuple(range(1, 101)), programs.config
     scorer = Scorer(programs, row_tokens=512)

@@ -82,3 +82,4 @@ def test_figures_of_the_page_are_those_of_its_numbers():
     assert said in first.one("p", class_="remarks").text
     untested = figures(evaluation(rotation={"position_bias": {**BIAS, "p_value": None, "chi_square": None}}))
     assert untested[0]["note"] == "100 picks; no test of position bias can be made."
+    assert figures(evaluation(rotation={"position_bias": {**BIAS, "picked": {}, "gold": {}}})) == []
