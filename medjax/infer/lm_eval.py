@@ -142,7 +142,7 @@ class MedjaxLM(TemplateLM):
         leaves = jax.tree.leaves(abstract_variables(model.decoder.config)["params"])
         return {
             "model_num_parameters": sum(int(np.prod(leaf.shape)) for leaf in leaves),
-            "model_dtype": model.programs.dtype,
+            "model_dtype": str(model.programs.dtype),
             "model_sha": model.digest,
             "adapter_sha": model.adapter_digest,
             "quantisation": model.decoder.quantisation,

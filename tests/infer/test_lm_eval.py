@@ -79,14 +79,14 @@ def test_rolling_loglikelihoods_equal(ours, theirs):
 
 def test_generated_texts_equal(ours, theirs):
     chat = [{"role": "user", "content": "Name one vitamin."}]
-    greedy = {"do_sample": False, "temperature": 0.0, "max_gen_toks": 16}
+    greedy = {"do_sample": False, "temperature": 0.0, "max_gen_toks": 8}
     asked = [
         ("The three primary colours are", {**greedy, "until": ["\n", "."]}),
         ("1, 2, 3, 4,", {**greedy, "until": "9"}),
         ("Q: What is fever?\nA:", {**greedy, "until": []}),
-        (f"{LONG}\nQ: What pumps blood?\nA:", {**greedy, "until": ["Q:"]}),
-        (ours.apply_chat_template(chat), {**greedy, "until": ["<|im_end|>"], "max_gen_toks": 24}),
-        ("Title: Aspirin", {**greedy, "until": ["\n"]}),  # the stop comes before the first word
+        (f"{LONG}\nQ: What pumps blood?\nA:", {**greedy, "until": ["Q:"]}),  # loses its beginning
+        (ours.apply_chat_template(chat), {**greedy, "until": ["<|im_end|>"]}),
+        ("Symptoms of influenza:", {**greedy, "until": ["\n"]}),  # the stop comes before the first word
     ]
     requests = _instances("generate_until", asked)
     found = ours.generate_until(requests)
@@ -96,9 +96,9 @@ def test_generated_texts_equal(ours, theirs):
 
 def test_draws_repeat_and_a_narrow_nucleus_is_greedy(ours):
     prompt = "A list of medicines:"
-    (greedy,) = ours.generate_until(_instances("generate_until", [(prompt, {"max_gen_toks": 12})]))
-    narrow = (prompt, {"do_sample": True, "top_p": 1e-6, "max_gen_toks": 12})
-    wide = (prompt, {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12})
+    (greedy,) = ours.generate_until(_instances("generate_until", [(prompt, {"max_gen_toks": 6})]))
+    narrow = (prompt, {"do_sample": True, "top_p": 1e-6, "max_gen_toks": 6})
+    wide = (prompt, {"do_sample": True, "temperature": 1.5, "max_gen_toks": 6})
     texts = ours.generate_until(_instances("generate_until", [wide, wide]))
     assert len({*texts, greedy}) == 3
     assert ours.generate_until(_instances("generate_until", [narrow])) == [greedy]
