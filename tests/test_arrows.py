@@ -37,6 +37,7 @@ ARROWS = {
 MOST_LINES = 500
 NO_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 NO_PACKAGES = {"torch", "tensorflow"}  # not at module level: an install without them must import everything
+ONE_PLACE = {"lm_eval": "medjax/infer/lm_eval.py"}  # packages of an extra that one file is about
 
 
 def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str, bool]]:
@@ -87,6 +88,8 @@ def broken_rules(root: Path) -> list[str]:
             if at_module_level and name.split(".")[0] in NO_PACKAGES:
                 broken.append(f"{at} {name.split('.')[0]} is optional; import it inside the function that needs it")
             target = name.split(".")
+            if ONE_PLACE.get(target[0], where) != where:
+                broken.append(f"{at} only {ONE_PLACE[target[0]]} may import {target[0]}")
             if target[0] != "medjax":
                 continue
             if "__main__" in target:
@@ -226,6 +229,11 @@ def test_allowed_imports_pass(house):
             "medjax/data/text.py",
             "class A:\n    from tensorflow import io",
             "medjax/data/text.py:2: tensorflow.io: tensorflow is optional; import it inside the function that needs it",
+        ),
+        (
+            "medjax/eval/run.py",
+            "def f():\n    from lm_eval.utils import env",
+            "medjax/eval/run.py:2: lm_eval.utils.env: only medjax/infer/lm_eval.py may import lm_eval",
         ),
         ("medjax/nn/ops.py", "x = (1,\n", "medjax/nn/ops.py:1: not Python 3.11: '(' was never closed"),
         (

@@ -109,7 +109,7 @@ class Scorer:
         config = self.programs.config
         for i, request in enumerate(requests):
             total = len(request.context) + len(request.continuation)
-            if total > config.max_length:
+            if total - 1 > config.max_length:  # the last token is never run
                 raise ValueError(
                     f"request {i}: got {total} tokens, the model's context is {config.max_length}; "
                     "use fewer examples or a shorter question."

@@ -123,7 +123,18 @@ def test_a_mesh_of_eight_devices_gives_the_same_scores(tiny_folder, programs):
         _assert_equal(scores, expected)
 
 
-def test_a_request_beyond_the_context_is_named(programs):
+def test_a_request_beyond_the_context_is_named(programs, tiny, plain_logprobs):
+    """The context of 64 holds the 64 tokens that run; the 65th is scored from the logits after them."""
+    import dataclasses
+
+    short = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, max_length=64))
+    tokens = np.random.default_rng(5).integers(0, 130, 65).tolist()
+    scorer = Scorer(Programs(short, dtype="float32", backend="blockwise"))
+    (score,) = scorer.score([Request(tuple(tokens[:60]), tuple(tokens[60:]))])
+    expected = [plain_logprobs(tokens)[i, tokens[i + 1]] for i in range(59, 64)]
+    np.testing.assert_allclose(score.token_logprobs, expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"request 0: got 66 tokens, the model's context is 64"):
+        scorer.score([Request(tuple(tokens), (1,))])
     with pytest.raises(ValueError, match=r"request 1: got 4101 tokens, the model's context is 4096"):
         Scorer(programs).score([Request((1,), (2,)), Request(tuple([1] * 4100), (2,))])
 
