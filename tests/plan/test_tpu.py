@@ -184,9 +184,9 @@ def test_the_engine_leaves_kernels_where_they_lie(place):
 
 @pytest.mark.slow
 def test_offload_takes_activations_off_the_chip(place):
-    """Input and attention of every layer lie on the host, and the chip's temporaries fall by more than a third of that.
+    """Input and attention of every layer lie on the host, and the chip's temporaries fall by more than half of that.
 
-    By no more, as measured: 39 %. Inputs of layers seem to stay on the chip as well.
+    They do not yet: by 39 %, as inputs of layers seem to stay on the chip as well. No less than a third is held.
     """
     llama = LLAMA | {"num_hidden_layers": 24}
     given = OPTIONS | {"data.window": "4096", "train.batch_size": "16", "model.quantisation": "none"}
@@ -206,6 +206,8 @@ def test_offload_takes_activations_off_the_chip(place):
     assert offload.temporary < attention.temporary - kept / 3
     assert found["offload"].kernels == found["attention"].kernels  # attention is not computed again
     assert "on a host of 4 chips" in tables(found["offload"], 0)
+    if offload.temporary >= attention.temporary - kept / 2:
+        pytest.xfail(f"frees {(attention.temporary - offload.temporary) / kept:.0%} of what it sends, half is expected")
 
 
 @pytest.mark.slow
