@@ -7,7 +7,6 @@ be. One that ends by itself, or is not ready in time, is replaced; the file it h
 import contextlib
 import logging
 import multiprocessing
-import os
 import re
 import resource
 import signal
@@ -21,12 +20,12 @@ from typing import Any
 from medjax.data.ecg.readers import read_ecg
 from medjax.data.ecg.record import EcgFileError, EcgRecord
 from medjax.data.ecg.storage import Row, to_row
+from medjax.data.processes import single_threaded, uninterrupted
 from medjax.ingest.sources import Source
 
 MEMORY_GB = 8.0
 _TOO_LARGE = "needs more memory than a reader may take, expected a shorter recording; cut it, or see --memory_gb."
 _START_S = 120.0  # a process that has just begun imports what it needs
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OUTSIDE = re.compile(r"(^|[/\\])\.\.?([/\\]|$)|^[/\\~]|^[A-Za-z]:|[\x00-\x1f\x7f]")
 
 
@@ -112,7 +111,7 @@ class Reader:
         context = multiprocessing.get_context("spawn")
         self.connection, inner = context.Pipe()
         self._process = context.Process(target=_serve, args=(inner, self._read, self._memory_gb), daemon=True)
-        with _single_threaded():
+        with single_threaded(), uninterrupted():
             self._process.start()
         inner.close()  # else the end of the process would not be seen
         self._started = False
@@ -162,21 +161,6 @@ class Reader:
         self._process.kill()
         self._process.join()
         self.connection.close()
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes started meanwhile use one core each: there are as many of them as cores."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _cause(status: int | None) -> str:

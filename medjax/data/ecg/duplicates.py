@@ -24,6 +24,7 @@ import numpy as np
 
 from medjax.data.ecg.fingerprint import LEAST_LEADS, filled
 from medjax.data.ecg.storage import restore
+from medjax.data.processes import uninterrupted
 
 NEIGHBOURS = 8
 REACH = 0.6  # Euclidean distance of fingerprints
@@ -211,7 +212,9 @@ def _compared(examples: Any, rows: np.ndarray, processes: int) -> Iterator[list[
         return
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (examples,))
     try:
-        yield from pool.map(_check, parts)
+        with uninterrupted():
+            checked = pool.map(_check, parts)  # starts the processes
+        yield from checked
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,0 +1,64 @@
+"""Processes that work beside this one: how they are started."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from medjax.data.processes import single_threaded, uninterrupted
+
+
+@pytest.fixture
+def stopping():
+    """SIGTERM as Ctrl-C, as the commands have it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_when_all_is_done(stopping, number):
+    done = []
+
+    def start():
+        with uninterrupted():
+            os.kill(os.getpid(), number)
+            done.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done == ["the rest"]
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_processes_started_meanwhile_do_not_hear_ctrl_c():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('lives')"
+    with uninterrupted():
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (out.returncode, out.stdout) == (0, "lives\n")
+
+
+def test_another_thread_may_start_processes_too():
+    done = []
+
+    def start():
+        with uninterrupted():
+            done.append(True)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_one_core_each_and_what_was_set_is_set_again(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with single_threaded():
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("1", "1")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
