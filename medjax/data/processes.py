@@ -38,12 +38,12 @@ def uninterrupted() -> Iterator[None]:
         return
     heard: list[int] = []
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
-    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in _STOPS}
+    before = {number: signal.signal(number, lambda caught, _: heard.append(caught)) for number in _STOPS}
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(heard):
-            signal.raise_signal(number)
+        for caught in dict.fromkeys(heard):
+            signal.raise_signal(caught)

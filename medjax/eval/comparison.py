@@ -242,6 +242,7 @@ def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
     fields = {
         "dtype": [run.record.get("model", {}).get("dtype") for run in runs],
         "quantisation": [run.record.get("model", {}).get("quantisation") for run in runs],
+        "kv_cache": [run.record.get("model", {}).get("kv_cache") for run in runs],
         "medjax": [run.record.get("versions", {}).get("medjax") for run in runs],
         "devices": [run.record.get("devices") for run in runs],
     }

@@ -104,7 +104,11 @@ class _Writing:
     ):
         engine = settings.engine
         self.generator = Generator(
-            programs, model.tokenizer, batch_size=engine.batch_size, row_tokens=engine.row_tokens
+            programs,
+            model.tokenizer,
+            batch_size=engine.batch_size,
+            row_tokens=engine.row_tokens,
+            int8_cache=settings.model.kv_cache == "int8",
         )
         self._evaluation, self._journal, self._bar, self._seed = evaluation, journal, bar, settings.seed
         self._own = [numbers for item, numbers in enumerate(evaluation.by_item) if shard.has(item)]

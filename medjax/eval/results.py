@@ -187,6 +187,7 @@ def _lm_eval_metrics(run: Finished, summary: dict[str, Any]) -> dict[str, Any]:
 def _model_args(settings: EvalSettings, model: LanguageModel) -> str:
     m = settings.model
     args = {"name": model.name, "adapter": m.adapter, "dtype": m.dtype, "quantisation": m.quantisation}
+    args |= {"kv_cache": m.kv_cache}
     given = [f"{key}={value}" for key, value in args.items() if value is not None]
     return ",".join([*given, f"mesh={settings.engine.mesh}"])
 

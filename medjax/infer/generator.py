@@ -2,13 +2,13 @@
 
 What all prompts share runs once; the rest of them, longest first, as packed rows (infer.packing) into free slots. Then
 all slots decode together, several tokens a dispatch, until every sequence has met an end-of-sequence token, a stop
-string or its limit. Slots that became free wait until a fair part of them is, so that their prompts fill a row.
+string or its limit. Slots that became free wait until a fair part of them is, so that their prompts fill a row. Where
+prompts differ in length, slots come in groups with room for a part of them each (infer.slots).
 
 A sequence depends on its prompt and its sampling alone, not on the slot that it got or on its neighbours.
 """
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,10 +21,10 @@ from medjax.infer.packing import MIN_ROW, Row, plan
 from medjax.infer.programs import Programs
 from medjax.infer.sampling import GREEDY, Draws, Sampling, draws
 from medjax.infer.scorer import Work
+from medjax.infer.slots import Waiting, rooms, slots, slots_for
 from medjax.nn.attention import Prefix
 
 DECODE_STEPS = 8  # tokens of every sequence between two looks at stop strings
-_CACHE_STEP = 128  # cache lengths are multiples of it: few shapes
 _REFILL = 4  # slots are filled again when one in so many is free
 
 
@@ -57,14 +57,24 @@ class Generator:
 
     batch_size  sequences that decode together
     row_tokens  tokens of a packed row of prompts
+    int8_cache  whether keys and values are kept in int8, a quarter of float32; texts may then differ
     """
 
-    def __init__(self, programs: Programs, tokenizer: Tokenizer, *, batch_size: int = 64, row_tokens: int = 2048):
+    def __init__(
+        self,
+        programs: Programs,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 64,
+        row_tokens: int = 2048,
+        int8_cache: bool = False,
+    ):
         self.programs = programs
         self.decoding = Decoding(programs)
         self.tokenizer = tokenizer
         self.batch_size = slots(batch_size, self.decoding.slot_shards)
         self.row_tokens = row_tokens
+        self.int8_cache = int8_cache
         self.work = Work()
 
     def generate(
@@ -148,15 +158,20 @@ class _Job:
         if not order:
             return results
         generator, decoding = self.of, self.of.decoding
-        count, room = generator.batch_size, cache_room(len(self.own[order[0]]) + self.max_new)
+        count = slots_for(len(order), generator.batch_size, decoding.slot_shards)
+        room = rooms([len(self.own[i]) + self.max_new for i in order], count, decoding.slot_shards)
+        groups = [decoding.group(slot, count, len(room))[0] for slot in range(count)]
         prefix = generator.programs.prefix(self.shared, generator.row_tokens)
-        cache, waiting = decoding.empty_cache(count, room), deque(order)
+        cache, waiting = decoding.empty_cache(count, room, generator.int8_cache), Waiting(order, len(room))
         held: list[_Sequence | None] = [None] * count
-        tokens, lengths = np.zeros(count, np.int32), np.full(count, room, np.int32)
+        rest = max(room)
+        tokens, lengths = np.zeros(count, np.int32), np.full(count, rest, np.int32)
         while waiting or any(held):
             free = [slot for slot, sequence in enumerate(held) if sequence is None]
-            if waiting and len(free) >= min(len(waiting), -(-count // _REFILL)):
-                taken = dict(zip(free, (waiting.popleft() for _ in range(min(len(free), len(waiting)))), strict=False))
+            takeable = waiting.takeable([sum(groups[slot] == group for slot in free) for group in range(len(room))])
+            enough = takeable in (len(waiting), len(free)) or takeable >= max(1, count // _REFILL // len(room))
+            if takeable and (enough or len(free) == count):
+                taken = {slot: found for slot in free if (found := waiting.take(groups[slot])) is not None}
                 cache = self._admit(taken, held, tokens, lengths, cache, prefix)
             else:
                 how = self._draws(held)
@@ -168,7 +183,7 @@ class _Job:
                         sequence.made += made[slot].tolist()
                         tokens[slot] = made[slot, -1]
                         lengths[slot] += DECODE_STEPS
-            self._finish(results, self._ended(held, lengths, room))
+            self._finish(results, self._ended(held, lengths, rest))
         return results
 
     def _admit(self, taken: dict[int, int], held, tokens, lengths, cache, prefix: Prefix | None):
@@ -188,7 +203,7 @@ class _Job:
             shards = generator.programs.data_shards
             for start in range(0, len(rows), shards):
                 part = [_placed(row, order, len(self.shared)) for row in rows[start : start + shards]]
-                cache, chosen = decoding.prefill(part, length, prefix, cache, self._draws(held))
+                cache, chosen = decoding.prefill(part, length, prefix, cache, len(held), self._draws(held))
                 first = np.asarray(chosen)
                 for slot in (slot for row in part for slot in row.sequences):
                     held[slot].made.append(int(first[slot]))
@@ -201,7 +216,7 @@ class _Job:
         made = [len(sequence.made) if sequence else 0 for sequence in held]
         return draws([self.how[sequence.index] if sequence else GREEDY for sequence in held], made)
 
-    def _ended(self, held: list[_Sequence | None], lengths: np.ndarray, room: int) -> dict[int, Generation]:
+    def _ended(self, held: list[_Sequence | None], lengths: np.ndarray, rest: int) -> dict[int, Generation]:
         """Sequences that are over, whose slots become free."""
         new = {}
         for slot, sequence in enumerate(held):
@@ -216,7 +231,7 @@ class _Job:
             if over:
                 new[sequence.index] = over
                 held[slot] = None
-                lengths[slot] = room
+                lengths[slot] = rest
             if self.text:
                 self.text(sequence.index, over.text if over else self.of.tokenizer.decode(sequence.made))
         return new
@@ -252,16 +267,6 @@ def _cut(text: str, stop: Sequence[str]) -> int | None:
     """Where the first stop string after the first visible character begins."""
     visible = len(text) - len(text.lstrip())
     return min((at for at in (text.find(mark, visible) for mark in stop) if at >= 0), default=None)
-
-
-def slots(batch_size: int, shards: int) -> int:
-    """Slots of the cache: the batch size, rounded up to a multiple of the parts that they are split into."""
-    return -(-batch_size // shards) * shards
-
-
-def cache_room(tokens: int) -> int:
-    """Tokens of a slot when the longest sequence, without the prefix, has so many, its new ones included."""
-    return -(-tokens // _CACHE_STEP) * _CACHE_STEP
 
 
 def _placed(row: Row, slots: Sequence[int], shared: int) -> Row:

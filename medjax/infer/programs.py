@@ -6,6 +6,7 @@ rows have one length a job; `Programs.shapes` lists them with the seconds each t
 
 import time
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -81,13 +82,31 @@ class Programs:
         self.by_row = NamedSharding(self.mesh, PartitionSpec(batch))
         self.whole = NamedSharding(self.mesh, PartitionSpec())
 
+    @cached_property
+    def by_layer(self) -> dict[str, Any]:
+        """The variables, on one CPU with a tree a layer that shares memory with them: a program there copies what it
+        slices. Elsewhere slices are read where they lie.
+        """
+        device = self.mesh.devices.flat[0]
+        leaves = jax.tree.leaves(self.variables)
+        if device.platform != "cpu" or self.mesh.size > 1 or isinstance(leaves[0], jax.ShapeDtypeStruct):
+            return self.variables
+
+        def of_layer(x, number):
+            return jax.device_put(np.asarray(x)[number], self.whole, may_alias=True)
+
+        def split(layers):
+            return tuple(jax.tree.map(partial(of_layer, number=n), layers) for n in range(self.config.layers))
+
+        return {name: {**tree, "layers": split(tree["layers"])} for name, tree in self.variables.items()}
+
     def put(self, array: jax.Array | np.ndarray | np.int32, by_row: bool = True) -> jax.Array:
         """Host array -> device, split along its first axis over the data axes, or whole on every device."""
         return jax.device_put(array, self.by_row if by_row else self.whole)
 
-    def zeros(self, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
-        """An array on the devices, in the compute dtype."""
-        return jnp.zeros(shape, self.dtype, device=sharding)
+    def zeros(self, shape: tuple[int, ...], sharding: NamedSharding, dtype: Any = None) -> jax.Array:
+        """An array on the devices, in the compute dtype where no other is given."""
+        return jnp.zeros(shape, dtype or self.dtype, device=sharding)
 
     def run(self, name: str, function: Callable, *args: Any, donate: tuple[int, ...] = (), out: Any = None) -> Any:
         """Call a program; it is compiled when no program of this name, which must tell all shapes, was run before.

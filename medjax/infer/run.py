@@ -35,7 +35,13 @@ def print_answers(settings: InferSettings) -> None:
         for number, conversation in enumerate(conversations, 1)
     ]
     start, width = time.perf_counter(), min(settings.engine.batch_size, len(prompts))
-    generator = Generator(model.programs, model.tokenizer, batch_size=width, row_tokens=settings.engine.row_tokens)
+    generator = Generator(
+        model.programs,
+        model.tokenizer,
+        batch_size=width,
+        row_tokens=settings.engine.row_tokens,
+        int8_cache=settings.model.kv_cache == "int8",
+    )
     stream = _Stream() if not many and not settings.json else None
     answers = _InOrder(lambda i, answer: _print(conversations[i], answer, settings.json)) if not stream else None
     found = generator.generate(

@@ -29,6 +29,12 @@ class ModelSettings:
         alias=("--quantisation", "--quantise"),
         choices=("nf4", "int8", "int4"),
     )
+    kv_cache: str | None = field(
+        None,
+        help="keep keys and values of what is being written in int8, half of bfloat16; none: as dtype says",
+        alias="--kv-cache",
+        choices=("int8",),
+    )
     chat_template: str = field(
         "auto",
         help="auto: the checkpoint's own template if it has one; none: plain text",

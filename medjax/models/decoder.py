@@ -16,7 +16,7 @@ collection `lora` (nn.lora), and `apply` takes {"params": params, "lora": lora}:
   lora/layers/attention/query/a         [layers, embed, rank]              b: [layers, rank, heads, head_dim]
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from medjax.models.decoder_config import DecoderConfig
-from medjax.nn.attention import Cache, Forest, Prefix
+from medjax.nn.attention import BLOCK, Forest, Prefix, forest
+from medjax.nn.cache import Cache
 from medjax.nn.lora import LoraConfig
 from medjax.nn.rope import inverse_frequencies, rotation
 from medjax.nn.transformer import Block, Constrain, Norm, parameter, unconstrained
@@ -77,44 +78,37 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, where: Forest | Cache, prefix: Prefix | None = None
+        self, tokens: jax.Array, positions: jax.Array, trees: Forest, prefix: Prefix | None = None
     ) -> tuple[jax.Array, KeyValues]:
-        """Hidden states after the final norm, and this call's keys and values.
+        """Hidden states of packed rows after the final norm, and this call's keys and values.
 
         tokens     [b, t] int32
         positions  [b, t] int32, prefix included
-        where      Forest: packed rows; Cache: one new token a row (t = 1), k and v [layers, b, kv_heads, s, head_dim]
         prefix     k, v [layers, p, kv_heads, head_dim] and its length, shared by all rows
         returns    hidden [b, t, embed]; k, v [layers, b, t, kv_heads, head_dim]
         """
         c = self.config
         table = nn.initializers.normal(0.02), (c.vocab_size, c.embed), ("vocab", "embed")
-        x = parameter(self, "embedding", *table)[tokens].astype(self.dtype)
-        x = x * jnp.asarray(c.embed_scale, self.dtype)
+        x = self.embedded(parameter(self, "embedding", *table), tokens)
         if not c.tied:
             parameter(self, "unembedding", *table)
-        angles = [
-            rotation(positions, jnp.asarray(inverse_frequencies(rope, self.length), jnp.float32), rope.magnitude)
-            for rope in c.ropes
-        ]
+        angles = self.angles(positions)
 
         def layer(block, x, inputs):
-            kind, own, shared = inputs
+            kind, shared = inputs
             angle, window = angles[c.rope_index[0]], None
             if c.is_mixed:  # layers differ in reach or frequencies: choose by data, so that one block serves all
                 angle = jax.tree.map(lambda *options: jnp.stack(options)[kind["rope"]], *angles)
                 window = kind["window"]
             elif c.windows[0]:
                 window = c.windows[0]
-            place = Cache(own[0], own[1], where.lengths) if isinstance(where, Cache) else where
             before = Prefix(shared[0], shared[1], prefix.length) if prefix else None
-            return block(x, angle, window, place, before)
+            return block(x, angle, window, trees, before)
 
         kinds = {
             "window": jnp.asarray([w or _NO_WINDOW for w in c.windows], jnp.int32),
             "rope": jnp.asarray(c.rope_index, jnp.int32),
         }
-        own = (where.k, where.v) if isinstance(where, Cache) else None
         shared = (prefix.k, prefix.v) if prefix else None
         scan = nn.scan(
             layer,
@@ -127,8 +121,57 @@ class Decoder(nn.Module):
         if self.remat != "none":
             remat = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         block = remat(c, self.backend, self.lora, self.quantisation, self.constrain, self.context, name="layers")
-        x, kv = scan(block, x, (kinds, own, shared))
+        x, kv = scan(block, x, (kinds, shared))
         return Norm(c.norm, c.norm_eps, c.norm_offset, "embed", name="norm")(x), kv
+
+    @nn.nowrap
+    def embedded(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        return table[tokens].astype(self.dtype) * jnp.asarray(self.config.embed_scale, self.dtype)
+
+    @nn.nowrap
+    def angles(self, positions: jax.Array) -> list[Any]:
+        """Cosines and sines of every kind of RoPE that the layers have."""
+        return [
+            rotation(positions, jnp.asarray(inverse_frequencies(rope, self.length), jnp.float32), rope.magnitude)
+            for rope in self.config.ropes
+        ]
+
+
+def continued(
+    decoder: Decoder,
+    variables: Mapping[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    caches: Sequence[Cache],
+    prefix: Prefix | None = None,
+) -> tuple[jax.Array, list[Cache]]:
+    """Hidden states of one new token a sequence, and the caches with it. Not a loop over layers, where each one's part
+    of the weights and of the cache would be copied before it is used.
+
+    variables          as `Decoder.apply` takes them; `layers` may also be a sequence, a tree a layer
+    tokens, positions  [b] int32, prefix included in positions
+    caches             one a layer
+    prefix             as in `Decoder.__call__`
+    returns            hidden [b, embed], after the final norm
+    """
+    c, params = decoder.config, variables["params"]
+    kind: Any = Block
+    block = kind(c, decoder.backend, decoder.lora, decoder.quantisation, decoder.constrain)
+    x: Any = decoder.embedded(params["embedding"], tokens[:, None])
+    angles = decoder.angles(positions[:, None])
+    new: list[Any] = []
+    for number, cache in enumerate(caches):
+        own = {name: _of_layer(tree["layers"], number) for name, tree in variables.items()}
+        before = Prefix(prefix.k[number], prefix.v[number], prefix.length) if prefix else None
+        with jax.named_scope("layers"):
+            x, after = block.apply(own, x, angles[c.rope_index[number]], c.windows[number] or None, cache, before)
+        new.append(after)
+    x = Norm(c.norm, c.norm_eps, c.norm_offset, "embed").apply({"params": params["norm"]}, x)
+    return x[:, 0], new
+
+
+def _of_layer(layers: Any, number: int) -> Any:
+    return layers[number] if isinstance(layers, Sequence) else jax.tree.map(lambda x: x[number], layers)
 
 
 def unembedding(params) -> jax.Array:
@@ -155,7 +198,6 @@ def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array):
 
 
 def _init(config, lora, quantisation, key):
-    row = jnp.zeros((1, 1), jnp.int32)
-    kv = jnp.zeros((config.layers, 1, config.kv_heads, 1, config.head_dim))
+    row = jnp.zeros((1, BLOCK), jnp.int32)
     decoder = Decoder(config, lora=lora, quantisation=quantisation)
-    return decoder.init({"params": key, "lora": key}, row, row, Cache(kv, kv, jnp.zeros(1, jnp.int32)))
+    return decoder.init({"params": key, "lora": key}, row, row, forest(row, row))

@@ -7,10 +7,9 @@ input:
   splash      TPU kernel, rows of whole documents only (nn.splash)
   cudnn       GPU kernel, one document a row only (nn.kernels)
 
-Where a sharding splits the tokens of a row, nn.context brings queries and keys together.
+Where a sharding splits the tokens of a row, nn.context brings queries and keys together. Tokens that are written
+one after the other attend by nn.cache.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +24,6 @@ from medjax.nn.forest import forest as forest
 from medjax.nn.kernels import KERNELS, kernel_attention
 
 BACKENDS = ("reference", "blockwise")  # of any forest; those of nn.kernels are for rows of documents
-
-
-class Cache(NamedTuple):
-    """Keys and values of each sequence's own past, for decoding; a prefix is not part of it.
-
-    k, v     [b, kv_heads, s, head_dim]: heads first, so that a step reads each head's past in one piece
-    lengths  [b] int32: entries that count, so also the slot of the next token
-    """
-
-    k: jax.Array
-    v: jax.Array
-    lengths: jax.Array
 
 
 def attention(
@@ -81,49 +68,6 @@ def attention(
     if prefix is not None:
         raise ValueError(f"attention: got a prefix for backend={backend}, expected none; use backend=blockwise.")
     return kernel_attention(backend, q, k, v, trees.ends, scale=scale, window=window, sharding=sharding)
-
-
-def cached_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    cache: Cache,
-    *,
-    scale: float,
-    window: jax.Array | int | None = None,
-    prefix: Prefix | None = None,
-) -> jax.Array:
-    """Attend from one new token a sequence to the prefix, its own past, and itself.
-
-    q        [b, 1, n, h]
-    k, v     [b, 1, k, h] of the new token, not yet in the cache
-    returns  [b, 1, n, h], dtype of q
-    """
-    b, _, n, h = q.shape
-    kv = k.shape[2]
-    grouped = (q * scale).reshape(b, kv, n // kv, h)
-    # every source of keys: scores [b, kv, g, s], and how its values [.., s, ..] are summed
-    sources = [(jnp.einsum("bkgh,bskh->bkgs", grouped, k, preferred_element_type=jnp.float32), "bkgs,bskh->bkgh", v)]
-
-    def add(equation, keys, values, sum_equation, seen, distance):
-        scores = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
-        if window is not None:
-            seen = seen & (distance < window)
-        sources.append((jnp.where(seen[:, None, None], scores, -jnp.inf), sum_equation, values))
-
-    index, lengths = jnp.arange(cache.k.shape[2]), cache.lengths[:, None]
-    add("bkgh,bksh->bkgs", cache.k, cache.v, "bkgs,bksh->bkgh", index < lengths, lengths - index)
-    if prefix is not None:
-        index = jnp.arange(prefix.k.shape[0])
-        seen = jnp.broadcast_to(index < prefix.length, (b, index.size))
-        add("bkgh,pkh->bkgp", prefix.k, prefix.v, "bkgp,pkh->bkgh", seen, prefix.length + lengths - index)
-    top = jnp.stack([jnp.max(scores, axis=-1) for scores, _, _ in sources]).max(axis=0)[..., None]
-    total, out = jnp.zeros(top.shape, jnp.float32), jnp.zeros(grouped.shape, jnp.float32)
-    for scores, equation, values in sources:
-        weights = jnp.exp(scores - top)
-        total += jnp.sum(weights, axis=-1, keepdims=True)
-        out += jnp.einsum(equation, weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
-    return (out / total).reshape(b, 1, n, h).astype(q.dtype)
 
 
 def _reference(q, k, v, trees, scale, window, prefix):

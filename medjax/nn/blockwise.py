@@ -1,7 +1,7 @@
 """Attention without a whole score matrix: online softmax over key blocks (arXiv 2205.14135), on any device.
 
-Key blocks before the first tree that a query block touches are never computed. The gradient computes the scores of a
-block again from their log-sum-exp (arXiv 2205.14135, 2307.08691).
+Pairs of blocks that share no tree are never computed, so that a beginning which all of a row share costs its own
+blocks only. The gradient computes the scores of a block again from their log-sum-exp (arXiv 2205.14135, 2307.08691).
 
 Queries and keys may be parts of a row (`Part`), as they are where a row is split over devices (nn.context). What a
 query sees of the keys at hand then is a share of its softmax: the output is normalised over these keys, and the
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from medjax.nn.forest import BLOCK, PREFIX_BLOCK, Forest, Prefix
+from medjax.nn.forest import BLOCK, PREFIX_BLOCK, Forest, Prefix, met
 
 _MASKED = -1e30  # finite, so that a row of nothing but masked keys gives 0 / 0 nowhere
 
@@ -31,12 +31,12 @@ class Part(NamedTuple):
     keys: jax.Array
 
 
-class _Bounds(NamedTuple):
-    """Of a query block: its number in the row, and the first and one past the last of the key blocks that it meets."""
+class _Turns(NamedTuple):
+    """Of a query block: its number in the row, and the key blocks at hand that it meets: the first `met` of `keys`."""
 
     block: jax.Array
-    first: jax.Array
-    stop: jax.Array
+    keys: jax.Array
+    met: jax.Array
 
 
 class _Running(NamedTuple):
@@ -120,18 +120,19 @@ def blockwise(
             return jax.lax.fori_loop(first, last, lambda j, r: add(r, j * BLOCK, BLOCK, ends_inside=True), running)
 
     def over_row(args):
-        bounds, q_block, running = args
-        query = bounds.block * BLOCK + jnp.arange(BLOCK)
+        turns, q_block, running = args
+        query = turns.block * BLOCK + jnp.arange(BLOCK)
 
-        def add(j, running):
+        def add(turn, running):
+            j = turns.keys[turn]
             start = BLOCK * (j if part is None else part.keys[j])
             key = start + jnp.arange(BLOCK)
             seen = (key <= query[:, None]) & (query[:, None] < cut(trees.ends, start, BLOCK, 1)[:, None, :])
             if window is not None:
-                seen &= in_window(bounds.block * BLOCK, BLOCK, cut(trees.positions, start, BLOCK, 1))
+                seen &= in_window(turns.block * BLOCK, BLOCK, cut(trees.positions, start, BLOCK, 1))
             return _fold(running, q_block, cut(k, j * BLOCK, BLOCK, 2), cut(v, j * BLOCK, BLOCK, 2), seen)
 
-        running = jax.lax.fori_loop(bounds.first, bounds.stop, add, running)
+        running = jax.lax.fori_loop(0, turns.met, add, running)
         total = jnp.maximum(running.total, 1.0)  # the top score alone adds 1, so less is no key at all
         return running.out / total[..., None], running.top + jnp.log(total)
 
@@ -145,10 +146,10 @@ def blockwise(
         running = _Running(jnp.full(rows, _MASKED), jnp.zeros(rows), jnp.zeros((*rows, h)))
         if prefix is not None:
             running = over_prefix(prefix, i, q_block, running)
-        mine = jax.tree.map(lambda x: cut(x, i * (wide // BLOCK), wide // BLOCK, 0), bounds)
+        mine = jax.tree.map(lambda x: cut(x, i * (wide // BLOCK), wide // BLOCK, 0), turns)
         return jax.lax.map(over_row, (mine, narrow(q_block), jax.tree.map(narrow, running)))
 
-    dtype, bounds = q.dtype, _bounds(t, trees, part)
+    dtype, turns = q.dtype, _turns(t, trees, part)
     # the queries of one kv head stand together: one large matmul a head
     q = (q * scale).reshape(b, t // wide, wide, kv, groups, h).transpose(1, 0, 3, 4, 2, 5)
     out, lse = jax.lax.map(block, (jnp.arange(t // wide), q.reshape(t // wide, b, kv, groups * wide, h)))
@@ -157,13 +158,12 @@ def blockwise(
     return out.astype(dtype) if part is None else out, lse
 
 
-def _bounds(t: int, trees: Forest, part: Part | None) -> _Bounds:
-    """The bounds of every query block: [t / BLOCK] each."""
-    if part is None:
-        blocks = jnp.arange(t // BLOCK, dtype=jnp.int32)
-        return _Bounds(blocks, trees.first_block, blocks + 1)
-    first = jnp.searchsorted(part.keys, trees.first_block[part.queries]).astype(jnp.int32)
-    return _Bounds(part.queries, first, jnp.searchsorted(part.keys, part.queries, side="right").astype(jnp.int32))
+def _turns(t: int, trees: Forest, part: Part | None) -> _Turns:
+    """Of every query block: [t / BLOCK, …] each."""
+    whole = jnp.arange(t // BLOCK, dtype=jnp.int32)
+    queries, keys = (whole, whole) if part is None else part
+    seen = met(trees, queries, keys)
+    return _Turns(queries, jnp.argsort(~seen, axis=1, stable=True), jnp.sum(seen, axis=1))
 
 
 def blockwise_gradient(
@@ -200,19 +200,20 @@ def blockwise_gradient(
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def block(carry, inputs):
-        bounds, q_block, d_block, shared_block, lse_block = inputs
-        query = bounds.block * BLOCK + jnp.arange(BLOCK)
+        turns, q_block, d_block, shared_block, lse_block = inputs
+        query = turns.block * BLOCK + jnp.arange(BLOCK)
 
         # scores stand keys first, [b, kv, s, q], and dq is summed as [b, kv, h, q]: then no product sums over the first
         # axis of a batched operand, which XLA's CPU back end does several times slower
-        def add(j, state):
+        def add(turn, state):
+            j = turns.keys[turn]
             dq, dk, dv = state
             local, start = j * BLOCK, BLOCK * (j if part is None else part.keys[j])
             key = start + jnp.arange(BLOCK)[:, None]
             seen = (key <= query) & (query < cut(trees.ends, start, 1)[:, :, None])
             if window is not None:
                 positions = (
-                    cut(trees.positions, bounds.block * BLOCK, 1)[:, None, :],
+                    cut(trees.positions, turns.block * BLOCK, 1)[:, None, :],
                     cut(trees.positions, start, 1)[:, :, None],
                 )
                 seen &= positions[0] - positions[1] < window
@@ -232,11 +233,11 @@ def blockwise_gradient(
             )
 
         state = jnp.zeros((b, kv, h, groups * BLOCK), jnp.float32), *carry
-        dq, dk, dv = jax.lax.fori_loop(bounds.first, bounds.stop, add, state)
+        dq, dk, dv = jax.lax.fori_loop(0, turns.met, add, state)
         return (dk, dv), dq
 
     zeros = jnp.zeros(k_rows.shape, jnp.float32)
-    blocks = _bounds(t, trees, part), by_block(q * scale), by_block(d_out), by_block(shared), by_block(lse)
+    blocks = _turns(t, trees, part), by_block(q * scale), by_block(d_out), by_block(shared), by_block(lse)
     (dk, dv), dq = jax.lax.scan(block, (zeros, zeros), blocks)
     dq = dq.reshape(t // BLOCK, b, kv, h, groups, BLOCK).transpose(1, 0, 5, 2, 4, 3).reshape(b, t, n, h) * scale
     return dq, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)

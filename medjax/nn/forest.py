@@ -29,12 +29,12 @@ class Forest(NamedTuple):
 
     positions    [b, t] int32: distance from the start of the own sequence, prefix included
     ends         [b, t] int32: one past the token's subtree, an index into the row; padding sees itself (ends = t + 1)
-    first_block  [t / BLOCK] int32: the first key block that any query of this block can see, in any row
+    reach        [t / BLOCK] int32: of a block of keys, the largest of `ends` in any row; queries from there on see none
     """
 
     positions: jax.Array
     ends: jax.Array
-    first_block: jax.Array
+    reach: jax.Array
 
 
 class Prefix(NamedTuple):
@@ -46,10 +46,13 @@ class Prefix(NamedTuple):
 
 
 def forest(positions: jax.Array, ends: jax.Array) -> Forest:
-    """Derive the block bounds: positions and ends [b, t] int32, t a multiple of BLOCK."""
+    """Derive what blocks reach: positions and ends [b, t] int32, t a multiple of BLOCK."""
     t = ends.shape[1]
     if t % BLOCK:
         raise ValueError(f"attention: got rows of {t} tokens, expected a multiple of {BLOCK}; pad the rows.")
-    block_start = jnp.arange(0, t, BLOCK)
-    seen = jnp.any(ends[:, None, :] > block_start[:, None], axis=0)  # [t / BLOCK, t]
-    return Forest(positions, ends, (jnp.argmax(seen, axis=1) // BLOCK).astype(jnp.int32))
+    return Forest(positions, ends, jnp.max(ends.reshape(-1, t // BLOCK, BLOCK), axis=(0, 2)))
+
+
+def met(trees: Forest, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Whether any query of a block sees any key of another: numbers of blocks [q] and [k] -> [q, k] bool."""
+    return (keys <= queries[:, None]) & (trees.reach[keys] > BLOCK * queries[:, None])

@@ -19,7 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from medjax.nn import ops, quant
-from medjax.nn.attention import Cache, Forest, Prefix, attention, cached_attention
+from medjax.nn.attention import Forest, Prefix, attention
+from medjax.nn.cache import Cache, cached_attention
 from medjax.nn.lora import LoraConfig, merged_matmul, merging_pays
 from medjax.nn.rope import rotate
 
@@ -289,7 +290,7 @@ class Attention(nn.Module):
     """Projected queries, keys and values, rotated, attended, projected back.
 
     Returns the output [b, t, d] and this call's own (k, v), each [b, t, kv_heads, head_dim], keys already rotated.
-    With a Cache each row is one new token, whose (k, v) the caller adds to the cache afterwards.
+    With a Cache each row is one new token, and the cache with that token is returned in their place.
     """
 
     config: BlockConfig
@@ -302,7 +303,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, window, where: Forest | Cache, prefix: Prefix | None):
         c = self.config
-        d, n, kv, h = c.embed, c.heads, c.kv_heads, c.head_dim
+        d, n, kv_heads, h = c.embed, c.heads, c.kv_heads, c.head_dim
         bias = 2 if c.qkv_bias else 0
 
         def project(name, equation, shape, axes, bias):
@@ -310,8 +311,8 @@ class Attention(nn.Module):
             return Projection(equation, shape, axes, bias, lora, self.quantisation, self.constrain, name=name)
 
         q = project("query", "btd,dnh->btnh", (d, n, h), ("embed", "heads", "head_dim"), bias)(x)
-        k = project("key", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
-        v = project("value", "btd,dkh->btkh", (d, kv, h), ("embed", "kv_heads", "head_dim"), bias)(x)
+        k = project("key", "btd,dkh->btkh", (d, kv_heads, h), ("embed", "kv_heads", "head_dim"), bias)(x)
+        v = project("value", "btd,dkh->btkh", (d, kv_heads, h), ("embed", "kv_heads", "head_dim"), bias)(x)
         if self.lora and "query_key_value" in self.lora.targets:
             added = FusedLowRank(self.lora, (d, n, h), self.constrain, name="query_key_value")(x)
             q, k, v = (y + extra for y, extra in zip((q, k, v), added, strict=True))
@@ -324,8 +325,9 @@ class Attention(nn.Module):
             whole = self.context == "heads"
             axes = ("batch", None, "attention_heads", None) if whole else ("batch", "seq", "heads", None)
             q, k, v = (self.constrain(x, *axes) for x in (q, k, v))
+            kv: tuple[jax.Array, jax.Array] | Cache = k, v
             if isinstance(where, Cache):
-                y = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
+                y, kv = cached_attention(q, k, v, where, scale=c.query_scale, window=window, prefix=prefix)
             else:
                 y = attention(
                     q,
@@ -341,7 +343,7 @@ class Attention(nn.Module):
                 )
         y = self.constrain(y, "batch", "seq", "heads", None)
         y = project("out", "btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 1 if c.out_bias else 0)(y)
-        return y, (k, v)
+        return y, kv
 
 
 class Mlp(nn.Module):
@@ -369,7 +371,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: x [b, t, d] -> x, and the layer's own (k, v)."""
+    """One decoder layer: x [b, t, d] -> x, and the layer's own (k, v) or its Cache."""
 
     config: BlockConfig
     backend: str

@@ -35,7 +35,7 @@ class DoesNotFitError(ValueError):
 class Memory:
     """Bytes of one device.
 
-    argument    state, frozen weights and batch, which stay
+    argument    state, frozen weights and batch, which stay; with what lies beside them
     temporary   what the step needs besides, at its peak
     output      of which `alias` take over the memory of donated arguments
     code        the program itself
@@ -83,18 +83,20 @@ def compile_step(step: PlannedStep | EngineStep) -> Compiled:
 
     Raises DoesNotFitError where the compiler finds no room for it.
     """
+    beside = 0
     if isinstance(step, EngineStep):
-        held = sum(step.groups.values())
+        held, beside = sum(step.groups.values()), step.beside
     else:
         held = tree_bytes((step.program.state, step.program.frozen, step.program.batch))
     on_tpu = step.program.mesh.devices.flat[0].platform == "tpu"
-    return compiled(step.program.lower, held=held, on_tpu=on_tpu)
+    return compiled(step.program.lower, held=held, beside=beside, on_tpu=on_tpu)
 
 
-def compiled(lower: Any, *, held: int = 0, on_tpu: bool = False) -> Compiled:
+def compiled(lower: Any, *, held: int = 0, beside: int = 0, on_tpu: bool = False) -> Compiled:
     """Call `lower`, compile what it returns, and read off the figures; what libraries write to stderr is kept away.
 
     held    bytes of a device that the arguments take, which not every complaint of the compiler counts
+    beside  bytes that lie on the device meanwhile and are no argument
     on_tpu  its `temp_size_in_bytes` counts VMEM too, and what is kept for the backward pass twice: programs are taken
             without a word whose sum by that figure is 18.2 GiB, on chips of 15.75 GiB. What lives at one time is there
             as well; other back ends leave temporaries out of that
@@ -113,7 +115,7 @@ def compiled(lower: Any, *, held: int = 0, on_tpu: bool = False) -> Compiled:
     stats, cost = program.memory_analysis(), program.cost_analysis() or {}
     own = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = Memory(
-        stats.argument_size_in_bytes,
+        stats.argument_size_in_bytes + beside,
         max(stats.peak_memory_in_bytes - own, 0) if on_tpu else stats.temp_size_in_bytes,
         stats.output_size_in_bytes,
         stats.alias_size_in_bytes,

@@ -20,9 +20,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from medjax.infer.decoding import Decoding
-from medjax.infer.generator import DECODE_STEPS, cache_room, slots
+from medjax.infer.generator import DECODE_STEPS
 from medjax.infer.programs import READ_CHUNK, Programs
 from medjax.infer.scorer import Read, stack_reads
+from medjax.infer.slots import cache_room, slots
 from medjax.models.decoder import abstract_variables
 from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.forest import BLOCK, PREFIX_BLOCK
@@ -64,6 +65,7 @@ class EngineStep:
 
     name    score, prefill or decode
     groups  bytes of one device that its arguments take, by kind
+    beside  of these, what lies there but is no argument: keys and values while prompts run
     beyond  what is longer than the model was made for, in words; empty where nothing is
     layout  what its memory and time depend on
     """
@@ -78,6 +80,7 @@ class EngineStep:
     layout: EngineLayout
     kernel_flops: float = 0.0
     beyond: str = ""
+    beside: int = 0
 
 
 class ShapePrograms(Programs):
@@ -94,8 +97,8 @@ class ShapePrograms(Programs):
         place = self.by_row if by_row else self.whole
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    def zeros(self, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
-        return jax.ShapeDtypeStruct(shape, self.dtype, sharding=sharding)
+    def zeros(self, shape: tuple[int, ...], sharding: NamedSharding, dtype: Any = None) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype or self.dtype, sharding=sharding)
 
     def run(self, name: str, function: Callable, *args: Any, donate: tuple[int, ...] = (), out: Any = None) -> Any:
         self.lowered[name] = partial(self.lower, function, args, donate, out)
@@ -157,13 +160,13 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
     prefix = programs.prefix((0,) * load.prefix, settings.engine.row_tokens)
     decoding = Decoding(programs)
     count = slots(settings.engine.batch_size, decoding.slot_shards)
-    cache = decoding.empty_cache(count, cache_room(load.context - load.prefix))
+    cache = decoding.empty_cache(count, [cache_room(load.context - load.prefix)], settings.model.kv_cache == "int8")
     groups = {
         "weights": tree_bytes(programs.variables),
         "keys and values": tree_bytes(cache),
         "prefix": tree_bytes(prefix),
     }
-    decoding.prefill([], settings.engine.row_tokens, prefix, cache)
+    decoding.prefill([], settings.engine.row_tokens, prefix, cache, count)
     prefill = _row_step("prefill", programs, settings, groups, reads=count)
     token = programs.put(np.zeros(count, np.int32))
     decoding.decode(token, token, cache, prefix, DECODE_STEPS)
@@ -182,7 +185,7 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         kept=held,
         cache=held + groups["prefix"],
     )
-    decode = EngineStep("decode", _newest(programs), "tokens", tokens, flops, {}, groups, layout)
+    decode = EngineStep("decode", _newest(programs, "decode"), "tokens", tokens, flops, {}, groups, layout)
     return [prefill, decode]
 
 
@@ -217,7 +220,11 @@ def _row_step(
     )
     # prefill packs prompts, which load.context bounds; a row that is scored may be one document
     longer = beyond(config, "engine.row_tokens and load.prefix", before + length) if name == "score" else ""
-    return EngineStep(name, _newest(programs), "tokens", rows * length, flops, turns, groups, layout, beyond=longer)
+    beside = groups.get("keys and values", 0)
+    program = _newest(programs, name)
+    return EngineStep(
+        name, program, "tokens", rows * length, flops, turns, groups, layout, beyond=longer, beside=beside
+    )
 
 
 def _layout(programs: ShapePrograms, groups: dict[str, int], flops: float, **sizes: Any) -> EngineLayout:
@@ -235,8 +242,10 @@ def _layout(programs: ShapePrograms, groups: dict[str, int], flops: float, **siz
     )
 
 
-def _newest(programs: ShapePrograms) -> EngineProgram:
-    return EngineProgram(programs.mesh, list(programs.lowered.values())[-1])
+def _newest(programs: ShapePrograms, kind: str) -> EngineProgram:
+    return EngineProgram(
+        programs.mesh, [lower for name, lower in programs.lowered.items() if name.startswith(kind)][-1]
+    )
 
 
 def _forward_flops(config: DecoderConfig, tokens: int, pairs: float, logits: int) -> float:

@@ -360,6 +360,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Parameters", drawing.magnitude(model["parameters"]) if model.get("parameters") else ""),
         ("Computed in", model.get("dtype", "")),
         ("Quantised to", model.get("quantisation") or ""),
+        ("Keys and values kept in", model.get("kv_cache") or ""),
         ("Devices", record.get("devices", "")),
         ("Wall time", drawing.duration(record["wall_seconds"]) if "wall_seconds" in record else ""),
         ("medjax", versions.get("medjax", "")),

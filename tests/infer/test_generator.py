@@ -156,8 +156,8 @@ def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
     loaded = load_decoder(tiny_folder, mesh=make_mesh(mesh, jax.devices()[:size]))
     model = Programs(loaded, dtype="float32", backend="blockwise")
     sharded = Generator(model, _Letters(), batch_size=8, row_tokens=512)
-    cache = sharded.decoding.empty_cache(8, 128)[0]
-    assert cache.sharding.shard_shape(cache.shape)[1:3] == held
+    keys = sharded.decoding.empty_cache(8, [128])[0][0].k
+    assert keys.sharding.shard_shape(keys.shape)[:2] == held
     assert sharded.generate(prompts, max_new_tokens=9) == expected
 
 

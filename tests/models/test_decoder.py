@@ -11,10 +11,11 @@ import pytest
 from numpy_decoder import forward
 from tiny_decoders import CONFIGS, TOKENS, bfloat16_tensors, load, logits, old_layout, random_tensors, write_folder
 
-from medjax.models.decoder import Decoder, abstract_params, unembedding
+from medjax.models.decoder import Decoder, abstract_params, continued, unembedding
 from medjax.models.decoder_config import from_hugging_face
 from medjax.nn import ops
-from medjax.nn.attention import PREFIX_BLOCK, Cache, Prefix, forest
+from medjax.nn.attention import BLOCK, PREFIX_BLOCK, Prefix, forest
+from medjax.nn.cache import Cache, Group
 
 TOLERANCE = 2e-5
 TAIL = 384  # places of a row whose logits are read
@@ -165,11 +166,15 @@ def test_prefix_and_cache_equal_the_whole_row(models, name):
     shape = (c.layers, PREFIX_BLOCK, c.kv_heads, c.head_dim)
 
     @jax.jit
-    def run(params, tokens, positions, where, prefix):
-        if not isinstance(where, Cache):
-            where = forest(positions, where)
-        hidden, kv = decoder.apply({"params": params}, tokens, positions, where, prefix)
+    def run(params, tokens, positions, ends, prefix):
+        hidden, kv = decoder.apply({"params": params}, tokens, positions, forest(positions, ends), prefix)
         return hidden[0] @ unembedding(params).T, kv
+
+    @jax.jit
+    def step(params, token, position, groups, used, prefix):
+        caches = [Cache((group,), used) for group in groups]
+        hidden, caches = continued(decoder, {"params": params}, token, position, caches, prefix)
+        return hidden @ unembedding(params).T, [cache.groups[0] for cache in caches]
 
     def row(tokens, start, prefix):
         padded, index = np.zeros((1, 128), np.int32), np.arange(128, dtype=np.int32)[None]
@@ -189,16 +194,14 @@ def test_prefix_and_cache_equal_the_whole_row(models, name):
     first, kv = row(TOKENS[:90], 0, held([empty, empty]))
     prefix = held(kv)
     second, kv = row(TOKENS[90:110], 90, prefix)
-    cache = [np.zeros((c.layers, 1, c.kv_heads, 64, c.head_dim), np.float32) for _ in kv]
-    for buffer, part in zip(cache, kv, strict=True):
+    k, v = (np.zeros((c.layers, 1, c.kv_heads, 64, c.head_dim), np.float32) for _ in "kv")
+    for buffer, part in zip((k, v), kv, strict=True):
         buffer[:, 0, :, :20] = part.swapaxes(1, 2)
+    groups = [Group(jnp.asarray(of_k.swapaxes(2, 3)), jnp.asarray(of_v)) for of_k, of_v in zip(k, v, strict=True)]
     found = [first, second]
     for place in range(110, 150):
-        token, position, used = (np.array(value, np.int32) for value in ([[TOKENS[place]]], [[place]], [place - 90]))
-        # copies: a CPU device may read NumPy's memory in place, and the next step writes to it
-        one, new = run(model.params, token, position, Cache(*(x.copy() for x in cache), used), prefix)
-        for buffer, part in zip(cache, new, strict=True):
-            buffer[:, :, :, place - 90] = np.asarray(part)[:, :, 0]
+        token, position, used = (jnp.asarray([value], jnp.int32) for value in (TOKENS[place], place, place - 90))
+        one, groups = step(model.params, token, position, groups, used, prefix)
         found.append(one)
     np.testing.assert_allclose(np.concatenate(found), logits(model), rtol=0, atol=TOLERANCE)
 
@@ -229,9 +232,8 @@ def test_abstract_params_are_those_that_load(models):
 def test_initial_kernels_keep_the_variance():
     """A new kernel's standard deviation is (summed inputs) ** -0.5, whatever axes it has; norms start as identity."""
     config = from_hugging_face(CONFIGS["gemma3"])
-    kv = jnp.zeros((4, 1, 2, 1, 16))
-    row = jnp.zeros((1, 1), jnp.int32)
-    start = jax.jit(Decoder(config).init)(jax.random.key(0), row, row, Cache(kv, kv, jnp.zeros(1, jnp.int32)))
+    row = jnp.zeros((1, BLOCK), jnp.int32)
+    start = jax.jit(Decoder(config).init)(jax.random.key(0), row, row, forest(row, row))
     layers = nn.unbox(start)["params"]["layers"]
     for path, inputs in (
         (("attention", "query"), 48),

@@ -1,11 +1,12 @@
-"""Mask semantics by hand, every back end against the reference on packed and branching rows, cache against row."""
+"""Mask semantics by hand, every back end against the reference on packed and branching rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.nn.attention import BACKENDS, BLOCK, PREFIX_BLOCK, Cache, Prefix, attention, cached_attention, forest
+from medjax.nn.attention import BACKENDS, BLOCK, PREFIX_BLOCK, Prefix, attention, forest
+from medjax.nn.forest import met
 
 HEADS, KV_HEADS, SIZE = 6, 2, 10
 SCALE = 0.4
@@ -254,43 +255,27 @@ def test_bfloat16_is_near_float32():
         assert np.abs(np.asarray(got, np.float32) - exact).max() < 0.06
 
 
-@pytest.mark.parametrize(("length", "window"), [(None, None), (None, 4), (3, 4), (400, None)])
-def test_cache_equals_row(length, window):
-    """Two sequences of different ages, decoded token by token, and the same tokens in one row."""
-    rng = np.random.default_rng(9)
-    t, room = 12, 16
-    start = length or 0
-    prefix = None if length is None else random_prefix(rng, length, 2 * PREFIX_BLOCK)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, BLOCK, n, SIZE)), jnp.float32) for n in (HEADS, KV_HEADS, KV_HEADS))
-    positions, ends = start + np.arange(BLOCK), np.where(np.arange(BLOCK) < t, t, np.arange(BLOCK) + 1)
-    trees = forest(*(jnp.asarray(np.stack([x, x])) for x in (positions, ends)))
-    run = jax.jit(
-        lambda: attention(q, k, v, trees=trees, scale=SCALE, window=window, prefix=prefix, backend="reference")
-    )
-    want = np.asarray(run())
-    step = jax.jit(lambda q, k, v, cache: cached_attention(q, k, v, cache, scale=SCALE, window=window, prefix=prefix))
-    ages = np.array([0, 4])  # the second sequence starts with four tokens in its cache
-    index = np.arange(2)
-    for _ in range(8):
-        held = [np.full((2, KV_HEADS, room, SIZE), 1e6, np.float32) for _ in "kv"]  # what is not yet there is not read
-        for buffer, whole in zip(held, (k, v), strict=True):
-            for sequence, age in enumerate(ages):
-                buffer[sequence, :, :age] = np.asarray(whole)[sequence, :age].swapaxes(0, 1)
-        new = [np.asarray(x)[index, ages][:, None] for x in (q, k, v)]
-        got = step(*new, Cache(*held, ages.astype(np.int32)))
-        np.testing.assert_allclose(got[:, 0], want[index, ages], atol=1e-5)
-        ages = ages + 1
-
-
-def test_first_block_against_brute_force():
-    for seed in range(4):
+def test_blocks_that_meet_against_brute_force():
+    for seed in range(5):
         rng = np.random.default_rng(seed)
-        sizes = ((300, 100, 200), (20, 500), (640,), (128, 128, 128, 128))[seed]
+        sizes = ((300, 100, 200), (20, 500), (640,), (128, 128, 128, 128), (60, 400, 30))[seed]
         made = [packed(rng, T, sizes, 0.05), packed(rng, T, sizes[::-1], 0.05)]
         positions, ends = (np.stack(part) for part in zip(*made, strict=True))
         seen = visible(ends).any(axis=0)  # in any row
-        want = [np.flatnonzero(seen[i * BLOCK : (i + 1) * BLOCK].any(axis=0))[0] // BLOCK for i in range(T // BLOCK)]
-        assert forest(jnp.asarray(positions), jnp.asarray(ends)).first_block.tolist() == want
+        blocks = np.arange(T // BLOCK)
+        want = [[seen[q * BLOCK :][:BLOCK, k * BLOCK :][:, :BLOCK].any() for k in blocks] for q in blocks]
+        assert met(forest(jnp.asarray(positions), jnp.asarray(ends)), blocks, blocks).tolist() == want
+
+
+def test_a_common_beginning_is_met_without_what_lies_between():
+    """Two sequences that share 10 tokens: the second, a block further on, skips the rest of the first."""
+    ends = np.arange(1, T + 1)
+    ends[:10] = 3 * BLOCK
+    ends[10 : 2 * BLOCK] = 2 * BLOCK
+    ends[2 * BLOCK : 3 * BLOCK] = 3 * BLOCK
+    blocks = np.arange(T // BLOCK)
+    found = met(forest(jnp.zeros((1, T), jnp.int32), jnp.asarray(ends)[None]), blocks, blocks)
+    assert np.flatnonzero(found[2]).tolist() == [0, 2]
 
 
 def test_gradients_stay_within_a_tree(gradient_of):

@@ -81,7 +81,8 @@ def quickly_compiled():
 @pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(("mesh", "kind"), [(SPLIT_HEADS, "int8"), (SPLIT_SEQUENCES, None)])
 def test_the_programs_are_those_of_a_run(folder, mesh, kind, monkeypatch):
-    """Every program that scoring and generating compile, word for word, from the same sizes."""
+    """Every program that scoring and generating compile, word for word, from the same sizes; but those that move keys
+    and values into the cache, which need no time."""
     real: dict[str, str] = {}
     lower = Programs.lower
 
@@ -109,8 +110,8 @@ def test_the_programs_are_those_of_a_run(folder, mesh, kind, monkeypatch):
     shapes = shape_programs(settings_of(folder, "score", mesh, **more), jax.devices())
     shapes.prefix(shared, 256)
     (ahead["_prefix"],) = (lower().as_text() for lower in shapes.lowered.values())
-    assert ahead.keys() == real.keys() == {"_score", "_prefix", "_prefill", "_decode"}
-    for name in real:
+    assert ahead.keys() == real.keys() - {"_filled"} == {"_score", "_prefix", "_prefill", "_decode"}
+    for name in ahead:
         assert ahead[name] == real[name], name
 
 
