@@ -161,6 +161,117 @@ def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
     assert sharded.generate(prompts, max_new_tokens=9) == expected
 
 
+def _many(rng, count, longest):
+    """Prompts of many lengths, some of them beginning alike."""
+    beginnings = [tuple(rng.integers(0, 130, 40).tolist()) for _ in range(3)]
+    return [beginnings[i % 3] + tuple(rng.integers(0, 130, n).tolist()) for i, n in enumerate(longest(count))]
+
+
+def _likeliest(tiny, sequences, length=384):
+    """The likeliest token after each token of each sequence, dense attention, sixteen rows at a time."""
+    import jax
+    import jax.numpy as jnp
+
+    from medjax.models.decoder import Decoder, unembedding
+    from medjax.nn.attention import forest
+
+    decoder = Decoder(tiny.config, backend="reference")
+
+    @jax.jit
+    def run(tokens):
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        hidden, _ = decoder.apply(
+            {"params": tiny.params}, tokens, positions, forest(positions, jnp.full(tokens.shape, length))
+        )
+        return jnp.argmax(hidden @ unembedding(tiny.params).T, axis=-1)
+
+    rows = np.zeros((-(-len(sequences) // 16) * 16, length), np.int32)
+    for row, sequence in zip(rows, sequences, strict=False):
+        row[: len(sequence)] = sequence
+    return np.concatenate([np.asarray(run(rows[start : start + 16])) for start in range(0, len(rows), 16)])
+
+
+def test_hundreds_of_prompts_are_answered_as_one_at_a_time(tiny, programs):
+    """Slots in four groups, refilled: every token is the likeliest after all before it, computed without a cache."""
+    rng = np.random.default_rng(11)
+    prompts = _many(rng, 240, lambda count: rng.geometric(1 / 80, count).clip(1, 320))
+    generator = Generator(programs, _Letters(), batch_size=32, row_tokens=512)
+    found = generator.generate(prompts, max_new_tokens=21)
+    assert "decode 8 steps of 32x384+256+128+128" in programs.shapes, list(programs.shapes)
+    made = [generation.tokens + ((130,) if generation.finish == "stop" else ()) for generation in found]
+    best = _likeliest(tiny, [prompt + tokens for prompt, tokens in zip(prompts, made, strict=True)])
+    for prompt, tokens, likeliest in zip(prompts, made, best, strict=True):
+        assert tokens == tuple(likeliest[len(prompt) - 1 :][: len(tokens)].tolist())
+        assert len(tokens) == 21 or tokens[-1] == 130
+
+
+@pytest.mark.slow
+def test_igakuqa_is_answered_as_one_at_a_time(shared_data, smollm2_gguf):
+    """200 questions, SmolLM2: every token is the likeliest by the scorer, or within 1e-4 of it where two nearly tie."""
+    from medjax.data.exams.tasks import load_task
+    from medjax.infer.language_model import load_model
+    from medjax.infer.packing import Request
+    from medjax.infer.scorer import Scorer
+
+    model = load_model(smollm2_gguf)
+    items = load_task("igakuqa", years=["2022"], text_only=True).items[:200]
+    prompts = [tuple(model.tokenizer.encode(item.question)) for item in items]
+    found = Generator(model.programs, model.tokenizer, batch_size=32).generate(prompts, max_new_tokens=16)
+    asked = [(p, g.tokens) for p, g in zip(prompts, found, strict=True) if g.tokens]
+    scores = Scorer(model.programs).score([Request(*one) for one in asked])
+    differ = [one for one, score in zip(asked, scores, strict=True) if not score.is_greedy]
+    assert len(differ) <= 2
+    for prompt, tokens in differ:
+        single = Generator(model.programs, model.tokenizer, batch_size=1).generate([prompt], max_new_tokens=16)[0]
+        (alone,) = Scorer(model.programs).score([Request(prompt, single.tokens)])
+        (together,) = Scorer(model.programs).score([Request(prompt, tokens)])
+        assert abs(alone.token_logprobs[0] - together.token_logprobs[0]) < 1e-4
+
+
+def test_groups_of_slots_on_a_mesh(tiny_folder, programs):
+    """Two groups over four devices: the tokens of one device."""
+    import jax
+
+    from medjax.parallel.mesh import make_mesh
+    from medjax.store.loading import load_decoder
+
+    if len(jax.devices()) < 4:
+        pytest.skip(f"needs 4 devices, there are {len(jax.devices())}")
+    rng = np.random.default_rng(3)
+    prompts = _many(rng, 40, lambda count: np.linspace(1, 400, count).astype(int))
+    expected = Generator(programs, _Letters(), batch_size=8, row_tokens=512).generate(prompts, max_new_tokens=9)
+    loaded = load_decoder(tiny_folder, mesh=make_mesh("data=2,tensor=2", jax.devices()[:4]))
+    model = Programs(loaded, dtype="float32", backend="blockwise")
+    sharded = Generator(model, _Letters(), batch_size=8, row_tokens=512)
+    assert sharded.generate(prompts, max_new_tokens=9) == expected
+    assert any("8x512+256" in name for name in model.shapes), list(model.shapes)
+
+
+def test_an_int8_cache_gives_nearly_the_likeliest_tokens(programs, plain_logprobs):
+    """Its rounding moves log-probabilities by little: what is chosen is never far from the best."""
+    prompts = _prompts(8, 0)
+    exact = Generator(programs, _Letters(), batch_size=4, row_tokens=512).generate(prompts, max_new_tokens=30)
+    generator = Generator(programs, _Letters(), batch_size=4, row_tokens=512, int8_cache=True)
+    found = generator.generate(prompts, max_new_tokens=30)
+    lost = []
+    for prompt, generation in zip(prompts, found, strict=True):
+        made = list(generation.tokens)
+        after = plain_logprobs([*prompt, *made])[len(prompt) - 1 : len(prompt) - 1 + len(made)]
+        lost += (after.max(axis=1) - after[np.arange(len(made)), made]).tolist()
+    assert 0 < max(lost) < 0.3
+    assert sum(one.tokens[:3] == other.tokens[:3] for one, other in zip(exact, found, strict=True)) >= 4
+    assert any(" int8" in name for name in programs.shapes)
+
+
+def test_layers_of_one_cpu_share_the_memory_of_the_weights(programs):
+    whole, layers = programs.variables["params"]["layers"], programs.by_layer["params"]["layers"]
+    kernel = lambda tree: tree["mlp"]["up"]["kernel"]  # noqa: E731
+    size = kernel(whole).nbytes // len(layers)
+    for number, layer in enumerate(layers):
+        np.testing.assert_array_equal(kernel(layer), kernel(whole)[number])
+        assert kernel(layer).unsafe_buffer_pointer() == kernel(whole).unsafe_buffer_pointer() + number * size
+
+
 def test_a_prompt_beyond_the_context_is_marked_and_the_others_are_answered(programs):
     generator = Generator(programs, _Letters(), batch_size=4, row_tokens=512)
     prompts = [tuple([1] * 4090), (5, 6)]
