@@ -21,8 +21,9 @@ from typing import Any
 import jax
 
 from medjax.config import load, to_toml
-from medjax.data.exams.groups import GROUPS, expand
-from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
+from medjax.data.exams.catalogue import GROUPS, TASKS
+from medjax.data.exams.groups import expand
+from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
 from medjax.eval.outputs import Questions, questions

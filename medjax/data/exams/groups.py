@@ -1,25 +1,10 @@
-"""Groups of question sets, which of their members are on this machine, and the table of all sets.
-
-`japanese-medical` and `english-medical` stand for every set of that language, each question once: the 4-choice edition
-of MedQA, the small edition of medical JMMLU and the full sets that hold a smaller one are left out.
-"""
+"""Which sets are on this machine, what a group of sets stands for there, and the table of all sets and groups."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from medjax.data.exams.catalogue import GROUPS, TASKS
 from medjax.data.exams.rows import Files
-from medjax.data.exams.tasks import TASKS
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "japanese-medical": (
-        *("igakuqa:ja", "denqa", "yakugakuqa", "jmmlu-medical"),
-        *("crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine", "nrner", "jcsts"),
-        *("medqa-ja", "medmcqa-ja", "pubmedqa-ja", "mmlu-medical-ja"),
-        *("bc2gm-ja", "bc5chem-ja", "bc5disease-ja", "jnlpba-ja", "ncbi_disease-ja"),
-        *("jcsts-similarity", "ejmmt-en-ja", "ejmmt-ja-en", "clinicalqa25:ja", "cardioexam:ja"),
-    ),
-    "english-medical": ("igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical"),
-}
 
 
 def missing(name: str, data_dir: str | Path | None = None) -> str | None:
@@ -64,9 +49,9 @@ def task_table() -> str:
     """All sets as lines of text: name, languages, metrics; below it what is asked, licence and origin. Then groups."""
     lines = []
     for task in TASKS.values():
-        lines.append(f"{task.name}  ({', '.join(task.languages)})  {', '.join(task.metrics) or 'accuracy'}")
+        lines.append(f"{task.name}  ({', '.join(task.languages)})  {', '.join(task.metrics or ('accuracy',))}")
         lines += [f"    {task.split}", f"    licence: {task.licence}", f"    origin: {task.origin}"]
         lines += [f"    {task.remark}"] if task.remark else []
     for group, members in GROUPS.items():
-        lines += [f"{group}", f"    stands for {', '.join(members)}, those on this machine"]
+        lines += [group, f"    stands for those on this machine of {', '.join(members)}"]
     return "\n".join(lines)

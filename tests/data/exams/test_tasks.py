@@ -247,6 +247,10 @@ def test_an_own_exam_is_asked_in_the_language_of_its_questions(tmp_path, questio
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean igakuqa\\? Expected one of mini, igakuqa"):
         load_task("igakuka")
+    with pytest.raises(ValueError, match=r"did you mean japanese-medical\? .*, a group \(japanese-medical, english"):
+        load_task("japanese-medcal")
+    with pytest.raises(ValueError, match=r"got the group english-medical, .* without a language, .*: igakuqa:en, me"):
+        load_task("english-medical", language="en")
 
 
 def test_the_shipped_exam_has_the_same_key_in_both_languages():
