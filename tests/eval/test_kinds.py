@@ -99,6 +99,12 @@ def test_each_item_has_the_metrics_of_its_set():
     assert alike.metrics == {"exact_match": 0.0, "mae": 1.5}
 
 
+def test_an_output_that_names_half_a_character_is_written():
+    made, answers = _graded("strict", (FOUND,), ("entity_exact_f1",), *texts(r'["\ud842", "\u767a\u71b1"]'))
+    (line,) = sample_lines([Finished(made, answers, Work(), 0, 1.0)])
+    assert json.loads(line.encode())["picked"] == ["\ufffd", "発熱"]
+
+
 def test_drawn_lists_of_entities_vote():
     outputs = texts("['発熱']", "発熱、咳嗽", "['発熱', '咳嗽']")
     _, (answer,) = _graded("strict", (FOUND,), ("entity_exact_f1",), *outputs, samples=3, temperature=0.5)

@@ -84,6 +84,36 @@ def test_the_most_frequent_sample_counts():
     assert (unread.picked, unread.verdict.outcome, unread.agreement) == (None, "unparsed", 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "gold", "outputs", "picked", "agreement"),
+    [
+        ("entities", ("発熱", "咳嗽"), ["['嘔吐']", "['発熱', '咳嗽']", "咳嗽、発熱"], ("発熱", "咳嗽"), 2 / 3),
+        ("similarity", ("4.5",), ["3", "4.5", "4.50"], ("4.5",), 2 / 3),
+        ("text", ("熱",), ["咳", "熱", "熱\n"], ("熱",), 2 / 3),
+    ],
+)
+def test_answers_that_say_the_same_vote_together(kind, gold, outputs, picked, agreement):
+    item = Item("q", "?", (), gold, kind=kind)
+    answer = _one(evaluation("strict", (item,), samples=3, temperature=0.7), texts(*outputs))
+    assert (answer.picked, answer.verdict.correct, answer.agreement) == (picked, True, pytest.approx(agreement))
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({"samples": 3, "temperature": 0.7}, 3), ({"rotate": True}, 5)],
+    ids=["drawn", "rotated"],
+)
+def test_of_several_unread_answers_one_cut_off_makes_the_item_cut_off(settings, count):
+    made = evaluation("strict", **settings)
+    outputs = texts(*"?" * count)
+    outputs[1] = Generation((1,), "まず", "length")
+    answer = _one(made, outputs)
+    assert (answer.verdict.outcome, answer.truncated) == ("cut_off", True)
+    outputs[0] = Generation((1,), "c", "stop")
+    read = _one(made, outputs)
+    assert (read.picked, read.verdict.outcome == "cut_off", read.truncated) == (("c",), False, False)
+
+
 def test_kasai_tells_a_trimmed_answer_from_one_that_is_not():
     drawn = evaluation("kasai", (TWO,), samples=3, temperature=1.0)
     answer = _one(drawn, texts("a, d", "a,d", "a, d"))
