@@ -71,6 +71,17 @@ class Metric:
         return {self.name: self.item_value(item, reading)} if self.item_value and self.takes(item) else {}
 
 
+def check(names: Iterable[str], items: Items) -> None:
+    """Make sure that items can be graded, before a model answers them for hours.
+
+    Raises ValueError for an unknown name, an item that a metric cannot take, and a missing optional dependency.
+    """
+    for name in names:
+        metric = _metric(name)
+        if taken := [item for item in items if metric.takes(item)]:
+            metric.statistic(taken, [None] * len(taken))
+
+
 def item_metrics(names: Iterable[str], item: Item, reading: Reading) -> dict[str, float]:
     """The values of one item, of those metrics that have one. Raises ValueError for an unknown name."""
     found: dict[str, float] = {}

@@ -3,15 +3,20 @@
 import builtins
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
+from small_evaluations import loaded
 
 from medjax.data.exams.catalogue import TASKS
 from medjax.data.qa import KINDS, Item
 from medjax.eval import translation
+from medjax.eval.asking import choose_items
 from medjax.eval.metrics import METRICS, grade, item_metrics
+from medjax.eval.protocols import Protocol
+from medjax.eval.settings import EvalSettings, ProtocolSettings
 from medjax.statistics.bootstrap import PatientBootstrap
 
 GRADES = ("never", "rarely", "often", "always")
@@ -163,7 +168,7 @@ def test_open_questions_without_a_reference_are_left_out():
     assert item_metrics(["chrf"], items[0], ("anything",)) == {}
 
 
-def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch):
+def test_without_sacrebleu_nothing_is_asked_and_the_message_says_what_to_install(monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **more):
@@ -173,11 +178,23 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     translation._bleu.cache_clear()
+    items = items_of([("a",)], "text")
     for name in ("bleu", "chrf"):
-        with pytest.raises(
-            ValueError, match=rf"{name}: sacrebleu is not installed; pip install 'medjax\[translation\]'"
-        ):
-            grade([name], items_of([("a",)], "text"), [("a",)], resamples=10)
+        missing = rf"{name}: sacrebleu is not installed; pip install 'medjax\[translation\]'"
+        with pytest.raises(ValueError, match=missing):
+            grade([name], items, [("a",)], resamples=10)
+        task = replace(loaded(items), metrics=(name,))
+        with pytest.raises(ValueError, match=missing):
+            choose_items(task, Protocol("strict", ProtocolSettings()), EvalSettings())
+    choose_items(
+        replace(loaded(items_of("a")), metrics=("bleu",)), Protocol("strict", ProtocolSettings()), EvalSettings()
+    )
+
+
+def test_items_that_a_metric_cannot_take_are_named_before_they_are_asked():
+    task = replace(loaded([Item("two", "?", GRADES, ("a", "b"))]), metrics=("kappa_linear",))
+    with pytest.raises(ValueError, match=r"kappa_linear: item two: got the answer .* expected one grade"):
+        choose_items(task, Protocol("strict", ProtocolSettings()), EvalSettings())
 
 
 def test_intervals_chance_and_counts():
