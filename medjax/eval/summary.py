@@ -187,5 +187,5 @@ def _next(record: dict[str, Any], context: int) -> str:
         return re.sub(r" --limit \d+", "", record["command"]) + "  (all items)"
     return (
         "python -m medjax.eval --model <another model> with the same sets and protocol, then python -m medjax.eval "
-        f"--compare {shlex.quote(record['folder'])},<its folder>"
+        f"compare {shlex.quote(record['folder'])} <its folder>"
     )

@@ -63,3 +63,8 @@ def test_changed_data_are_named(capsys):
     assert "data differ from the published files: set/a.jsonl, set/b.jsonl" in _lines(
         capsys, unpinned=("set/a.jsonl", "set/b.jsonl")
     )
+
+
+def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_questions(capsys):
+    (line,) = [line for line in _lines(capsys) if line.startswith("next ")]
+    assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")
