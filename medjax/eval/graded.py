@@ -81,8 +81,8 @@ def read_results(path: Path, take: Callable[[Any], T], *, of: str) -> T:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes of a run on {of}; name such a run, "
-            "or run the evaluation again."
+            f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes of a run on {of}; name such a "
+            "run, or run the evaluation again."
         ) from None
 
 
