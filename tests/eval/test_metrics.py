@@ -11,6 +11,7 @@ from scipy import stats
 from small_evaluations import loaded
 
 from medjax.data.exams.catalogue import TASKS
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import KINDS, Item
 from medjax.eval import translation
 from medjax.eval.asking import choose_items
@@ -60,6 +61,28 @@ def test_kappa_agrees_with_scikit_learn():
         assert value("kappa_linear", gold, letters(said)) == pytest.approx(linear)
         f1 = metrics.f1_score(list(gold), list(with_none), labels=sorted(set(gold)), average="macro")
         assert value("f1_macro", gold, letters(with_none)) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "expected"),
+    [
+        *[("jmmlu-medical-100", "kappa", 0.5466666666666666), ("jmmlu-medical-100", "accuracy", 0.66)],
+        *[("smdis", "kappa", 0.66), ("rrtnm", "kappa", 0.5446021966246986), ("crade", "kappa_linear", 0.524193548387)],
+        *[("mrner-disease", "entity_exact_f1", 0.6500344129981255)],
+        *[("mrner-medicine", "entity_exact_f1", 0.585760073260073)],
+    ],
+)
+def test_the_metrics_of_jmed_llm_on_its_own_items(shared_data, task, metric, expected):
+    """Figures of scikit-learn's cohen_kappa_score, and of set arithmetic, on the csv files read by themselves."""
+    items = load_task(task, data_dir=shared_data).items
+    said = []
+    for number, item in enumerate(items):
+        if item.kind == "entities":  # every other one, and in every third report one that is wrong
+            said.append((*item.answer[number % 2 :: 2], *["まったく別の語"] * (number % 3 == 0)))
+        else:  # every third one is wrong, by one letter or two
+            place = item.letters.index(item.answer[0]) + (number % 3 == 0) * (1 + number % 2)
+            said.append((item.letters[place % len(item.letters)],))
+    assert grade([metric], items, said, resamples=10)[metric]["value"] == pytest.approx(expected, abs=1e-10)
 
 
 def test_kappa_of_several_letters_and_of_accepted_answers():

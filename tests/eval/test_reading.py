@@ -1,5 +1,6 @@
 """From outputs to answers: shifts, votes, thoughts, reasoning, and items that are too long."""
 
+import numpy as np
 import pytest
 from small_evaluations import NUMBER, ONE, TWO, evaluation, texts
 
@@ -199,3 +200,24 @@ def test_choices_with_commas_are_read_by_their_letters():
 def test_gestalt_reads_a_hundred_kilobytes():
     answer = _one(evaluation("gestalt"), texts("肺塞栓" * 34_000))
     assert answer.picked == ("c",)
+
+
+# scored choices
+
+
+def test_choices_are_ranked_as_lm_eval_and_jmedbench_rank_them():
+    """lm-eval: sums, and sums by characters and bytes; JMedBench: the least loss, and the least loss a token."""
+    draw = np.random.default_rng(4)
+    words = ("心不全", "fever", "Na 140, K 4.0", "β遮断薬", "うつ病・双極性障害", "x")
+    for _ in range(200):
+        choices = tuple(words[i] for i in draw.permutation(len(words))[:4])
+        losses = [draw.gamma(2, 2, draw.integers(1, 7)) for _ in choices]
+        total = np.array([loss.sum() for loss in losses])
+        divisors = {
+            **{"acc": [1] * 4, "acc_norm": [len(text) for text in choices]},
+            **{"acc_bytes": [len(text.encode()) for text in choices], "acc_per_token": [len(loss) for loss in losses]},
+        }
+        item = Item("q", "?", choices, ("b",))
+        answer = _one(evaluation("choice-logprob", (item,)), [[Score(tuple(-loss), False) for loss in losses]])
+        expected = {name: float((total / sizes).argmin() == 1) for name, sizes in divisors.items()}
+        assert answer.metrics == expected

@@ -217,6 +217,13 @@ def test_samples_carry_the_harness_keys_and_hashes():
     assert "症例。" in lines[1]  # readable, not escaped
 
 
+def test_a_withdrawn_item_is_worth_nothing_in_its_sample_too():
+    made = _evaluation("strict", items=(Item("w", "?", FIVE, ("a",), points=0), ITEMS[1]))
+    lines = sample_lines([_finish(made, [Generation((1,), "a", "stop")] * 2)])
+    samples = [json.loads(line) for line in lines]
+    assert [(s["doc"]["points"], s["points"], s["outcome"]) for s in samples] == [(0, 0, "right"), (1, 0, "wrong")]
+
+
 def test_a_generation_sample():
     evaluation = _evaluation("strict", items=ITEMS[:1])
     (line,) = sample_lines([_finish(evaluation, [Generation((4, 5), "\u2028c", "length")])])
