@@ -11,7 +11,8 @@
   an announcement                        答え: c    正解は c です。    The answer is (c).    \\boxed{c}
 
 All readings of a text must agree. Prose in which a letter occurs ("a patient ..."), "a or d", "the answer is a/d",
-letters the item does not have, letters run together ("ac", which may be a word) and two different answers are unparsed.
+letters the item does not have, letters run together ("ac", which may be a word), a letter with the text of another
+choice, and two different answers are unparsed.
 What is announced as wrong ("不正解は a", "The incorrect answer is a") is not read. Thoughts (<think>, <thinking>,
 <reasoning>) are removed first by `without_thoughts`; those that never end leave nothing after them. For an item that
 asks for a number the first number counts, after an announcement if there is one, as text and without thousands
@@ -186,8 +187,13 @@ def _letter_lists(text: str, item: Item) -> list[tuple[str, ...]]:
 
 def _read(text: str, item: Item, *, whole: bool) -> tuple[str, ...] | None:
     # before lists of letters, since a choice may begin with one: "b B型肝炎"
-    if (first := _FIRST.match(text)) and _is_choice_text(text[first.end() :], _letters(first)[0], item):
-        return tuple(_letters(first))
+    if first := _FIRST.match(text):
+        (letter,), after = _letters(first), text[first.end() :]
+        if _is_choice_text(after, letter, item):
+            return (letter,)
+        # it names one choice and writes another
+        if any(len(item.choices[i]) > 1 and _is_choice_text(after, a, item) for i, a in enumerate(item.letters)):
+            return None
     match = (_LIST if whole else _ANNOUNCED).match(text)
     if not match or not (_BARE_END.fullmatch if whole else _SENTENCE_END.match)(text[match.end() :]):
         return None

@@ -227,7 +227,7 @@ def _choose(settings: EvalSettings, say: Callable[[str], None]) -> list[tuple[Ev
     """Every set under every protocol, without its asks, and where its worked examples come from."""
     names = settings.task.names
     if not GROUPS.keys().isdisjoint(names):
-        names, left_out = expand(names, settings.task.data_dir)
+        names, left_out = expand(names, settings.task.data_dir, language=settings.task.language)
         for line in left_out:
             say(line)
     tasks, protocols = _tasks(names, settings), _protocols(settings)

@@ -21,16 +21,19 @@ def missing(name: str, data_dir: str | Path | None = None) -> str | None:
     return None
 
 
-def expand(names: Iterable[str], data_dir: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names with groups replaced by their members on this machine, each name once; and a line for each left out.
+def expand(
+    names: Iterable[str], data_dir: str | Path | None = None, *, language: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names with groups replaced by their members on this machine, each set once; and a line for each left out.
 
+    language  of names that say none; None: the set's first
     Names that are no group stay as they are. Raises FileNotFoundError when nothing of a group is here.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # set and language -> name
     skipped = []
     for name in names:
         if name not in GROUPS:
-            found[name] = None
+            found.setdefault(_with_language(name, language), name)
             continue
         reasons = {member: missing(member, data_dir) for member in GROUPS[name]}
         here = [member for member, reason in reasons.items() if reason is None]
@@ -40,9 +43,14 @@ def expand(names: Iterable[str], data_dir: str | Path | None = None) -> tuple[tu
                 f"task {name}: got none of its sets, expected some in the folder of the question sets; name it by "
                 f"--data-dir or MEDJAX_DATA, or name a set to fetch it. " + " ".join(lines)
             )
-        found |= dict.fromkeys(here)
+        for member in here:
+            found.setdefault(_with_language(member, language), member)
         skipped += lines
-    return tuple(found), tuple(skipped)
+    return tuple(found.values()), tuple(skipped)
+
+
+def _with_language(name: str, language: str | None) -> str:
+    return f"{name}:{language or TASKS[name].languages[0]}" if name in TASKS else name
 
 
 def task_table() -> str:

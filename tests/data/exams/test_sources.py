@@ -314,6 +314,9 @@ def test_groups_stand_for_what_is_here(shared_data, monkeypatch, tmp_path):
     names, skipped = expand(["mini:en", "english-medical", "medqa"], shared_data)
     assert names == ("mini:en", "igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")
     assert skipped == ()
+    one, two = (expand(["igakuqa", "english-medical"], shared_data, language=said)[0] for said in (None, "en"))
+    assert one == ("igakuqa", "igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")  # Japanese, and English
+    assert two == ("igakuqa", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")
     (tmp_path / "jmed-llm").symlink_to(shared_data / "jmed-llm")
     names, skipped = expand(["japanese-medical"], tmp_path)
     assert names == ("jmmlu-medical", "crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine")
