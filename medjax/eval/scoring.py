@@ -131,11 +131,12 @@ def aggregate(
     resamples  of the bootstrap over items behind the 95 % intervals [low, high] (statistics.intervals)
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn, chance,
-    text_only, by_section, by_category, by_exam; with required sections also required_points, required_total,
-    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
-    "incomplete" when some questions of the exam were left out, or "none" when no cut-off is known, with the reasons;
-    questions that the protocol cannot ask and those that are too long count as wrong.
+    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn,
+    no_reference (open questions whose right answer nobody gave, which count as wrong), chance, text_only, by_section,
+    by_category, by_exam; with required sections also required_points, required_total, general_points and
+    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete" when
+    some questions of the exam were left out, or "none" when no cut-off is known, with the reasons; questions that the
+    protocol cannot ask and those that are too long count as wrong.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -171,6 +172,7 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
+    score["no_reference"] = sum(item.kind == "text" and not item.answer for item, _ in pairs)
     guesses = [chance(item, rotated=rotated) for item, _ in pairs]
     score["chance"] = {
         "accuracy": math.fsum(guesses) / len(pairs),

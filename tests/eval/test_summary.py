@@ -5,11 +5,11 @@ import pytest
 from medjax.eval.summary import print_summary
 
 
-def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
+def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
     scores = {
         **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
-        **{"not_asked": 0, "too_long": 0},
+        **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         "outcomes": {
             **{"right": 25, "wrong": 75 - unparsed, "unparsed": unparsed - both, "cut_off": both},
             **{"not_asked": 0, "too_long": 0},
@@ -56,6 +56,14 @@ def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, both
     hints = [line for line in _lines(capsys, unparsed=9, truncated=41, both=both) if "--max-new-tokens" in line]
     assert [line.split()[1] for line in hints] == shown
     assert all(line.startswith("exam_en_strict-0shot: ") for line in hints)
+
+
+def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
+    assert not [line for line in _lines(capsys) if "reference" in line]
+    (line,) = [line for line in _lines(capsys, no_reference=25) if "reference" in line]
+    assert line.startswith(
+        "exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong here, and"
+    )
 
 
 def test_changed_data_are_named(capsys):
