@@ -59,11 +59,15 @@ class Files:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped."""
+    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped.
+
+    pool_by_authors  the demonstrations are those that the set's authors show, in their order
+    """
 
     items: tuple[Item, ...]
     pool: tuple[Item, ...] | None = None
     dropped: dict[str, str] = field(default_factory=dict)
+    pool_by_authors: bool = False
 
 
 def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -46,6 +46,7 @@ def igakuqa(files: Files, language: str) -> Rows:
     return Rows(
         _igakuqa_items(paths, english),
         tuple(_igakuqa_item(row, where, english) for row, where in json_rows(prompt_path)),
+        pool_by_authors=True,
     )
 
 

@@ -98,6 +98,7 @@ def load_task(
         metrics=task.metrics or _metrics(rows.items),
         licence=task.licence,
         origin=task.origin,
+        pool_by_authors=rows.pool_by_authors,
     )
 
 

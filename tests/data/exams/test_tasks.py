@@ -79,7 +79,9 @@ def test_igakuqa_irregular_records(shared_data):
 def test_igakuqa_demonstrations_are_the_three_of_its_authors(shared_data):
     japanese = load_task("igakuqa", data_dir=shared_data)
     english = load_task("igakuqa", data_dir=shared_data, language="en")
+    assert not load_task("mini").pool_by_authors
     for task in (japanese, english):
+        assert task.pool_by_authors
         assert not task.pool_is_test
         assert [(item.id, item.answer, item.points) for item in task.fewshot] == [
             ("100E5", ("e",), 1),
