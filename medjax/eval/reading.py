@@ -191,12 +191,12 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
     truncated = output.finish == "length"
     picked: tuple[str, ...] | None
     if name == "gestalt":
-        found = judge_gestalt(item, extract(text, ""))
+        found = judge_gestalt(item, extract(text))
         picked = tuple(sorted(found.letters))
         clean = judge(item, Prediction(item.id, picked))
         verdict = Verdict(found.gestalt, item.points if found.gestalt else 0, clean.prohibited, unparsed=False)
         metrics = {"exact_match": float(found.exact), "gestalt": float(found.gestalt)}
-        filtered = extract(text, "")
+        filtered = extract(text)
     elif name == "kasai":
         # completion models' answers are stripped by the authors' script, chat models' are not
         filtered = parse_kasai(text if ask.prompt.is_chat else text.strip())
