@@ -193,6 +193,15 @@ def test_thoughts_that_have_not_ended(text, tag):
         ("<think>答え: a", None),
         ("<think>答え: a</think>答え: d, b", ("b", "d")),
         ("", None),
+        # going through the choices is no answer, the line it ends with is one
+        ("a. 肺炎\nb. 喘息\nc. 肺塞栓\nd. 気胸", None),
+        ("a\n\nb\n", None),
+        ("- a. 肺炎\n  ではない。\nc. 肺塞栓", ("c",)),
+        ("a. 肺炎\nb. 喘息\nを除くと、\n**c**\n", ("c",)),
+        ("a. 肺炎\nb. 喘息\n答え: d\nほかは、\nc. 肺塞栓\n", ("d",)),
+        ("b\nを考える。", None),
+        ("a. 肺炎\n答え:\n\nb\n以上。", ("b",)),
+        ("不正解:\na\n正解:\nc\n以上。", ("c",)),
     ],
 )
 def test_the_last_answer_counts_after_reasoning(text, expected):
