@@ -206,7 +206,7 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
         metrics = {"exact_match": float(verdict.correct)}
     else:
         picked = parse_answer(text, item, reasoned=evaluation.protocol.reasons)
-        verdict = judge(item, Prediction(item.id, picked, text))
+        verdict = judge(item, Prediction(item.id, picked))
         filtered = "[unparsed]" if picked is None else ",".join(picked)
         metrics = {"exact_match": float(verdict.correct)} | item_metrics(_further(evaluation), item, picked)
     return Reply(

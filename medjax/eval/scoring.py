@@ -34,7 +34,6 @@ class Prediction:
 
     item_id: str
     letters: tuple[str, ...] | None
-    text: str = ""
 
 
 @dataclass(frozen=True)
