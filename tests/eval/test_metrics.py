@@ -3,6 +3,7 @@
 import builtins
 import math
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -167,6 +168,18 @@ def test_bleu_and_chrf_agree_with_sacrebleu(language):
     for number, item in enumerate(items_of(golds, "text")):
         alone = sacrebleu.corpus_bleu([first[number]], [[references[number]]], tokenize=tokenizer).score
         assert item_metrics(["bleu"], item, said[number]) == {"bleu": pytest.approx(alone)}
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_a_hundred_kilobytes_are_graded_in_little_time(language):
+    pytest.importorskip("sacrebleu")
+    gold = REFERENCES[language][0]
+    (item,) = items_of([(gold,)], "text")
+    start = time.process_time()
+    found = item_metrics(["bleu", "chrf"], item, (gold * (100_000 // len(gold)),))
+    assert time.process_time() - start < 5
+    assert 0 < found["bleu"] < 1  # one part of many is right
+    assert 0 < found["chrf"] < 1
 
 
 def test_resampled_bleu_and_chrf_are_those_of_the_repeated_sentences():
