@@ -37,7 +37,7 @@ import math
 import re
 import string
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,6 +49,7 @@ SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similari
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # kana, half-width ones too, and CJK ideographs
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its partner, which JSON can name
 _REQUIRED = ("id", "question", "choices", "answer")
 _OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
 _WITH_CHOICES = ("choice", "number")
@@ -194,11 +195,9 @@ def read_jsonl(path: str | Path) -> list[Item]:
         raise FileNotFoundError(f"{path}: no such file; expected an exam with one JSON object a line")
     items: list[Item] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            item = _item(_object(line), path)
+            item = _item(row, path)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         if item.id in first_line:
@@ -231,14 +230,41 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of every line of a UTF-8 file with one JSON object a line; blank lines are left out.
+
+    Raises ValueError naming file and line.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, _object(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+
+
 def _object(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_fields)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
-        raise ValueError(f"got a JSON {type(row).__name__}, expected an object with the keys {', '.join(_REQUIRED)}")
+        raise ValueError(f"got a JSON {type(row).__name__}, expected one object a line")
+    if "\\u" in line and (half := _HALF.search(json.dumps(row, ensure_ascii=False))):
+        raise ValueError(
+            f"got half a character (\\u{ord(half[0]):04x}), which cannot be written as UTF-8, expected both halves; "
+            "write the character itself"
+        )
     return row
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice}: got this field twice, expected it once; drop one of them")
+    return fields
 
 
 def _item(row: dict[str, Any], path: Path) -> Item:

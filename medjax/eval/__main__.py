@@ -17,6 +17,7 @@ with medjax, by choice log-probabilities and by generation, and writes a run fol
 folder and has other keys: see --model RUN --help."""
 
 _EPILOG = """examples:
+  python -m medjax.eval --tasks list     (every set: what it is graded by, licence, where it comes from)
   python -m medjax.eval --model DIR --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
@@ -76,12 +77,14 @@ def _is_ecg(argv: list[str]) -> bool:
 
 def _language(argv: list[str]) -> int:
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG + _STATUS)
-    return exit_status(
-        "medjax.eval",
-        lambda: _compare(settings) if settings.compare else _grade(settings),
-        settings.engine,
-        stopped=_STOPPED,
-    )
+    work = _compare if settings.compare else _list_tasks if settings.task.names == ("list",) else _grade
+    return exit_status("medjax.eval", lambda: work(settings), settings.engine, stopped=_STOPPED)
+
+
+def _list_tasks(settings: EvalSettings) -> None:
+    from medjax.data.exams.groups import task_table
+
+    print(task_table())
 
 
 def _compare(settings: EvalSettings) -> None:

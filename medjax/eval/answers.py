@@ -3,7 +3,7 @@
 `parse_answer`  by the kind of the item: letters and numbers as below, a similarity as a number, entities by
                 medjax.eval.entities, a free text as it stands; after reasoning what follows the last "答え:".
 `parse_kasai`   full-width to half-width and lower case; the text is then judged as it stands.
-`parse_last`    after reasoning: the last answer that `parse_strict` would read, since reasoning names others before.
+`parse_last`    after reasoning: the last answer that is announced, since reasoning names others before.
 `parse_strict`  a set of letters, or None (unparsed). It reads an answer only where the text says one:
 
   a line that is nothing but letters     c    (c)    C.    a, c    ａ、ｃ    a と c    **c**    a and c
@@ -11,7 +11,8 @@
   an announcement                        答え: c    正解は c です。    The answer is (c).    \\boxed{c}
 
 All readings of a text must agree. Prose in which a letter occurs ("a patient ..."), "a or d", "the answer is a/d",
-letters the item does not have, letters run together ("ac", which may be a word) and two different answers are unparsed.
+letters the item does not have, letters run together ("ac", which may be a word), a letter with the text of another
+choice, and two different answers are unparsed.
 What is announced as wrong ("不正解は a", "The incorrect answer is a") is not read. Thoughts (<think>, <thinking>,
 <reasoning>) are removed first by `without_thoughts`; those that never end leave nothing after them. For an item that
 asks for a number the first number counts, after an announcement if there is one, as text and without thousands
@@ -102,7 +103,11 @@ def parse_strict(text: str, item: Item) -> tuple[str, ...] | None:
 
 
 def parse_last(text: str, item: Item) -> tuple[str, ...] | None:
-    """The answer a text ends with, in the form of `parse_strict`; a number only after an announcement."""
+    """The answer a text ends with, in the form of `parse_strict`.
+
+    It is the last that is announced; letters, not numbers, may also stand on the last line by themselves where nothing
+    is announced, and the line before is no such line.
+    """
     readings = _readings(text, item, reasoned=True)
     return _checked(readings[-1], item) if readings else None
 
@@ -110,7 +115,7 @@ def parse_last(text: str, item: Item) -> tuple[str, ...] | None:
 def _readings(text: str, item: Item, *, reasoned: bool) -> list[tuple[str, ...]]:
     """Every answer that the text says, in its order."""
     text = _MARKS.sub("", _normal(without_thoughts(text))).strip()
-    return _letter_lists(text, item) if item.kind == "choice" else _numbers(text, reasoned)
+    return _letter_lists(text, item, reasoned) if item.kind == "choice" else _numbers(text, reasoned)
 
 
 def _checked(answer: tuple[str, ...], item: Item) -> tuple[str, ...] | None:
@@ -169,25 +174,37 @@ def _numbers(text: str, reasoned: bool) -> list[tuple[str, ...]]:
     return [(number[0].replace(",", ""),) for number in found if number]
 
 
-def _letter_lists(text: str, item: Item) -> list[tuple[str, ...]]:
-    readings = []
+def _letter_lists(text: str, item: Item, reasoned: bool) -> list[tuple[str, ...]]:
+    readings: list[tuple[str, ...] | None] = []
     lists_wrong_ones = False  # after a line "不正解:", up to the next announcement
-    for line in text.splitlines():
+    announced = False  # whether the line before ends in an announcement
+    alone: list[tuple[str, ...] | None] = [None, None]  # what every line says by itself
+    for line in filter(str.strip, text.splitlines()):
         cues, denied = _cues(line)
         if cues:
             lists_wrong_ones = False
         elif denied and not line[denied[-1].end() :].strip():
             lists_wrong_ones = True
-        if not lists_wrong_ones:
-            readings.append(_read(_BULLET.sub("", line), item, whole=True))
+        alone.append(None if lists_wrong_ones else _read(_BULLET.sub("", line), item, whole=True))
+        if announced or not reasoned:
+            readings.append(alone[-1])
         readings += [_read(line[cue.end() : cue.end() + _ANSWER_REACH], item, whole=False) for cue in cues]
+        announced = bool(cues) and not line[cues[-1].end() :].strip()
+    # reasoning goes through the choices line by line: what it ends with is an answer, a list of them is none
+    if reasoned and not any(readings) and not alone[-2]:
+        readings = alone[-1:]
     return [reading for reading in readings if reading]
 
 
 def _read(text: str, item: Item, *, whole: bool) -> tuple[str, ...] | None:
     # before lists of letters, since a choice may begin with one: "b B型肝炎"
-    if (first := _FIRST.match(text)) and _is_choice_text(text[first.end() :], _letters(first)[0], item):
-        return tuple(_letters(first))
+    if first := _FIRST.match(text):
+        (letter,), after = _letters(first), text[first.end() :]
+        if _is_choice_text(after, letter, item):
+            return (letter,)
+        # it names one choice and writes another
+        if any(len(item.choices[i]) > 1 and _is_choice_text(after, a, item) for i, a in enumerate(item.letters)):
+            return None
     match = (_LIST if whole else _ANNOUNCED).match(text)
     if not match or not (_BARE_END.fullmatch if whole else _SENTENCE_END.match)(text[match.end() :]):
         return None

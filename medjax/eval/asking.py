@@ -14,6 +14,7 @@ from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.metrics import check
 from medjax.eval.protocols import Prompt, Protocol
 from medjax.eval.record import sha256_text
 from medjax.eval.rotation import Order, orders, shown
@@ -85,7 +86,8 @@ class Evaluation:
 def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -> tuple[Evaluation, Demonstrations]:
     """An evaluation without its asks, and where its worked examples come from.
 
-    Raises ValueError where the protocol asks nothing, or the pool of examples is too small.
+    Raises ValueError where the protocol asks nothing, where the items cannot be graded, or the pool of examples is too
+    small.
     """
     asked = [item for item in task.items if protocol.asks(item, task.language)]
     items = tuple(asked[: settings.task.limit])
@@ -94,6 +96,7 @@ def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -
             f"task {task.name}: got {len(task.items)} items, of which protocol {protocol.name} asks none "
             "(docs/protocols.md says which it leaves out); choose another protocol for this set."
         )
+    check(task.metrics, items)
     p = settings.protocol
     shots = Demonstrations(task, p.num_fewshot, p.fewshot, settings.seed)
     return Evaluation(task, protocol, items, asks=(), unasked=len(task.items) - len(asked)), shots

@@ -1,6 +1,6 @@
 """Worked examples (few-shot): which items of a task's pool are shown before a question.
 
-  fixed    the first of the pool in its order; for IgakuQA its authors' three
+  fixed    the first of the pool in its order; for IgakuQA its authors' three, the default there
   random   a choice by seed
   nearest  those most similar to the question, the most similar last, right before it
 
@@ -39,7 +39,7 @@ class Demonstrations:
 
     def __init__(self, task: LoadedTask, count: int, how: str | None = None, seed: int = 0):
         if how is None:
-            how = "fixed" if task.name == "igakuqa" and not task.pool_is_test else "random"
+            how = "fixed" if task.pool_by_authors else "random"
         if how not in FEWSHOT:
             raise ValueError(f"fewshot: got {how!r}, expected one of {', '.join(FEWSHOT)}.")
         self.count = count

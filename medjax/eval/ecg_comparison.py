@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medjax.eval.ecg_scores import plain
+from medjax.eval.graded import read_results
 from medjax.statistics import agreement, delong, discrimination, reliability, thresholds
 from medjax.statistics.bootstrap import Floats, PatientBootstrap, difference, weighted_mean, weighted_ratio
 from medjax.store.runs import named
@@ -125,18 +126,7 @@ def _numbers(true: Floats, outputs: list[list[dict[str, Any]]], bootstrap: Patie
 
 def _kinds(path: Path) -> dict[str, str]:
     """Target -> kind."""
-    file = path / "results.json"
-    try:
-        return {target["name"]: target["kind"] for target in json.loads(file.read_text("utf-8"))["targets"]}
-    except OSError:
-        raise FileNotFoundError(
-            f"{path}: got no results.json, expected the folder of a finished run; run it to its end first."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes for a model of ECGs; compare "
-            "two such runs."
-        ) from None
+    return read_results(path, lambda found: {t["name"]: t["kind"] for t in found["targets"]}, of="ECGs")
 
 
 def _samples(path: Path) -> Mapping[tuple[str, str], dict[str, Any]]:

@@ -111,7 +111,8 @@ def _unescaped(text: str) -> str:
         code = match[1]
         return chr(int(code[1:], 16)) if len(code) > 1 else _ESCAPED.get(code, code)
 
-    return _ESCAPE.sub(character, text)
+    # JSON writes what lies beyond U+FFFF in two halves; one alone is no character, and could not be written to a file
+    return _ESCAPE.sub(character, text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _plain(text: str) -> tuple[str, ...] | None:

@@ -40,11 +40,9 @@ def gold_text(item: Item) -> str:
     return ",".join(item.choices[item.letters.index(letter)] for letter in item.answer)
 
 
-def extract(output: str, header: str) -> str:
-    """The first line after the response header of the prompt template (of the whole output when it does not occur)."""
-    parts = output.split(header) if header else [output]
-    text = parts[1] if len(parts) > 1 else output
-    return text.strip().split("\n")[0].strip()
+def extract(output: str) -> str:
+    """The first line of what was written; the harness cuts off its prompt before, which no output here holds."""
+    return output.strip().split("\n")[0].strip()
 
 
 def judge_gestalt(item: Item, response: str) -> GestaltVerdict:

@@ -1,13 +1,14 @@
 """Finished runs read back: results.json and samples.jsonl of a run folder, for whoever compares or counts again."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medjax.store.runs import named
 
+T = TypeVar("T")
 Key = tuple[str, str, str]  # task, language, protocol id
 _NEEDED = ("doc", "doc_hash", "prompt_hash", "correct", "points")
 _KEPT = (*_NEEDED, "picked", "resps", "unparsed", "truncated", "asked")
@@ -34,22 +35,9 @@ class GradedRun:
 
     @classmethod
     def read(cls, path: str | Path) -> "GradedRun":
-        """Raises FileNotFoundError for a folder without results, and ValueError for results of something else."""
+        """Raises what `read_results` raises."""
         path = named(path)
-        file = path / "results.json"
-        try:
-            results = json.loads(file.read_text("utf-8"))
-            # the base comes first, so that the adapter's entry replaces it
-            entries = {(e["task"], e["language"], e["protocol"]): e for e in results["medjax"]["evaluations"]}
-        except OSError:
-            raise FileNotFoundError(
-                f"{path}: got no results.json, expected the folder of a finished run; run it to its end first."
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes; run the evaluation again."
-            ) from None
-        return cls(path, results, entries)
+        return read_results(path, lambda results: cls(path, results, _evaluations(results)), of="questions")
 
     def samples(self, keys: Iterable[Key]) -> dict[Key, dict[str, Mapping[str, Any]]]:
         """Evaluation -> item id -> sample, of the evaluations wanted.
@@ -75,6 +63,32 @@ class GradedRun:
                         "run the evaluation again."
                     ) from None
         return found
+
+
+def read_results(path: Path, take: Callable[[Any], T], *, of: str) -> T:
+    """What `take` makes of the results.json in the folder of a finished run.
+
+    of  what the run is on, "questions" or "ECGs"
+    Raises FileNotFoundError for a folder without results, and ValueError for results of something else, where `take`
+    raises ValueError, KeyError or TypeError.
+    """
+    file = path / "results.json"
+    try:
+        return take(json.loads(file.read_text("utf-8")))
+    except OSError:
+        raise FileNotFoundError(
+            f"{path}: got no results.json, expected the folder of a finished run; run it to its end first."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: {type(error).__name__}: {error}; expected what medjax.eval writes of a run on {of}; name such a "
+            "run, or run the evaluation again."
+        ) from None
+
+
+def _evaluations(results: Mapping[str, Any]) -> dict[Key, Mapping[str, Any]]:
+    # the base comes first, so that the adapter's entry replaces it
+    return {(e["task"], e["language"], e["protocol"]): e for e in results["medjax"]["evaluations"]}
 
 
 def called(key: Key) -> str:

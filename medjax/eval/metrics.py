@@ -50,6 +50,7 @@ class Metric:
     statistic   items, readings -> value as a function of weights [resamples, items], NaN where undefined
     item_value  value of one item, or None for what only a set has
     chance      items -> value that guessing gives, or None where there is no such level
+    is_mean     the value of a set is the mean of its items' values
     """
 
     name: str
@@ -59,6 +60,7 @@ class Metric:
     item_value: Callable[[Item, Reading], float] | None = None
     chance: Callable[[Items], float] | None = None
     higher_is_better: bool = True
+    is_mean: bool = True
 
     def takes(self, item: Item) -> bool:
         """Whether the metric grades an item: its kind, and for texts that there is a reference."""
@@ -68,14 +70,16 @@ class Metric:
         """The value of one item under the metric's name; empty where it has none."""
         return {self.name: self.item_value(item, reading)} if self.item_value and self.takes(item) else {}
 
-    def corpus(self, items: Items, readings: Readings) -> dict[str, float | None]:
-        """The value of all items the metric takes, under its name; None where it is undefined."""
-        items, readings = _taken(self, items, readings)
-        if not items:
-            return {self.name: None}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(self.statistic(items, readings)(np.ones((1, len(items))))[0])
-        return {self.name: value if math.isfinite(value) else None}
+
+def check(names: Iterable[str], items: Items) -> None:
+    """Make sure that items can be graded, before a model answers them for hours.
+
+    Raises ValueError for an unknown name, an item that a metric cannot take, and a missing optional dependency.
+    """
+    for name in names:
+        metric = _metric(name)
+        if taken := [item for item in items if metric.takes(item)]:
+            metric.statistic(taken, [None] * len(taken))
 
 
 def item_metrics(names: Iterable[str], item: Item, reading: Reading) -> dict[str, float]:
@@ -282,13 +286,13 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("accuracy", ("choice", "number"), _SHARE, _mean_of(_is_right), _is_right, _mean_chance),
-        Metric("kappa", _CHOICE, _AGREEMENT, _kappa, chance=_zero),
-        Metric("kappa_linear", _CHOICE, _AGREEMENT, _kappa_linear, chance=_zero),
-        Metric("f1_macro", _CHOICE, _SHARE, _f1_macro),
+        Metric("kappa", _CHOICE, _AGREEMENT, _kappa, chance=_zero, is_mean=False),
+        Metric("kappa_linear", _CHOICE, _AGREEMENT, _kappa_linear, chance=_zero, is_mean=False),
+        Metric("f1_macro", _CHOICE, _SHARE, _f1_macro, is_mean=False),
         Metric("entity_partial_f1", _ENTITIES, _SHARE, _mean_of(_partial), _partial),
         Metric("entity_exact_f1", _ENTITIES, _SHARE, _mean_of(_exact), _exact),
-        Metric("pearson", _SIMILARITY, _AGREEMENT, _pearson, chance=_zero),
-        Metric("spearman", _SIMILARITY, _AGREEMENT, _spearman, chance=_zero),
+        Metric("pearson", _SIMILARITY, _AGREEMENT, _pearson, chance=_zero, is_mean=False),
+        Metric("spearman", _SIMILARITY, _AGREEMENT, _spearman, chance=_zero, is_mean=False),
         Metric(
             *("mae", _SIMILARITY, (0.0, SIMILARITY[1] - SIMILARITY[0]), _mean_of(_absolute_error), _absolute_error),
             higher_is_better=False,
@@ -296,10 +300,12 @@ METRICS = {
         Metric(
             *("bleu", _TEXT, _PERCENT, _of_corpus(translation.bleu_statistic)),
             item_value=lambda item, reading: translation.sentence_bleu(_text(reading), item.answer[0]),
+            is_mean=False,
         ),
         Metric(
             *("chrf", _TEXT, _PERCENT, _of_corpus(translation.chrf_statistic)),
             item_value=lambda item, reading: translation.sentence_chrf(_text(reading), item.answer[0]),
+            is_mean=False,
         ),
     )
 }

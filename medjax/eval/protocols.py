@@ -87,8 +87,8 @@ class Protocol:
         if not self.generates:
             parts += [s.continuation] if s.continuation != "text" else []
             parts += [f"per-{s.normalise}"] if s.normalise != "sum" else []
-        elif self.max_new_tokens != _ROOM[self.name]:
-            parts.append(f"{self.max_new_tokens}tokens")
+        elif s.max_new_tokens:  # be it the default of letters: lists and texts have another
+            parts.append(f"{s.max_new_tokens}tokens")
         parts += [f"{s.think_tokens}think"] if self.reasons and s.think_tokens != _THINK else []
         if len(self.templates) == 1:
             parts.append(f"template-{self.templates[0].digest[:8]}")
@@ -110,11 +110,6 @@ class Protocol:
     def reasons(self) -> bool:
         """Whether an answer comes after reasoning, within a budget of its own."""
         return self.name == "cot"
-
-    @property
-    def max_new_tokens(self) -> int:
-        """New tokens of an answer in letters or a number; reasoning has settings.think_tokens before it."""
-        return self.settings.max_new_tokens or _ROOM[self.name]
 
     def room(self, items: Iterable[Item]) -> int:
         """New tokens of an answer to any of these items: lists of entities and texts get more."""

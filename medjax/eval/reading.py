@@ -57,12 +57,6 @@ class Reply:
     forced: bool = False
     probability: float | None = None
 
-    @property
-    def ballot(self) -> Hashable | None:
-        """Equal for replies that say the same, None for one that could not be read."""
-        # kasai reads "a, c" and "a,c" alike and judges them differently
-        return None if self.picked is None else (self.picked, self.verdict.correct)
-
 
 @dataclass(frozen=True)
 class Answer(Reply):
@@ -101,36 +95,51 @@ def _answer(evaluation: Evaluation, numbers: Sequence[int], every: Sequence[Repl
     replies = tuple(every[number] for number in numbers)
     if len(evaluation.asks) == len(evaluation.items):
         return Answer(**vars(replies[0]), replies=replies, shifts=replies)
+    item = evaluation.items[evaluation.asks[numbers[0]].item]
     by_shift: dict[tuple[int, ...], list[Reply]] = {}
     for number, reply in zip(numbers, replies, strict=True):
         by_shift.setdefault(evaluation.asks[number].order, []).append(reply)
-    elected = [vote([reply.ballot for reply in part]) for part in by_shift.values()]
+    elected = [vote([_ballot(item, reply) for reply in part]) for part in by_shift.values()]
     shifts = tuple(part[winner] for part, (winner, _) in zip(by_shift.values(), elected, strict=True))
     agreement = sum(share for _, share in elected) / len(elected) if len(shifts) < len(replies) else None
     # what is shown of a rotated item: its most frequent reading
-    shown = shifts[vote([reply.ballot for reply in shifts])[0]]
+    shown = shifts[vote([_ballot(item, reply) for reply in shifts])[0]]
     name = headline(evaluation.protocol)
     metrics = {key: value for key, value in shown.metrics.items() if key == name or key in _further(evaluation)}
-    verdict = shown.verdict
+    unread = all(reply.picked is None for reply in replies)
+    # nothing could be read: cut off where any of them was
+    truncated = any(reply.truncated for reply in replies) if unread else shown.truncated
+    verdict = replace(shown.verdict, truncated=truncated)
     if evaluation.protocol.settings.rotate:
         right = [reply.verdict.correct for reply in shifts]
-        item = evaluation.items[evaluation.asks[numbers[0]].item]
-        unread = all(reply.ballot is None for reply in shifts)
         verdict = replace(
             verdict,
             correct=all(right),
             points=item.points if all(right) else 0,
             prohibited=any(reply.verdict.prohibited for reply in shifts),
             unparsed=unread and verdict.unparsed,
-            truncated=unread and any(reply.truncated for reply in shifts),
         )
         metrics |= {name: float(all(right)), f"{name}_mean": sum(right) / len(right)}
+    responses = [response for reply in replies for response in reply.resps]
     return Answer(
-        **vars(replace(shown, verdict=verdict, metrics=metrics, resps=[r for reply in replies for r in reply.resps])),
+        **vars(replace(shown, verdict=verdict, metrics=metrics, resps=responses, truncated=truncated)),
         replies=replies,
         shifts=shifts,
         agreement=agreement,
     )
+
+
+def _ballot(item: Item, reply: Reply) -> Hashable | None:
+    """Equal for replies that say the same of an item, None for one that could not be read."""
+    if reply.picked is None:
+        return None
+    said: Hashable = reply.picked
+    if item.kind == "entities":
+        said = frozenset(reply.picked)
+    elif item.kind == "similarity":
+        said = float(reply.picked[0])
+    # kasai reads "a, c" and "a,c" alike and judges them differently
+    return said, reply.verdict.correct
 
 
 def _further(evaluation: Evaluation) -> tuple[str, ...]:
@@ -182,12 +191,12 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
     truncated = output.finish == "length"
     picked: tuple[str, ...] | None
     if name == "gestalt":
-        found = judge_gestalt(item, extract(text, ""))
+        found = judge_gestalt(item, extract(text))
         picked = tuple(sorted(found.letters))
         clean = judge(item, Prediction(item.id, picked))
         verdict = Verdict(found.gestalt, item.points if found.gestalt else 0, clean.prohibited, unparsed=False)
         metrics = {"exact_match": float(found.exact), "gestalt": float(found.gestalt)}
-        filtered = extract(text, "")
+        filtered = extract(text)
     elif name == "kasai":
         # completion models' answers are stripped by the authors' script, chat models' are not
         filtered = parse_kasai(text if ask.prompt.is_chat else text.strip())
@@ -197,7 +206,7 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
         metrics = {"exact_match": float(verdict.correct)}
     else:
         picked = parse_answer(text, item, reasoned=evaluation.protocol.reasons)
-        verdict = judge(item, Prediction(item.id, picked, text))
+        verdict = judge(item, Prediction(item.id, picked))
         filtered = "[unparsed]" if picked is None else ",".join(picked)
         metrics = {"exact_match": float(verdict.correct)} | item_metrics(_further(evaluation), item, picked)
     return Reply(

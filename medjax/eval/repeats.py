@@ -89,5 +89,5 @@ def _replies(run: Finished, which: Callable[[Ask], bool]) -> list[Reply]:
 
 
 def _mean(name: str, values: list[Any], settings: EvalSettings) -> dict[str, Any]:
-    found = intervals.mean_interval(values, resamples=settings.resamples, seed=settings.seed)
+    found = intervals.share_interval(values, resamples=settings.resamples, seed=settings.seed)
     return {name: found.estimate, f"{name}_interval": [found.low, found.high]}

@@ -21,9 +21,10 @@ from medjax.eval.reading import LM_EVAL
 from medjax.eval.record import sha256_text
 from medjax.eval.repeats import repeats
 from medjax.eval.samples import Finished, doc_hash, shown_doc
-from medjax.eval.scoring import aggregate
+from medjax.eval.scoring import aggregate, chance
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
+from medjax.statistics.intervals import share_interval
 
 
 def results_json(
@@ -40,11 +41,14 @@ def results_json(
     return {
         "results": {name: _lm_eval_metrics(by_id[name], summaries[name]) for name in by_id},
         "group_subtasks": {name: [] for name in by_id},
-        "configs": {name: _task_config(run, settings) for name, run in by_id.items()},
+        "configs": {name: _task_config(run, summaries[name], settings) for name, run in by_id.items()},
         "versions": {name: versions["medjax"] for name in by_id},
         "n-shot": {name: settings.protocol.num_fewshot for name in by_id},
         "higher_is_better": {
-            name: {metric: metric not in METRICS or METRICS[metric].higher_is_better for metric in _names(run)}
+            name: {
+                metric: metric not in METRICS or METRICS[metric].higher_is_better
+                for metric in _names(run, summaries[name])
+            }
             for name, run in by_id.items()
         },
         "n-samples": {
@@ -139,13 +143,26 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
 def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     """What the set is graded by, the headline first (medjax.eval.metrics.grade); {} where that is accuracy alone.
 
-    A text that no reference is known for is not graded, only written down.
+    Accuracy and the count of unparsed answers are those of the scores. A text that no reference is known for is not
+    graded, only written down.
     """
     e = run.evaluation
     if e.task.metrics == ("accuracy",):
         return {}
     readings = [answer.picked for answer in run.answers]
-    return grade(e.task.metrics, e.items, readings, resamples=settings.resamples, seed=settings.seed)
+    graded = grade(e.task.metrics, e.items, readings, resamples=settings.resamples, seed=settings.seed)
+    pairs = list(zip(e.items, (answer.verdict for answer in run.answers), strict=True))
+    for name, found in graded.items():
+        taken = [(item, verdict) for item, verdict in pairs if METRICS[name].takes(item)]
+        found["unparsed"] = sum(verdict.unparsed for _, verdict in taken)
+        if name == "accuracy":
+            # by the protocol's verdict: an answer may be wrong by its form (kasai) or under another shift
+            right = [verdict.correct for _, verdict in taken]
+            share = share_interval(right, resamples=settings.resamples, seed=settings.seed)
+            guesses = [chance(item, rotated=e.protocol.settings.rotate) for item, _ in taken]
+            found |= {"value": share.estimate, "interval": [share.low, share.high]}
+            found["chance"] = math.fsum(guesses) / len(guesses)
+    return graded
 
 
 def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[dict[str, Any]]:
@@ -164,23 +181,30 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
     return found
 
 
-def _names(run: Finished) -> list[str]:
-    """Metrics that some item has."""
-    return list(dict.fromkeys(name for answer in run.answers for name in answer.metrics))
+def _names(run: Finished, summary: dict[str, Any]) -> list[str]:
+    """Metrics that some item has, and those of the set alone."""
+    of_items = [name for answer in run.answers for name in answer.metrics]
+    return list(dict.fromkeys([*of_items, *_of_set(summary)]))
+
+
+def _of_set(summary: dict[str, Any]) -> dict[str, float]:
+    """What the set is graded by, as far as it is defined; accuracy goes by the harness's names of it."""
+    graded = {name: found["value"] for name, found in summary.get("metrics", {}).items() if name != "accuracy"}
+    return {name: value for name, value in graded.items() if value is not None}
 
 
 def _lm_eval_metrics(run: Finished, summary: dict[str, Any]) -> dict[str, Any]:
     """Means and closed-form standard errors under "metric,filter" keys, and what only a set has, such as kappa."""
     metrics: dict[str, Any] = {"alias": run.evaluation.id, "sample_len": len(run.answers)}
-    for name in _names(run):
+    of_set = _of_set(summary)
+    for name in _names(run, summary):
         values = [answer.metrics[name] for answer in run.answers if name in answer.metrics]
-        mean = sum(values) / len(values)
-        metrics[f"{name},none"] = mean
+        is_mean = name not in METRICS or METRICS[name].is_mean
+        mean = sum(values) / len(values) if values else math.nan
+        metrics[f"{name},none"] = of_set.get(name, mean)
         variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
-        metrics[f"{name}_stderr,none"] = math.sqrt(variance / len(values)) if len(values) > 1 else "N/A"
-    for name, graded in summary.get("metrics", {}).items():
-        if name != "accuracy" and graded["value"] is not None:
-            metrics[f"{name},none"] = graded["value"]
+        error = math.sqrt(variance / len(values)) if is_mean and len(values) > 1 else "N/A"
+        metrics[f"{name}_stderr,none"] = error
     return metrics
 
 
@@ -197,7 +221,7 @@ def _token(tokenizer: Tokenizer, token_id: int | None) -> list[str | None]:
     return [None if token_id is None else tokenizer.token_text(token_id), str(token_id)]
 
 
-def _task_config(run: Finished, settings: EvalSettings) -> dict[str, Any]:
+def _task_config(run: Finished, summary: dict[str, Any], settings: EvalSettings) -> dict[str, Any]:
     e = run.evaluation
     return {
         "task": e.id,
@@ -205,7 +229,7 @@ def _task_config(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "dataset_name": e.task.language,
         "output_type": "generate_until" if e.protocol.generates else "multiple_choice",
         "num_fewshot": settings.protocol.num_fewshot,
-        "metric_list": [{"metric": name} for name in _names(run)],
+        "metric_list": [{"metric": name} for name in _names(run, summary)],
         "metadata": {"protocol": e.protocol.id, "data_sha256": e.task.digest, "prompt_sha256": e.prompt_digest},
     }
 

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 
 from medjax.config import load, to_toml
-from medjax.data.exams.groups import GROUPS, expand
-from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
+from medjax.data.exams.catalogue import GROUPS, TASKS
+from medjax.data.exams.groups import expand
+from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
 from medjax.eval.outputs import Questions, questions
@@ -226,7 +227,7 @@ def _choose(settings: EvalSettings, say: Callable[[str], None]) -> list[tuple[Ev
     """Every set under every protocol, without its asks, and where its worked examples come from."""
     names = settings.task.names
     if not GROUPS.keys().isdisjoint(names):
-        names, left_out = expand(names, settings.task.data_dir)
+        names, left_out = expand(names, settings.task.data_dir, language=settings.task.language)
         for line in left_out:
             say(line)
     tasks, protocols = _tasks(names, settings), _protocols(settings)

@@ -116,7 +116,7 @@ def shown_doc(item: Item) -> dict[str, Any]:
         "prohibited": list(item.prohibited),
         "needs_image": item.needs_image,
     }
-    return doc | {key: value for key, value in extra.items() if value}
+    return doc | {key: value for key, value in extra.items() if value or key == "points"}  # a withdrawn item has 0
 
 
 def doc_hash(doc: dict[str, Any]) -> str:

@@ -34,7 +34,6 @@ class Prediction:
 
     item_id: str
     letters: tuple[str, ...] | None
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,18 @@ def judge_kasai(item: Item, text: str) -> Verdict:
     return _verdict(item, correct, set(picks), unparsed=not readable)
 
 
-def chance(item: Item) -> float:
-    """Probability of a right answer by guessing, the number of answers being known; 0 where there are no choices."""
+def chance(item: Item, *, rotated: bool = False) -> float:
+    """Probability of a right answer by guessing, the number of answers being known; 0 where there are no choices.
+
+    rotated  it is asked once under every shift of its choices, and has to be guessed every time
+    """
     if item.any_answer:
         return 1.0
     if item.kind != "choice":
         return 0.0
     ways = math.perm if item.ordered else math.comb
-    return sum(1 / ways(len(item.choices), len(gold)) for gold in _golds(item))
+    guess = sum(1 / ways(len(item.choices), len(gold)) for gold in _golds(item))
+    return float(guess ** len(item.choices)) if rotated else guess
 
 
 def aggregate(
@@ -124,13 +127,15 @@ def aggregate(
     items      the items asked: all of task.items or a part of them
     verdicts   one for each item, in the same order
     rotated    an item was asked once under every shift of its choices, and chance is to guess right every time
-    resamples  of the bootstrap over items behind the 95 % intervals [low, high]
+    resamples  of the bootstrap over items behind the 95 % intervals [low, high] (statistics.intervals)
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn, chance,
-    text_only, by_section, by_category, by_exam; with required sections also required_points, required_total,
-    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
-    "incomplete" when some questions of the exam were not asked, or "none" when no cut-off is known, with the reasons.
+    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn,
+    no_reference (open questions whose right answer nobody gave, which count as wrong), chance, text_only, by_section,
+    by_category, by_exam; with required sections also required_points, required_total, general_points and
+    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete" when
+    some questions of the exam were left out, or "none" when no cut-off is known, with the reasons; questions that the
+    protocol cannot ask and those that are too long count as wrong.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -148,7 +153,7 @@ def aggregate(
 def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed: int) -> dict[str, Any]:
     score = _totals(pairs)
     right = [verdict.correct for _, verdict in pairs]
-    interval = intervals.mean_interval(right, resamples=resamples, seed=seed)
+    interval = intervals.share_interval(right, resamples=resamples, seed=seed)
     score["accuracy_interval"] = [interval.low, interval.high]
     if score["points_total"]:
         won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]
@@ -166,7 +171,8 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
-    guesses = [chance(item) ** (max(len(item.choices), 1) if rotated else 1) for item, _ in pairs]
+    score["no_reference"] = sum(item.kind == "text" and not item.answer for item, _ in pairs)
+    guesses = [chance(item, rotated=rotated) for item, _ in pairs]
     score["chance"] = {
         "accuracy": math.fsum(guesses) / len(pairs),
         "points": math.fsum(guess * item.points for guess, (item, _) in zip(guesses, pairs, strict=True)),

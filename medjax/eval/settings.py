@@ -17,7 +17,8 @@ class TaskSettings:
 
     names: tuple[str, ...] = field(
         ("mini:ja", "mini:en"),
-        help="question sets, or paths of .jsonl exams (schema: docs/exams.md); name:language chooses ja or en",
+        help="question sets, groups of them, or paths of .jsonl exams (docs/exams.md); name:language chooses ja "
+        "or en; list: print every set and group with its licence and origin",
         alias="--tasks",
     )
     language: str | None = field(
@@ -111,7 +112,7 @@ class EvalSettings:
     engine: EngineSettings = EngineSettings()
     out: str | None = field(None, help="run folder; default: runs/eval/<name>")
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
-    seed: int = field(0, help="of the choice of examples and of the bootstrap")
+    seed: int = field(0, help="of the choice of examples, of drawn answers and of the bootstrap")
     resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
     shard: str | None = field(
         None,

@@ -45,6 +45,12 @@ def print_summary(results: dict[str, Any]) -> None:
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
             print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
+        if count := evaluation["scores"]["no_reference"]:
+            questions = "1 open question has" if count == 1 else f"{count} open questions have"
+            print(
+                f"{evaluation['id']}: {questions} no reference answer; counted as wrong here, for people to judge in "
+                "samples.jsonl"
+            )
         if count := evaluation["scores"]["too_long"]:
             items = "1 item is" if count == 1 else f"{count} items are"
             print(
@@ -187,5 +193,5 @@ def _next(record: dict[str, Any], context: int) -> str:
         return re.sub(r" --limit \d+", "", record["command"]) + "  (all items)"
     return (
         "python -m medjax.eval --model <another model> with the same sets and protocol, then python -m medjax.eval "
-        f"--compare {shlex.quote(record['folder'])},<its folder>"
+        f"compare {shlex.quote(record['folder'])} <its folder>"
     )

@@ -50,9 +50,9 @@ class PromptTemplate:
 
     @classmethod
     def read(cls, path: str | Path) -> "PromptTemplate":
-        """The template in a file. Raises FileNotFoundError or ValueError naming the file."""
+        """The template in a file, without a byte order mark. Raises FileNotFoundError or ValueError naming the file."""
         try:
-            return cls(Path(path).read_bytes().decode("utf-8"), str(path))
+            return cls(Path(path).read_bytes().decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
         except OSError as error:

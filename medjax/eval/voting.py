@@ -1,8 +1,8 @@
 """The most frequent of several answers.
 
-Answers are equal when what decides their verdict is equal. The most frequent wins; of several that are as frequent the
-one that had reached that number first, in the order of asking. What could not be read has no vote, and wins only where
-nothing could be read.
+Answers are equal when they say the same: the same letters, the same set of entities, the same number. The most frequent
+wins; of several that are as frequent the one that had reached that number first, in the order of asking. What could not
+be read has no vote, and wins only where nothing could be read.
 """
 
 from collections import Counter

@@ -4,7 +4,7 @@ Every interval resamples items with replacement and takes percentiles of the sta
 Introduction to the Bootstrap, 1993, chapter 13). Two models that answered the same items are compared on the same
 resamples, which removes the difficulty of the items from the difference. Random numbers come from a seeded
 generator, so a result can be made again. With few items, or with all of them right or wrong, take `wilson`: there
-the bootstrap of a proportion is too narrow.
+the bootstrap of a proportion is too narrow; `share_interval` takes it where all are alike.
 """
 
 import math
@@ -39,12 +39,24 @@ class McNemar:
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Bootstrap interval of a mean over items, for instance of accuracy.
+    """Bootstrap interval of a mean over items, for instance of a difference of scores.
 
     values  [items] numbers or booleans
     """
     data = _vector("values", values)
     return _interval(float(data.mean()), _resample(len(data), lambda i: data[i].mean(1), resamples, seed), level)
+
+
+def share_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Interval of a share of right answers: that of the mean, but Wilson's where all or none are right.
+
+    values  [items] booleans, or the share of right answers to each item; of items that are all alike every resample is
+            the same, as if there were no doubt
+    """
+    data = _vector("values", values)
+    if (data == data[0]).all() and data[0] in (0, 1):
+        return wilson(int(data.sum()), len(data), level=level)
+    return mean_interval(data, level=level, resamples=resamples, seed=seed)
 
 
 def ratio_interval(

@@ -103,7 +103,7 @@ def test_other_mistakes_in_a_file(tmp_path):
         read_jsonl(write(tmp_path, ROW, "", ROW))
     with pytest.raises(ValueError, match="line 1: not JSON"):
         read_jsonl(write(tmp_path, "{oops"))
-    with pytest.raises(ValueError, match="line 1: got a JSON list, expected an object"):
+    with pytest.raises(ValueError, match="line 1: got a JSON list, expected one object a line"):
         read_jsonl(write(tmp_path, "[1]"))
     with pytest.raises(ValueError, match="line 1: answer: missing; every line needs id, question, choices, answer"):
         read_jsonl(write(tmp_path, {k: v for k, v in ROW.items() if k != "answer"}))
@@ -114,6 +114,29 @@ def test_other_mistakes_in_a_file(tmp_path):
     (tmp_path / "sjis.jsonl").write_bytes("問題".encode("shift_jis"))
     with pytest.raises(ValueError, match="not UTF-8"):
         read_jsonl(tmp_path / "sjis.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            r'{"id": "q", "question": "\ud842 ?"}',
+            r"line 1: got half a character (\ud842), which cannot be",
+        ),
+        ('{"id": "q", "answer": ["a"], "answer": ["b"]}', "line 1: answer: got this field twice, expected it once"),
+        ("[" * 200_000, "line 1: maximum recursion depth exceeded"),
+    ],
+)
+def test_what_json_lets_pass_and_no_exam_may_hold(tmp_path, line, message):
+    path = write(tmp_path, line)
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path)
+    assert str(error.value).startswith(f"{path}, {message}")
+
+
+def test_a_character_written_in_two_halves_is_one(tmp_path):
+    row = r'{"id": "q", "question": "\ud842\udfb7\u91ce?", "choices": [], "answer": ["1"]}'
+    assert read_jsonl(write(tmp_path, row))[0].question == "𠮷野?"
 
 
 def test_an_image_link_out_of_the_folder_is_refused(tmp_path):

@@ -64,6 +64,9 @@ def test_a_said_answer_is_read(text, letters):
         *(
             "a. 全然ちがう文",
             "c. Gaucher病",
+            "答え: c. Gaucher病",
+            "正解はc。Gaucher病。",
+            "The answer is c. Gaucher病",
             "a. Gaucher病\nb. von Gierke病",
             "a\nb\nc",
             "c\n答え: d",
@@ -116,7 +119,7 @@ LATIN = Item("l", "?", ("150−32", "B型肝炎", "B", "Tピース法", "C反応
         *[(text, "a") for text in ("a. 150−32", "a. 150-32", "a) １５０－３２", "The answer is a. 150−32")],
         *[(text, "c") for text in ("c B", "c) B", "c. B")],
         *[(text, "f") for text in ("f. Propranolol", 'f) "propranolol"', "f Propranolol")],
-        *[("c, B", "bc"), ("c と b", "bc"), ("e) C反応性蛋白", "e")],
+        *[("a B", "ab"), ("答え: a B", "ab"), ("c, B", "bc"), ("c と b", "bc"), ("e) C反応性蛋白", "e")],
         *[("b - B型肝炎", "b"), ("b -B型肝炎", "b"), ("g. −40度", "g"), ("g -40度", "g"), ("g. 40度", None)],
         *[("d) B型肝炎", None), ("d B型肝炎", None), ("b Tピース法", None)],
     ],
@@ -190,6 +193,15 @@ def test_thoughts_that_have_not_ended(text, tag):
         ("<think>答え: a", None),
         ("<think>答え: a</think>答え: d, b", ("b", "d")),
         ("", None),
+        # going through the choices is no answer, the line it ends with is one
+        ("a. 肺炎\nb. 喘息\nc. 肺塞栓\nd. 気胸", None),
+        ("a\n\nb\n", None),
+        ("- a. 肺炎\n  ではない。\nc. 肺塞栓", ("c",)),
+        ("a. 肺炎\nb. 喘息\nを除くと、\n**c**\n", ("c",)),
+        ("a. 肺炎\nb. 喘息\n答え: d\nほかは、\nc. 肺塞栓\n", ("d",)),
+        ("b\nを考える。", None),
+        ("a. 肺炎\n答え:\n\nb\n以上。", ("b",)),
+        ("不正解:\na\n正解:\nc\n以上。", ("c",)),
     ],
 )
 def test_the_last_answer_counts_after_reasoning(text, expected):

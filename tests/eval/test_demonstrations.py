@@ -95,6 +95,15 @@ def test_a_pool_that_is_too_small():
 # fixed and nearest
 
 
+def test_examples_by_the_authors_are_shown_unless_told_otherwise():
+    task = _task(_items(3), [Item(f"p{n}", f"P{n}", ("x", "y"), ("a",)) for n in range(20)])
+    drawn, theirs = (Demonstrations(t, 4).of(task.items[0]) for t in (task, replace(task, pool_by_authors=True)))
+    assert [d.id for d in theirs] == ["p0", "p1", "p2", "p3"] != [d.id for d in drawn]
+    # no set is known by its name
+    named = replace(task, name="igakuqa")
+    assert [d.id for d in Demonstrations(named, 4).of(task.items[0])] != ["p0", "p1", "p2", "p3"]
+
+
 def test_fixed_takes_the_first_of_the_pool():
     task = _task(_items(9))
     assert [d.id for d in Demonstrations(task, 2, "fixed").of(task.items[7])] == ["i0", "i1"]

@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         compare_ecg_runs(one, tmp_path / "none", resamples=5)
     (tmp_path / "exam").mkdir()
     (tmp_path / "exam" / "results.json").write_text('{"medjax": {}}')
-    with pytest.raises(ValueError, match=r"expected what medjax\.eval writes for a model of ECGs"):
+    with pytest.raises(ValueError, match=r"expected what medjax\.eval writes of a run on ECGs; name such"):
         compare_ecg_runs(one, tmp_path / "exam", resamples=5)
     assert is_ecg_run(one)
     assert not is_ecg_run(tmp_path / "exam")

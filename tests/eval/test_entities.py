@@ -21,6 +21,8 @@ from medjax.eval.entities import exact_f1, overlap, parse_entities, partial_f1
         ('{"entities": ["a", "b"]}', ("a", "b")),
         ("['a'、'b'，「c」]", ("a", "b", "c")),
         (r'["say \"x\"", "\u767a\u71b1", "a\\b", "\x41"]', ('say "x"', "発熱", "a\\b", "A")),
+        (r'["\ud842\udfb7\u91ce", "𠮷"]', ("𠮷野", "𠮷")),
+        (r"['\ud842', 'a\udfb7b']", ("\ufffd", "a\ufffdb")),
         ("['a', 'a ', 'b']", ("a", "b")),
         ("['a'] そして ['a']", ("a",)),
         ("[[['a', 'b']]]", ("a", "b")),

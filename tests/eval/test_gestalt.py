@@ -9,11 +9,9 @@ from medjax.eval.gestalt import extract, gold_text, is_asked, judge_gestalt
 ITEM = Item("q", "?", ("甲状腺", "副腎", "1.5 mL", "心臓", "腎臓"), ("c",))
 
 
-def test_extraction_takes_the_first_line_after_the_header():
-    assert extract("### 指示：x\n### 応答：\n \n心臓。\n説明", "### 応答：\n") == "心臓。"
-    assert extract("心臓\n腎臓", "### 応答：\n") == "心臓"
-    assert extract("A###B\n###C", "###") == "B"
-    assert extract("", "") == ""
+def test_extraction_takes_the_first_line():
+    assert extract("\n \n心臓。 \n説明") == "心臓。"
+    assert extract("") == ""
 
 
 def test_points_are_removed_before_texts_are_compared():
@@ -75,7 +73,7 @@ def _golds(item):
     ],
 )
 def test_scores_of_kinds_of_answer(asked, respond, exact, gestalt, single):
-    verdicts = [judge_gestalt(item, extract(respond(item), "")) for item in asked]
+    verdicts = [judge_gestalt(item, extract(respond(item))) for item in asked]
     singles = [verdict.gestalt for item, verdict in zip(asked, verdicts, strict=True) if item.num_answers == 1]
     got = (
         100 * sum(verdict.exact for verdict in verdicts) / len(asked),

@@ -14,6 +14,7 @@ from medjax.eval.metrics import METRICS, grade
 from medjax.eval.protocols import Protocol
 from medjax.eval.reading import read_answers
 from medjax.eval.samples import Finished, sample_lines
+from medjax.eval.scoring import aggregate
 from medjax.eval.settings import EvalSettings, ProtocolSettings
 from medjax.infer.generator import TOO_LONG
 from medjax.infer.scorer import Work
@@ -97,6 +98,18 @@ def test_each_item_has_the_metrics_of_its_set():
     assert lines[1]["picked"] == []
     _, (alike,) = _graded("strict", (ALIKE,), ("pearson", "spearman", "mae"), *texts("3"))
     assert alike.metrics == {"exact_match": 0.0, "mae": 1.5}
+
+
+def test_an_output_that_names_half_a_character_is_written():
+    made, answers = _graded("strict", (FOUND,), ("entity_exact_f1",), *texts(r'["\ud842", "\u767a\u71b1"]'))
+    (line,) = sample_lines([Finished(made, answers, Work(), 0, 1.0)])
+    assert json.loads(line.encode())["picked"] == ["\ufffd", "発熱"]
+
+
+def test_open_questions_without_a_reference_are_counted():
+    made, answers = _graded("strict", (OPEN, TRANSLATED, ONE), (), *texts("安静。", "発熱。", "c"))
+    score = aggregate(made.task, made.items, [answer.verdict for answer in answers], resamples=10)
+    assert (score["no_reference"], score["correct"], score["items"]) == (1, 2, 3)
 
 
 def test_drawn_lists_of_entities_vote():

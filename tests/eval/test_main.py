@@ -46,6 +46,21 @@ def test_help_lists_every_key(capsys):
     assert text.rstrip().endswith("75 stopped by Ctrl-C or SIGTERM: the same command goes on.")
 
 
+def test_the_sets_are_listed_with_licence_and_origin(capsys):
+    assert main(["--tasks", "list"]) == 0
+    printed = capsys.readouterr().out
+    for name, licence, origin in (
+        ("igakuqa  (ja, en)  accuracy", "none stated; exam texts by", "github.com/jungokasai/IgakuQA@2bc4c3d"),
+        ("crade  (ja)  kappa_linear, accuracy", "CC BY 4.0", "github.com/sociocom/JMED-LLM@3774a34"),
+        ("clinicalqa25  (ja, en)  chrf", "its authors'", "github.com/stardust-coder/japanese-lm-med-harness"),
+    ):
+        lines = printed.partition(f"{name}\n")[2].splitlines()
+        assert lines[1].startswith(f"    licence: {licence}")
+        assert lines[2].startswith(f"    origin: {origin}")
+    assert printed.endswith("\nenglish-medical\n    stands for those on this machine of igakuqa:en, medqa, medmcqa, "
+                            "pubmedqa, mmlu-medical\n")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

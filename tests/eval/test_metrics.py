@@ -3,15 +3,22 @@
 import builtins
 import math
 import random
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
+from small_evaluations import loaded
 
 from medjax.data.exams.catalogue import TASKS
+from medjax.data.exams.tasks import load_task
 from medjax.data.qa import KINDS, Item
 from medjax.eval import translation
+from medjax.eval.asking import choose_items
 from medjax.eval.metrics import METRICS, grade, item_metrics
+from medjax.eval.protocols import Protocol
+from medjax.eval.settings import EvalSettings, ProtocolSettings
 from medjax.statistics.bootstrap import PatientBootstrap
 
 GRADES = ("never", "rarely", "often", "always")
@@ -24,10 +31,7 @@ def items_of(gold, kind="choice"):
 
 
 def value(name, gold, said, kind="choice"):
-    items = items_of(gold, kind)
-    (found,) = METRICS[name].corpus(items, said).values()
-    assert grade([name], items, said, resamples=10)[name]["value"] == found
-    return found
+    return grade([name], items_of(gold, kind), said, resamples=10)[name]["value"]
 
 
 def letters(text):
@@ -60,15 +64,37 @@ def test_kappa_agrees_with_scikit_learn():
         assert value("f1_macro", gold, letters(with_none)) == pytest.approx(f1)
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "expected"),
+    [
+        *[("jmmlu-medical-100", "kappa", 0.5466666666666666), ("jmmlu-medical-100", "accuracy", 0.66)],
+        *[("smdis", "kappa", 0.66), ("rrtnm", "kappa", 0.5446021966246986), ("crade", "kappa_linear", 0.524193548387)],
+        *[("mrner-disease", "entity_exact_f1", 0.6500344129981255)],
+        *[("mrner-medicine", "entity_exact_f1", 0.585760073260073)],
+    ],
+)
+def test_the_metrics_of_jmed_llm_on_its_own_items(shared_data, task, metric, expected):
+    """Figures of scikit-learn's cohen_kappa_score, and of set arithmetic, on the csv files read by themselves."""
+    items = load_task(task, data_dir=shared_data).items
+    said = []
+    for number, item in enumerate(items):
+        if item.kind == "entities":  # every other one, and in every third report one that is wrong
+            said.append((*item.answer[number % 2 :: 2], *["まったく別の語"] * (number % 3 == 0)))
+        else:  # every third one is wrong, by one letter or two
+            place = item.letters.index(item.answer[0]) + (number % 3 == 0) * (1 + number % 2)
+            said.append((item.letters[place % len(item.letters)],))
+    assert grade([metric], items, said, resamples=10)[metric]["value"] == pytest.approx(expected, abs=1e-10)
+
+
 def test_kappa_of_several_letters_and_of_accepted_answers():
     two = Item("2", "?", GRADES, ("a", "b"))
     either = Item("3", "?", GRADES, ("a",), accepted=(("a",), ("c",)))
     items = [*items_of("cd"), two, either]
     said = [("c",), ("d",), ("b", "a"), ("c",)]
-    assert METRICS["kappa"].corpus(items, said) == {"kappa": 1.0}
-    assert METRICS["accuracy"].corpus(items, said) == {"accuracy": 1.0}
+    found = grade(["kappa", "accuracy"], items, said, resamples=10)
+    assert [entry["value"] for entry in found.values()] == [1.0, 1.0]
     with pytest.raises(ValueError, match=r"kappa_linear: item 2: got the answer .* expected one grade"):
-        METRICS["kappa_linear"].corpus(items, said)
+        grade(["kappa_linear"], items, said, resamples=10)
 
 
 def test_what_is_undefined_is_none():
@@ -76,7 +102,7 @@ def test_what_is_undefined_is_none():
     assert value("pearson", [("1",), ("2",)], [("3",), ("3",)], "similarity") is None
     found = grade(["pearson"], items_of([("1",), ("2",)], "similarity"), [("3",), ("3",)])["pearson"]
     assert (found["value"], found["interval"]) == (None, None)
-    assert METRICS["bleu"].corpus([], []) == {"bleu": None}
+    assert grade(["bleu"], [], []) == {}
 
 
 def test_correlations_agree_with_scipy():
@@ -144,6 +170,18 @@ def test_bleu_and_chrf_agree_with_sacrebleu(language):
         assert item_metrics(["bleu"], item, said[number]) == {"bleu": pytest.approx(alone)}
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_a_hundred_kilobytes_are_graded_in_little_time(language):
+    pytest.importorskip("sacrebleu")
+    gold = REFERENCES[language][0]
+    (item,) = items_of([(gold,)], "text")
+    start = time.process_time()
+    found = item_metrics(["bleu", "chrf"], item, (gold * (100_000 // len(gold)),))
+    assert time.process_time() - start < 5
+    assert 0 < found["bleu"] < 1  # one part of many is right
+    assert 0 < found["chrf"] < 1
+
+
 def test_resampled_bleu_and_chrf_are_those_of_the_repeated_sentences():
     sacrebleu = pytest.importorskip("sacrebleu")
     references, outputs = REFERENCES["en"], OUTPUTS["en"]
@@ -166,7 +204,7 @@ def test_open_questions_without_a_reference_are_left_out():
     assert item_metrics(["chrf"], items[0], ("anything",)) == {}
 
 
-def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch):
+def test_without_sacrebleu_nothing_is_asked_and_the_message_says_what_to_install(monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **more):
@@ -176,11 +214,23 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     translation._bleu.cache_clear()
+    items = items_of([("a",)], "text")
     for name in ("bleu", "chrf"):
-        with pytest.raises(
-            ValueError, match=rf"{name}: sacrebleu is not installed; pip install 'medjax\[translation\]'"
-        ):
-            METRICS[name].corpus(items_of([("a",)], "text"), [("a",)])
+        missing = rf"{name}: sacrebleu is not installed; pip install 'medjax\[translation\]'"
+        with pytest.raises(ValueError, match=missing):
+            grade([name], items, [("a",)], resamples=10)
+        task = replace(loaded(items), metrics=(name,))
+        with pytest.raises(ValueError, match=missing):
+            choose_items(task, Protocol("strict", ProtocolSettings()), EvalSettings())
+    choose_items(
+        replace(loaded(items_of("a")), metrics=("bleu",)), Protocol("strict", ProtocolSettings()), EvalSettings()
+    )
+
+
+def test_items_that_a_metric_cannot_take_are_named_before_they_are_asked():
+    task = replace(loaded([Item("two", "?", GRADES, ("a", "b"))]), metrics=("kappa_linear",))
+    with pytest.raises(ValueError, match=r"kappa_linear: item two: got the answer .* expected one grade"):
+        choose_items(task, Protocol("strict", ProtocolSettings()), EvalSettings())
 
 
 def test_intervals_chance_and_counts():

@@ -103,6 +103,15 @@ def test_reasoning_gets_its_budget_and_an_answer_is_forced_where_none_was_writte
     assert [call.prompts for call in engine.asked] == [[], []]
 
 
+def test_choices_that_are_gone_through_as_the_budget_ends_are_no_answer(engine, tmp_path):
+    made = evaluation("cot")
+    listed = "選択肢を見る。\n" + "\n".join(f"{letter}. {text}" for letter, text in zip("abcde", FIVE, strict=True))
+    engine.say = lambda prompt: ("c", "stop") if prompt.endswith("\n答え:") else (listed, "length")
+    found, _, _ = _run(made, tmp_path)
+    (answer,) = read_answers(made, found)
+    assert (answer.picked, answer.forced) == (("c",), True)
+
+
 @pytest.mark.parametrize(
     ("chat", "reasoning", "forced"),
     [

@@ -271,9 +271,9 @@ def test_pick_takes_the_largest_and_the_first_of_a_tie():
     [
         ("kasai", {"num_fewshot": 3}, "kasai-3shot"),
         ("strict", {}, "strict-0shot"),
-        ("strict", {"max_new_tokens": 32}, "strict-0shot"),
+        ("strict", {"max_new_tokens": 32}, "strict-32tokens-0shot"),  # where lists have room for 512
         ("strict", {"max_new_tokens": 512}, "strict-512tokens-0shot"),
-        ("gestalt", {"max_new_tokens": 256}, "gestalt-0shot"),
+        ("gestalt", {"max_new_tokens": 256}, "gestalt-256tokens-0shot"),
         ("choice-logprob", {"max_new_tokens": 9}, "choice-logprob-0shot"),
         ("choice-logprob", {"continuation": "letter", "num_fewshot": 2}, "choice-logprob-letter-2shot"),
         ("choice-logprob", {"normalise": "byte"}, "choice-logprob-per-byte-0shot"),
@@ -324,5 +324,5 @@ def test_what_gestalt_asks_and_how_answers_stop():
     assert gestalt.prompt(ITEM, (), "ja", None).text == (
         "### 質問\n正しいのはどれか。2つ選べ。\n### 選択肢\n肺炎,喘息,肺塞栓,気胸,心不全\n### 正しい選択肢の文\n"
     )
-    assert (gestalt.max_new_tokens, strict.max_new_tokens) == (256, 32)
+    assert (gestalt.room([ITEM]), strict.room([ITEM, NUMBER])) == (256, 32)
     assert (gestalt.stop(True), strict.stop(False), strict.stop(True)) == (("\n",), ("\n",), ())

@@ -1,5 +1,6 @@
 """From outputs to answers: shifts, votes, thoughts, reasoning, and items that are too long."""
 
+import numpy as np
 import pytest
 from small_evaluations import NUMBER, ONE, TWO, evaluation, texts
 
@@ -82,6 +83,36 @@ def test_the_most_frequent_sample_counts():
     assert answer.resps == [["a"], ["c"], ["?"], ["c"], ["a"]]
     unread = _one(drawn, texts(*"?????"))
     assert (unread.picked, unread.verdict.outcome, unread.agreement) == (None, "unparsed", 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "outputs", "picked", "agreement"),
+    [
+        ("entities", ("発熱", "咳嗽"), ["['嘔吐']", "['発熱', '咳嗽']", "咳嗽、発熱"], ("発熱", "咳嗽"), 2 / 3),
+        ("similarity", ("4.5",), ["3", "4.5", "4.50"], ("4.5",), 2 / 3),
+        ("text", ("熱",), ["咳", "熱", "熱\n"], ("熱",), 2 / 3),
+    ],
+)
+def test_answers_that_say_the_same_vote_together(kind, gold, outputs, picked, agreement):
+    item = Item("q", "?", (), gold, kind=kind)
+    answer = _one(evaluation("strict", (item,), samples=3, temperature=0.7), texts(*outputs))
+    assert (answer.picked, answer.verdict.correct, answer.agreement) == (picked, True, pytest.approx(agreement))
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({"samples": 3, "temperature": 0.7}, 3), ({"rotate": True}, 5)],
+    ids=["drawn", "rotated"],
+)
+def test_of_several_unread_answers_one_cut_off_makes_the_item_cut_off(settings, count):
+    made = evaluation("strict", **settings)
+    outputs = texts(*"?" * count)
+    outputs[1] = Generation((1,), "まず", "length")
+    answer = _one(made, outputs)
+    assert (answer.verdict.outcome, answer.truncated) == ("cut_off", True)
+    outputs[0] = Generation((1,), "c", "stop")
+    read = _one(made, outputs)
+    assert (read.picked, read.verdict.outcome == "cut_off", read.truncated) == (("c",), False, False)
 
 
 def test_kasai_tells_a_trimmed_answer_from_one_that_is_not():
@@ -169,3 +200,24 @@ def test_choices_with_commas_are_read_by_their_letters():
 def test_gestalt_reads_a_hundred_kilobytes():
     answer = _one(evaluation("gestalt"), texts("肺塞栓" * 34_000))
     assert answer.picked == ("c",)
+
+
+# scored choices
+
+
+def test_choices_are_ranked_as_lm_eval_and_jmedbench_rank_them():
+    """lm-eval: sums, and sums by characters and bytes; JMedBench: the least loss, and the least loss a token."""
+    draw = np.random.default_rng(4)
+    words = ("心不全", "fever", "Na 140, K 4.0", "β遮断薬", "うつ病・双極性障害", "x")
+    for _ in range(200):
+        choices = tuple(words[i] for i in draw.permutation(len(words))[:4])
+        losses = [draw.gamma(2, 2, draw.integers(1, 7)) for _ in choices]
+        total = np.array([loss.sum() for loss in losses])
+        divisors = {
+            **{"acc": [1] * 4, "acc_norm": [len(text) for text in choices]},
+            **{"acc_bytes": [len(text.encode()) for text in choices], "acc_per_token": [len(loss) for loss in losses]},
+        }
+        item = Item("q", "?", choices, ("b",))
+        answer = _one(evaluation("choice-logprob", (item,)), [[Score(tuple(-loss), False) for loss in losses]])
+        expected = {name: float((total / sizes).argmin() == 1) for name, sizes in divisors.items()}
+        assert answer.metrics == expected

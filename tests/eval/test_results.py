@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from small_evaluations import ONE, TWO, evaluation, texts
 
 from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
@@ -18,7 +20,7 @@ from medjax.eval.reading import read_answers
 from medjax.eval.results import results_json
 from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.settings import EvalSettings, ModelSettings, ProtocolSettings, TaskSettings
-from medjax.infer.generator import Generation
+from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.scorer import Score, Work
 
 FIVE = ("肺炎", "喘息", "肺塞栓", "気胸", "心不全")
@@ -72,7 +74,7 @@ def _scores(*rows):
 # the sum, bytes and characters say c, tokens say e
 ROWS = _scores((-9.0,), (-3.1, -3.1), (-4.0, -2.0), (-8.0,), (-2.0, -2.0, -2.0, -2.0))
 SCORING = _evaluation("choice-logprob")
-TWO = _scores((-2.0,), (-5.0,), (-9.0,), (-2.5,), (-8.0,))
+TWO_ROWS = _scores((-2.0,), (-5.0,), (-9.0,), (-2.5,), (-8.0,))
 
 
 def _results(*finished, chat=None, **settings):
@@ -90,7 +92,7 @@ def _results(*finished, chat=None, **settings):
 
 
 def test_choices_are_ranked_by_every_normalisation():
-    one, two, number = read_answers(SCORING, [ROWS, TWO, []])
+    one, two, number = read_answers(SCORING, [ROWS, TWO_ROWS, []])
     # sums -9, -6.2, -6, -8, -8; per token -9, -3.1, -3, -8, -2; characters 2, 2, 3, 2, 3; three bytes each
     assert (one.picked, one.metrics) == (
         ("c",),
@@ -152,8 +154,8 @@ def test_kasai_specials():
         Item("116A71", "?", FIVE, ("e",), any_answer=True),
         Item("112B30", "?", FIVE, ("a",), points=3, accepted=(("a",), ("d",))),
     )
-    for texts, correct in ((["何か", "d"], [True, True]), (["", "a"], [True, True]), (["e", "a,d"], [True, False])):
-        answers = _texts("kasai", texts, items=items)
+    for said, correct in ((["何か", "d"], [True, True]), (["", "a"], [True, True]), (["e", "a,d"], [True, False])):
+        answers = _texts("kasai", said, items=items)
         assert [a.verdict.correct for a in answers] == correct
     assert [a.verdict.unparsed for a in _texts("kasai", ["何か", "b"], items=items)] == [True, False]
 
@@ -181,7 +183,7 @@ def test_gestalt_answers():
 
 
 def test_samples_carry_the_harness_keys_and_hashes():
-    lines = list(sample_lines([_finish(SCORING, [ROWS, TWO, []])]))
+    lines = list(sample_lines([_finish(SCORING, [ROWS, TWO_ROWS, []])]))
     assert all(line.endswith("}\n") and line.count("\n") == 1 for line in lines)
     first, second, third = (json.loads(line) for line in lines)
     assert [s["doc_id"] for s in (first, second, third)] == [0, 1, 2]
@@ -215,6 +217,13 @@ def test_samples_carry_the_harness_keys_and_hashes():
     assert "症例。" in lines[1]  # readable, not escaped
 
 
+def test_a_withdrawn_item_is_worth_nothing_in_its_sample_too():
+    made = _evaluation("strict", items=(Item("w", "?", FIVE, ("a",), points=0), ITEMS[1]))
+    lines = sample_lines([_finish(made, [Generation((1,), "a", "stop")] * 2)])
+    samples = [json.loads(line) for line in lines]
+    assert [(s["doc"]["points"], s["points"], s["outcome"]) for s in samples] == [(0, 0, "right"), (1, 0, "wrong")]
+
+
 def test_a_generation_sample():
     evaluation = _evaluation("strict", items=ITEMS[:1])
     (line,) = sample_lines([_finish(evaluation, [Generation((4, 5), "\u2028c", "length")])])
@@ -236,7 +245,7 @@ def test_answers_cut_off_are_counted_apart_from_wrong_ones():
     run = _finish(evaluation, outputs)
     samples = [json.loads(line) for line in sample_lines([run])]
     assert [(s["truncated"], s["unparsed"]) for s in samples] == [(True, True), (True, False), (False, True)]
-    strict, scored = _results(run, _finish(SCORING, [ROWS, TWO, []]))["medjax"]["evaluations"]
+    strict, scored = _results(run, _finish(SCORING, [ROWS, TWO_ROWS, []]))["medjax"]["evaluations"]
     assert (strict["truncated"], strict["truncated_unparsed"], strict["scores"]["unparsed"]) == (2, 1, 2)
     assert (scored["truncated"], scored["truncated_unparsed"], scored["scores"]["unparsed"]) == (0, 0, 0)
     assert "truncated" not in strict["scores"]
@@ -256,7 +265,7 @@ def test_a_chat_template_is_named_only_where_one_was_used():
 def test_results_have_means_and_closed_form_errors_under_the_harness_keys():
     other = _evaluation("strict", items=ITEMS[:1])
     results = _results(
-        _finish(SCORING, [ROWS, TWO, []]),
+        _finish(SCORING, [ROWS, TWO_ROWS, []]),
         _finish(other, [Generation((1,), "c", "stop")]),
         task=TaskSettings(limit=3),
     )
@@ -279,13 +288,13 @@ def test_results_have_means_and_closed_form_errors_under_the_harness_keys():
     assert results["tokenizer_pad_token"] == [None, "None"]
     assert results["total_evaluation_time_seconds"] == "1.25"
     assert json.loads(json.dumps(results)) == results
-    samples = [json.loads(line) for line in sample_lines([_finish(SCORING, [ROWS, TWO, []])])]
+    samples = [json.loads(line) for line in sample_lines([_finish(SCORING, [ROWS, TWO_ROWS, []])])]
     joined = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
     assert results["task_hashes"][name] == _sha(joined)
 
 
 def test_the_exam_record_stands_under_medjax():
-    results = _results(_finish(SCORING, [ROWS, TWO, []]))
+    results = _results(_finish(SCORING, [ROWS, TWO_ROWS, []]))
     (evaluation,) = results["medjax"]["evaluations"]
     scores = evaluation["scores"]
     assert (scores["correct"], scores["points"], scores["points_total"], scores["not_asked"]) == (2, 4, 5, 1)
@@ -309,6 +318,56 @@ def test_the_exam_record_stands_under_medjax():
         ("two", ["a", "d"], True),
         ("number", None, False),
     ]
+
+
+# what a set is graded by
+
+
+def _graded_by(metrics, outputs, name="strict", items=(ONE, TWO), **settings):
+    made = evaluation(name, items, **settings)
+    made = replace(made, task=replace(made.task, metrics=metrics))
+    results = _results(Finished(made, read_answers(made, outputs), Work(), 0, 1.0))
+    return results, results["medjax"]["evaluations"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "outputs", "right", "chance"),
+    [
+        ("strict", {}, ["c", "a, d"], 1.0, (1 / 5 + 1 / 10) / 2),
+        ("kasai", {}, ["c", "a, d"], 0.5, (1 / 5 + 1 / 10) / 2),
+        ("strict", {"rotate": True}, [*"cbaea", "a, d", "c, e", "b, d", "a, c", "b, e"], 0.5, (0.2**5 + 0.1**5) / 2),
+    ],
+    ids=["strict", "kasai", "rotated"],
+)
+def test_accuracy_among_the_metrics_is_that_of_the_scores(name, settings, outputs, right, chance):
+    _, entry = _graded_by(("kappa", "accuracy"), texts(*outputs), name, **settings)
+    graded, scores = entry["metrics"], entry["scores"]
+    assert graded["accuracy"]["value"] == scores["accuracy"] == right
+    assert graded["accuracy"]["interval"] == scores["accuracy_interval"]
+    assert graded["accuracy"]["chance"] == scores["chance"]["accuracy"] == pytest.approx(chance)
+    assert graded["kappa"]["value"] == 1  # of what was read
+
+
+def test_what_is_too_long_is_not_unparsed_and_not_right():
+    every = Item("any", "?", ONE.choices, ("a",), any_answer=True)
+    _, entry = _graded_by(("accuracy", "kappa"), [TOO_LONG, *texts("?")], items=(every, ONE))
+    assert [found["unparsed"] for found in entry["metrics"].values()] == [1, 1]
+    assert entry["metrics"]["accuracy"]["value"] == entry["scores"]["accuracy"] == 0
+
+
+def test_metrics_of_the_set_alone_stand_among_the_harness_keys():
+    pytest.importorskip("sacrebleu")
+    results, entry = _graded_by(("kappa", "accuracy"), texts("c", "b"))
+    (values,) = results["results"].values()
+    assert (values["kappa,none"], values["kappa_stderr,none"]) == (entry["metrics"]["kappa"]["value"], "N/A")
+    assert (values["exact_match,none"], values["exact_match_stderr,none"]) == (0.5, 0.5)
+    assert [list(keys) for keys in results["higher_is_better"].values()] == [["exact_match", "kappa"]]
+    assert results["configs"]["exam_ja_strict-0shot"]["metric_list"] == [{"metric": "exact_match"}, {"metric": "kappa"}]
+    items = tuple(Item(name, "?", (), (text,), kind="text") for name, text in (("x", "abcdef"), ("y", "ghijkl")))
+    results, entry = _graded_by(("chrf",), texts("abcdef", "ghi"), items=items)
+    (values,) = results["results"].values()
+    # of the set, which is no mean over items and has no closed-form error
+    assert (values["chrf,none"], values["chrf_stderr,none"]) == (entry["metrics"]["chrf"]["value"], "N/A")
 
 
 def test_the_prompt_digest_covers_prompts_and_continuations():

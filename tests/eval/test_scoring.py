@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from medjax.data.exams.definition import LoadedTask, PassRule
 from medjax.data.exams.tasks import load_task
 from medjax.data.qa import Item
 from medjax.eval.scoring import Prediction, Verdict, aggregate, chance, judge, judge_kasai
@@ -220,6 +221,35 @@ def test_the_dataset_itself(igakuqa, oracle):
     assert {i.id: i.answer[0] for i in igakuqa.items if i.is_numeric} == special["numeric_answers"]
     for entry in special["irregular_prohibited_strings"]:
         assert list(by_id[entry["problem_id"]].prohibited) == entry["split"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "prohibited", "result", "reasons"),
+    [
+        ((0, 0), 3, "pass", []),
+        ((0, 0), 4, "fail", ["4 questions with a prohibited pick, at most 3 allowed"]),
+        ((1, 5), 0, "pass", []),
+        ((2, 5), 0, "fail", ["required 3 of 5 points, 4 needed"]),
+        ((1, 6), 0, "fail", ["general 14 of 20 points, 15 needed"]),
+    ],
+)
+def test_the_official_rule_at_its_limits(lost, prohibited, result, reasons):
+    """Required 80 % of 5, general 15 of 20, three questions with a prohibited pick pass and four do not."""
+    items = [Item(f"r{n}", "?", FIVE, ("a",), section="B", exam="2018") for n in range(5)]
+    items += [Item(f"g{n}", "?", FIVE, ("a",), section="A", exam="2018") for n in range(20)]
+    wrong = {f"r{n}" for n in range(lost[0])} | {f"g{n}" for n in range(lost[1])}
+    # worth nothing, so that the points stay as they are
+    items += [Item(f"w{n}", "?", FIVE, ("a",), points=0, section="A", exam="2018", prohibited=("e",)) for n in range(4)]
+    wrong |= {f"w{n}" for n in range(prohibited)}
+    task = LoadedTask(
+        **{"name": "x", "language": "ja", "items": tuple(items), "fewshot": (), "pool_is_test": False, "digest": ""},
+        **{"files": {}, "required_sections": ("B",), "cuts": {"2018": PassRule({"2018": 15}).cuts("2018", 5, 20)}},
+        **{"prohibited_max": 3, "exam_sizes": {"2018": 29}, "dropped": {}, "note": ""},
+    )
+    picks = [Prediction(item.id, ("e",) if item.id in wrong else ("a",)) for item in items]
+    verdicts = [judge(item, pick) for item, pick in zip(items, picks, strict=True)]
+    verdict = aggregate(task, items, verdicts, resamples=10)["by_exam"]["2018"]["verdict"]
+    assert (verdict["result"], verdict["reasons"]) == (result, reasons)
 
 
 def test_a_part_of_an_exam_has_no_verdict(igakuqa):

@@ -5,11 +5,11 @@ import pytest
 from medjax.eval.summary import print_summary
 
 
-def _results(*, unparsed=0, truncated=0, both=0, unpinned=()):
+def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
     scores = {
         **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
-        **{"not_asked": 0, "too_long": 0},
+        **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         "outcomes": {
             **{"right": 25, "wrong": 75 - unparsed, "unparsed": unparsed - both, "cut_off": both},
             **{"not_asked": 0, "too_long": 0},
@@ -58,8 +58,19 @@ def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, both
     assert all(line.startswith("exam_en_strict-0shot: ") for line in hints)
 
 
+def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
+    assert not [line for line in _lines(capsys) if "reference" in line]
+    (line,) = [line for line in _lines(capsys, no_reference=25) if "reference" in line]
+    assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong")
+
+
 def test_changed_data_are_named(capsys):
     assert not [line for line in _lines(capsys) if "differ" in line]
     assert "data differ from the published files: set/a.jsonl, set/b.jsonl" in _lines(
         capsys, unpinned=("set/a.jsonl", "set/b.jsonl")
     )
+
+
+def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_questions(capsys):
+    (line,) = [line for line in _lines(capsys) if line.startswith("next ")]
+    assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")

@@ -64,6 +64,11 @@ def test_a_template_cannot_leave_its_sandbox(attack):
         PromptTemplate("{{ question }}" + attack, "f.txt").render(ITEM)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfQ: {{question}}\r\n{{input}}\r\n")
+    assert PromptTemplate.read(tmp_path / "t.txt").render(ITEM) == f"Q: {ITEM.question}\n{','.join(ITEM.choices)}\n"
+
+
 def test_template_errors_name_file_and_cause(tmp_path):
     path = tmp_path / "t.txt"
 

@@ -4,8 +4,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from medjax.statistics.intervals import difference_interval, mcnemar, mean_interval, ratio_interval, wilson
+from medjax.statistics.intervals import (
+    difference_interval,
+    mcnemar,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+    wilson,
+)
 
 
 def test_mean_interval_agrees_with_the_normal_approximation():
@@ -85,6 +93,19 @@ def test_wilson_interval():
     assert (interval.low, interval.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert (wilson(0, 20).low, wilson(0, 20).high) == pytest.approx((0, 0.1611), abs=5e-5)
     assert wilson(20, 20).low == pytest.approx(1 - 0.1611, abs=5e-5)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_share_of_nothing_or_all_is_not_without_doubt(right):
+    found = share_interval([right] * 20)
+    oracle = binomtest(20 * right, 20).proportion_ci(method="wilson")
+    assert (found.estimate, found.low, found.high) == pytest.approx((right, oracle.low, oracle.high), abs=1e-12)
+    assert share_interval([0.5] * 20) == mean_interval([0.5] * 20)
+
+
+def test_a_share_between_is_that_of_the_mean():
+    right = np.random.default_rng(5).random(60) < 0.7
+    assert share_interval(right, resamples=300, seed=2) == mean_interval(right, resamples=300, seed=2)
 
 
 def test_wrong_input_is_refused():

@@ -1,4 +1,4 @@
-"""The question sets that medjax knows by name, each with its licence and where it comes from.
+"""The question sets that medjax knows by name, each with its licence and where it comes from, and groups of them.
 
 Those with `sets` are read from the folder of question sets or fetched from GitHub at a pinned commit; those of
 JMedBench from that folder or the model hub; the others only the user can provide.
@@ -280,11 +280,25 @@ _OF_THE_USER = tuple(
         split=what,
         licence="its authors'",
         origin=_HARNESS,
+        metrics=metrics,
     )
-    for name, what in {
-        "clinicalqa25": "25 open clinical questions, for people to judge; chrF is a hint only",
-        "cardioexam": "specialist exam in cardiology",
-    }.items()
+    for name, what, metrics in (
+        ("clinicalqa25", "25 open clinical questions, for people to judge; chrF is a hint only", ("chrf",)),
+        ("cardioexam", "specialist exam in cardiology", ()),
+    )
 )
 
 TASKS = {task.name: task for task in (*_SHIPPED, *_LICENSING_EXAMS, *_JMED_LLM, *_ENGLISH, *_JMEDBENCH, *_OF_THE_USER)}
+
+# every set of a language, each question once: without the 4-choice editions of MedQA, the small edition of medical
+# JMMLU and the full sets that hold a smaller one
+GROUPS: dict[str, tuple[str, ...]] = {
+    "japanese-medical": (
+        *("igakuqa:ja", "denqa", "yakugakuqa", "jmmlu-medical"),
+        *("crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine", "nrner", "jcsts"),
+        *("medqa-ja", "medmcqa-ja", "pubmedqa-ja", "mmlu-medical-ja"),
+        *("bc2gm-ja", "bc5chem-ja", "bc5disease-ja", "jnlpba-ja", "ncbi_disease-ja"),
+        *("jcsts-similarity", "ejmmt-en-ja", "ejmmt-ja-en", "clinicalqa25:ja", "cardioexam:ja"),
+    ),
+    "english-medical": ("igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical"),
+}

@@ -65,7 +65,8 @@ class Task:
 class LoadedTask:
     """A task read from disk.
 
-    fewshot       pool of demonstrations, every question once; when `pool_is_test` these are the questions asked
+    fewshot       pool of demonstrations, every question once; when `pool_is_test` these are the questions asked, when
+                  `pool_by_authors` those that the set's authors show, in their order
     digest        sha256 over name and sha256 of every file read
     files         name -> sha256 of every file read
     cuts          exam -> (required points needed, general points needed)
@@ -94,3 +95,4 @@ class LoadedTask:
     metrics: tuple[str, ...] = ("accuracy",)
     licence: str = ""
     origin: str = ""
+    pool_by_authors: bool = False

@@ -1,25 +1,10 @@
-"""Groups of question sets, which of their members are on this machine, and the table of all sets.
-
-`japanese-medical` and `english-medical` stand for every set of that language, each question once: the 4-choice edition
-of MedQA, the small edition of medical JMMLU and the full sets that hold a smaller one are left out.
-"""
+"""Which sets are on this machine, what a group of sets stands for there, and the table of all sets and groups."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from medjax.data.exams.catalogue import GROUPS, TASKS
 from medjax.data.exams.rows import Files
-from medjax.data.exams.tasks import TASKS
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "japanese-medical": (
-        *("igakuqa:ja", "denqa", "yakugakuqa", "jmmlu-medical"),
-        *("crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine", "nrner", "jcsts"),
-        *("medqa-ja", "medmcqa-ja", "pubmedqa-ja", "mmlu-medical-ja"),
-        *("bc2gm-ja", "bc5chem-ja", "bc5disease-ja", "jnlpba-ja", "ncbi_disease-ja"),
-        *("jcsts-similarity", "ejmmt-en-ja", "ejmmt-ja-en", "clinicalqa25:ja", "cardioexam:ja"),
-    ),
-    "english-medical": ("igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical"),
-}
 
 
 def missing(name: str, data_dir: str | Path | None = None) -> str | None:
@@ -36,16 +21,19 @@ def missing(name: str, data_dir: str | Path | None = None) -> str | None:
     return None
 
 
-def expand(names: Iterable[str], data_dir: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names with groups replaced by their members on this machine, each name once; and a line for each left out.
+def expand(
+    names: Iterable[str], data_dir: str | Path | None = None, *, language: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names with groups replaced by their members on this machine, each set once; and a line for each left out.
 
+    language  of names that say none; None: the set's first
     Names that are no group stay as they are. Raises FileNotFoundError when nothing of a group is here.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # set and language -> name
     skipped = []
     for name in names:
         if name not in GROUPS:
-            found[name] = None
+            found.setdefault(_with_language(name, language), name)
             continue
         reasons = {member: missing(member, data_dir) for member in GROUPS[name]}
         here = [member for member, reason in reasons.items() if reason is None]
@@ -55,18 +43,23 @@ def expand(names: Iterable[str], data_dir: str | Path | None = None) -> tuple[tu
                 f"task {name}: got none of its sets, expected some in the folder of the question sets; name it by "
                 f"--data-dir or MEDJAX_DATA, or name a set to fetch it. " + " ".join(lines)
             )
-        found |= dict.fromkeys(here)
+        for member in here:
+            found.setdefault(_with_language(member, language), member)
         skipped += lines
-    return tuple(found), tuple(skipped)
+    return tuple(found.values()), tuple(skipped)
+
+
+def _with_language(name: str, language: str | None) -> str:
+    return f"{name}:{language or TASKS[name].languages[0]}" if name in TASKS else name
 
 
 def task_table() -> str:
     """All sets as lines of text: name, languages, metrics; below it what is asked, licence and origin. Then groups."""
     lines = []
     for task in TASKS.values():
-        lines.append(f"{task.name}  ({', '.join(task.languages)})  {', '.join(task.metrics) or 'accuracy'}")
+        lines.append(f"{task.name}  ({', '.join(task.languages)})  {', '.join(task.metrics or ('accuracy',))}")
         lines += [f"    {task.split}", f"    licence: {task.licence}", f"    origin: {task.origin}"]
         lines += [f"    {task.remark}"] if task.remark else []
     for group, members in GROUPS.items():
-        lines += [f"{group}", f"    stands for {', '.join(members)}, those on this machine"]
+        lines += [group, f"    stands for those on this machine of {', '.join(members)}"]
     return "\n".join(lines)

@@ -4,14 +4,13 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medjax import assets
-from medjax.data.qa import Item, read_text
+from medjax.data.qa import Item, json_lines, read_text
 
 
 @dataclass
@@ -60,30 +59,35 @@ class Files:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped."""
+    """What a source gave: items in file order, demonstrations (None: the items themselves), item id -> why dropped.
+
+    pool_by_authors  the demonstrations are those that the set's authors show, in their order
+    """
 
     items: tuple[Item, ...]
     pool: tuple[Item, ...] | None = None
     dropped: dict[str, str] = field(default_factory=dict)
+    pool_by_authors: bool = False
 
 
 def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The objects of a file with one a line, each with where it stands. Raises ValueError naming file and line."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            with located(where):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"got a JSON {type(row).__name__}, expected one object a line")
-            yield row, where
+    for number, row in json_lines(path):
+        yield row, f"{path}, line {number}"
 
 
 def csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
-    """The rows of a csv file, each with where it stands. Raises ValueError for bytes that are not UTF-8."""
-    for number, row in enumerate(csv.reader(io.StringIO(read_text(path), newline="")), 1):
-        if row:
-            yield row, f"{path}, row {number}"
+    """The rows of a csv file, each with where it stands. Raises ValueError for what is no csv, or no UTF-8."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            if row:
+                yield row, f"{path}, row {number}"
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {number + 1}: {error}; look for a double quote that is not closed, or not doubled in a text"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -15,17 +15,17 @@ What is irregular in a set is put right here and nowhere else:
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medjax.data.exams.rows import Files, Rows, check_new, json_rows, located, unique
-from medjax.data.qa import Item, read_jsonl
+from medjax.data.qa import Item, read_jsonl, read_text
 
 EXAMS = Path(__file__).parent
 _YES_NO_MAYBE = ("yes", "no", "maybe")
-_HALF_WIDTH = {0xFF41 + i: chr(0x61 + i) for i in range(26)}
 _EXAM_ID = re.compile(r"([0-9]{3})([A-F])[0-9]+")
 _EXAM_FILE = re.compile(r"[0-9]{3}-[A-Z]")
 _LAYOUT = "119-A.jsonl, 119-A_metadata.jsonl, 119-B.jsonl"
@@ -46,6 +46,7 @@ def igakuqa(files: Files, language: str) -> Rows:
     return Rows(
         _igakuqa_items(paths, english),
         tuple(_igakuqa_item(row, where, english) for row, where in json_rows(prompt_path)),
+        pool_by_authors=True,
     )
 
 
@@ -71,7 +72,7 @@ def igakuqa_folder(files: Files, language: str, *, folder: Path) -> Rows:
 
 
 def _igakuqa_items(paths: Sequence[Path], english: bool) -> tuple[Item, ...]:
-    """Items of problem files, with what metadata and translation files say about the same ids."""
+    """Items of problem files, with what metadata and translation files say about the same ids, and only they say."""
     rows: dict[str, tuple[dict[str, Any], str]] = {}
     found: dict[str, dict[str, str]] = {}  # kind of file -> id -> where
     for path in paths:
@@ -81,7 +82,8 @@ def _igakuqa_items(paths: Sequence[Path], english: bool) -> tuple[Item, ...]:
                 check_new(row["problem_id"], where, found.setdefault(kind, {}))
                 if kind and row["problem_id"] not in rows:
                     raise ValueError(f"problem_id: got {row['problem_id']!r}, which the problem files do not hold")
-                rows.setdefault(row["problem_id"], ({}, where))[0].update(row)
+                known, _ = rows.setdefault(row["problem_id"], ({}, where))
+                known |= {name: value for name, value in row.items() if name not in known}
     return tuple(_igakuqa_item(row, where, english) for row, where in rows.values())
 
 
@@ -103,13 +105,18 @@ def _igakuqa_item(row: dict[str, Any], where: str, english: bool) -> Item:
             points=_points(row.get("points", 1)),  # the demonstrations have none
             section=section,
             category=row.get("category", ""),
-            prohibited=tuple(sorted(set("".join(row.get("kinki", [])).translate(_HALF_WIDTH)) & set("abcdefgh"))),
+            prohibited=_prohibited(row.get("kinki", [])),
             exam=str(int(exam) + 1906),
             accepted=accepted,
             any_answer=name == "116A71",
             needs_image=not row["text_only"],
             human_accuracy=float(row["human_accuracy"]) / 100 if row.get("human_accuracy") else None,
         )
+
+
+def _prohibited(texts: Sequence[str]) -> tuple[str, ...]:
+    """The letters in texts such as "de", " e" and "ｂ"."""
+    return tuple(sorted(set(unicodedata.normalize("NFKC", "".join(texts)).lower()) - set(" ,、")))
 
 
 def benchmark(files: Files, language: str, *, file: str) -> Rows:
@@ -143,23 +150,26 @@ def benchmark(files: Files, language: str, *, file: str) -> Rows:
 def pubmedqa(files: Files, language: str) -> Rows:
     """The 500 test questions of PubMedQA; demonstrations from the 500 other labelled ones, with their long answers."""
     test = benchmark(files, language, file="pubmedqa.jsonl")
-    (path,) = files.find("pubmedqa", "ori_pqal.json")
     asked = {item.id for item in test.items}
-    rows = json.loads(path.read_text("utf-8"))
-    return Rows(test.items, tuple(_pubmedqa_item(name, row) for name, row in rows.items() if name not in asked))
+    return Rows(test.items, tuple(item for item in _pubmedqa_items(files) if item.id not in asked))
 
 
 def pubmedqa_conclusion(files: Files, language: str) -> Rows:
     """PubMedQA with the abstract's conclusion in place of the rest, its authors' reasoning-free setting; same split."""
-    asked = [item.id for item in benchmark(files, language, file="pubmedqa.jsonl").items]
+    test = benchmark(files, language, file="pubmedqa.jsonl").items
+    every = _pubmedqa_items(files)
+    items = {item.id: replace(item, context=item.explanation, explanation="") for item in every}
+    if unknown := [item.id for item in test if item.id not in items]:
+        raise ValueError(f"pubmedqa.jsonl: got item {unknown[0]}, which ori_pqal.json does not hold; fetch both again")
+    return Rows(tuple(items.pop(item.id) for item in test), tuple(items.values()))
+
+
+def _pubmedqa_items(files: Files) -> tuple[Item, ...]:
+    """All 1,000 labelled questions, in the order of their file."""
     (path,) = files.find("pubmedqa", "ori_pqal.json")
-    rows = json.loads(path.read_text("utf-8"))
-    items = {
-        name: replace(_pubmedqa_item(name, row), context=row["LONG_ANSWER"], explanation="")
-        for name, row in rows.items()
-    }
-    test = tuple(items.pop(name) for name in asked)
-    return Rows(test, tuple(items.values()))
+    text = read_text(path)
+    with located(str(path)):
+        return tuple(_pubmedqa_item(name, row) for name, row in json.loads(text).items())
 
 
 def _pubmedqa_item(name: str, row: dict[str, Any]) -> Item:
@@ -180,7 +190,10 @@ def yakugakuqa(files: Files, language: str) -> Rows:
     items: list[tuple[Item, str]] = []
     dropped = {}
     for problems, metadata in zip(paths[::2], paths[1::2], strict=True):
-        about = {row["problem_id"]: row for row, _ in json_rows(metadata)}  # every line three times, all alike
+        about: dict[str, dict[str, Any]] = {}
+        for row, where in json_rows(metadata):
+            with located(where):
+                about[row["problem_id"]] = row  # every line stands three times, all alike
         for row, where in json_rows(problems):
             with located(where):
                 name = row["problem_id"]

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from medjax.data.exams import sources
-from medjax.data.exams.catalogue import FURTHER_LICENSING, REQUIRED_LICENSING, TASKS
+from medjax.data.exams.catalogue import FURTHER_LICENSING, GROUPS, REQUIRED_LICENSING, TASKS
 from medjax.data.exams.definition import LoadedTask, PassRule, Task
 from medjax.data.exams.rows import Files, Rows
 from medjax.data.qa import Item, Kind, is_japanese
@@ -98,6 +98,7 @@ def load_task(
         metrics=task.metrics or _metrics(rows.items),
         licence=task.licence,
         origin=task.origin,
+        pool_by_authors=rows.pool_by_authors,
     )
 
 
@@ -111,10 +112,16 @@ def _named(name: str) -> Task:
         return TASKS[name]
     if name.startswith(FOLDER) or Path(name).is_dir():
         return _own_folder(Path(name.removeprefix(FOLDER)))
-    near = difflib.get_close_matches(name, TASKS, n=1)
+    if name in GROUPS:
+        raise ValueError(
+            f"task: got the group {name}, expected one set; name the group without a language, or some of its sets: "
+            f"{', '.join(GROUPS[name])}."
+        )
+    near = difflib.get_close_matches(name, (*TASKS, *GROUPS), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(
-        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, the path of a .jsonl exam, or {FOLDER}PATH."
+        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of a "
+        f".jsonl exam, or {FOLDER}PATH."
     )
 
 

@@ -40,8 +40,8 @@ def write_training_part(
     task = load_task(name.removesuffix(_PART), data_dir=data_dir)
     if task.pool_is_test:
         raise ValueError(
-            f"data: {name}: the set holds no questions but those it asks, expected a set with a training part "
-            "(pubmedqa, smdis, jmmlu-medical-100); name another set, or files of your own."
+            f"data: {name}: the set holds no questions but those it asks, expected a set with a training part, such as "
+            "pubmedqa, smdis or crade; name another set, or files of your own."
         )
     lines = [json.dumps(_record(item, task.language, chat, explanations), ensure_ascii=False) for item in task.fewshot]
     text = "\n".join(lines) + "\n"

@@ -76,7 +76,6 @@ _WORDING = {
         reasoning="Reasoning:",
     ),
 }
-LANGUAGES = tuple(_WORDING)
 
 
 def system(language: str) -> str:

@@ -55,6 +55,24 @@ def test_the_announced_cuts_hold_for_whole_exams_only(exam):
     assert load_task(str(exam)).cuts == {"2025": (5, 221)}  # 80 % of the 6 points of B and E, rounded up
 
 
+def test_prohibited_letters_are_read_in_every_form_and_none_is_dropped(exam):
+    path = exam / "data" / "2025" / "119-A_metadata.jsonl"
+    for kinki in (["de"], ["D", " e"], ["ｄ，Ｅ"], ["d、e"]):
+        lines(path, {"problem_id": "119A1", "kinki": kinki})
+        assert load_task(str(exam)).items[0].prohibited == ("d", "e")
+    lines(path, {"problem_id": "119A1", "kinki": ["i"]})
+    with pytest.raises(ValueError, match=r"119-A.jsonl, line 1: item 119A1: prohibited: got \('i',\), .* of a to e"):
+        load_task(str(exam))
+
+
+def test_a_translation_does_not_change_the_answer(exam):
+    english = {"problem_text_en": "Which one?", "choices_en": ["v", "w", "x", "y", "z"], "answer": ["b"], "points": "9"}
+    rows = [english | {"problem_id": f"119A{n}"} for n in (1, 2)]
+    lines(exam / "data" / "2025" / "119-A_translate.jsonl", *rows)
+    item = load_task(str(exam), language="en").items[0]
+    assert (item.question, item.answer, item.points) == ("Which one?", ("c",), 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -99,6 +117,26 @@ def test_a_repeated_id_in_a_published_schema(shared_data, tmp_path):
         load_task("medqa", data_dir=tmp_path)
 
 
+def test_the_labelled_questions_of_pubmedqa_that_are_damaged(shared_data, tmp_path):
+    for folder in ("medllm_qa_benchmark", "pubmedqa"):
+        (tmp_path / folder).mkdir()
+    line = (shared_data / "medllm_qa_benchmark" / "pubmedqa.jsonl").read_text("utf-8").splitlines()[0]
+    (tmp_path / "medllm_qa_benchmark" / "pubmedqa.jsonl").write_text(line, "utf-8")
+    path = tmp_path / "pubmedqa" / "ori_pqal.json"
+    for damaged, message in (
+        (b'{"1": {"QUESTION": "\x8f', r"ori_pqal.json, line 1: got bytes that are not UTF-8"),
+        (b'{"1": {', r"ori_pqal.json: Expecting property name"),
+        (b'{"1": {"QUESTION": "?"}}', r"ori_pqal.json: final_decision: missing; this is not the file the set was"),
+    ):
+        path.write_bytes(damaged)
+        for name in ("pubmedqa", "pubmedqa-conclusion"):
+            with pytest.raises(ValueError, match=message):
+                load_task(name, data_dir=tmp_path)
+    path.write_text("{}", "utf-8")
+    with pytest.raises(ValueError, match=r"pubmedqa.jsonl: got item \d+, which ori_pqal.json does not hold"):
+        load_task("pubmedqa-conclusion", data_dir=tmp_path)
+
+
 def test_yakugakuqa(tmp_path):
     for exam in range(97, 110):
         folder, number = tmp_path / "yakugakuqa" / "data" / str(exam + 1915), f"{exam:03}"
@@ -139,6 +177,9 @@ def test_yakugakuqa(tmp_path):
     path = tmp_path / "yakugakuqa" / "data" / "2012" / "097.jsonl"
     lines(path, PROBLEM | {"problem_id": "097001", "answer": ["9"]})
     with pytest.raises(ValueError, match=r"097.jsonl, line 1: item 097001: answer: got '9', expected a digit"):
+        load_task("yakugakuqa", data_dir=tmp_path)
+    (tmp_path / "yakugakuqa" / "data" / "2012" / "metadata_097.jsonl").write_text('{"category": "x"}\n')
+    with pytest.raises(ValueError, match=r"metadata_097.jsonl, line 1: problem_id: missing"):
         load_task("yakugakuqa", data_dir=tmp_path)
 
 
@@ -243,6 +284,9 @@ def test_sets_of_jmed_llm_that_only_the_user_may_have(tmp_path):
         (folder / "nrner.csv").write_text(f'tag,question,answer\nd,症状は？,"{gold}"\n', "utf-8")
         with pytest.raises(ValueError, match=r"nrner.csv, row 2: answer: got .*, expected a list of texts such as"):
             load_task("nrner", data_dir=tmp_path)
+    (folder / "nrner.csv").write_text('tag,question,answer\nd,症状は？,[]\nd,"' + "あ" * 140_000, "utf-8")
+    with pytest.raises(ValueError, match=r"nrner.csv, row 3: field larger than .* a double quote that is not closed"):
+        load_task("nrner", data_dir=tmp_path)
     (folder / "nrner.csv").write_bytes("tag,question,answer\nd,症状は？,[]\n".encode("shift_jis"))
     with pytest.raises(ValueError, match=r"nrner.csv, line 2: got bytes that are not UTF-8"):
         load_task("nrner", data_dir=tmp_path)
@@ -270,6 +314,9 @@ def test_groups_stand_for_what_is_here(shared_data, monkeypatch, tmp_path):
     names, skipped = expand(["mini:en", "english-medical", "medqa"], shared_data)
     assert names == ("mini:en", "igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")
     assert skipped == ()
+    one, two = (expand(["igakuqa", "english-medical"], shared_data, language=said)[0] for said in (None, "en"))
+    assert one == ("igakuqa", "igakuqa:en", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")  # Japanese, and English
+    assert two == ("igakuqa", "medqa", "medmcqa", "pubmedqa", "mmlu-medical")
     (tmp_path / "jmed-llm").symlink_to(shared_data / "jmed-llm")
     names, skipped = expand(["japanese-medical"], tmp_path)
     assert names == ("jmmlu-medical", "crade", "rrtnm", "smdis", "mrner-disease", "mrner-medicine")

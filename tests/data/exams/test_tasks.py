@@ -79,7 +79,9 @@ def test_igakuqa_irregular_records(shared_data):
 def test_igakuqa_demonstrations_are_the_three_of_its_authors(shared_data):
     japanese = load_task("igakuqa", data_dir=shared_data)
     english = load_task("igakuqa", data_dir=shared_data, language="en")
+    assert not load_task("mini").pool_by_authors
     for task in (japanese, english):
+        assert task.pool_by_authors
         assert not task.pool_is_test
         assert [(item.id, item.answer, item.points) for item in task.fewshot] == [
             ("100E5", ("e",), 1),
@@ -247,6 +249,10 @@ def test_an_own_exam_is_asked_in_the_language_of_its_questions(tmp_path, questio
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean igakuqa\\? Expected one of mini, igakuqa"):
         load_task("igakuka")
+    with pytest.raises(ValueError, match=r"did you mean japanese-medical\? .*, a group \(japanese-medical, english"):
+        load_task("japanese-medcal")
+    with pytest.raises(ValueError, match=r"got the group english-medical, .* without a language, .*: igakuqa:en, me"):
+        load_task("english-medical", language="en")
 
 
 def test_the_shipped_exam_has_the_same_key_in_both_languages():

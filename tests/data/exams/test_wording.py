@@ -35,7 +35,7 @@ def test_answers_and_what_stands_before_them():
     ]
 
 
-@pytest.mark.parametrize("language", wording.LANGUAGES)
+@pytest.mark.parametrize("language", ["ja", "en"])
 @pytest.mark.parametrize("name", ["strict", "choice-logprob"])
 def test_a_worked_example_is_question_gap_and_answer(name, language):
     letters = name == "strict"
