@@ -1,5 +1,6 @@
-"""How a task of lm-evaluation-harness wants its texts: the generation_kwargs of its file, put into this engine's words,
-and what of a generation is the task's answer.
+"""How a task of lm-evaluation-harness wants its texts, in this engine's words, and what of a text is its answer.
+
+The generation_kwargs of a task's file:
 
   until: ["\\n\\n"]            stops
   max_gen_toks: 64            new tokens at the most; other back ends' names of it are understood too
