@@ -336,7 +336,17 @@ def print_audited(found: Mapping[str, Any]) -> None:
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
             shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
+            graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
-            rows.append([name, {"matched": "found in training"}.get(part, part), str(entry["items"]), shown, points])
+            items = {"matched": "found in training"}.get(part, part)
+            rows.append([name, items, str(entry["items"]), shown, points, graded])
+    header = ["run", "items", "count", "accuracy (95 % interval)", "points", "graded by (95 % interval)"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     print()
-    print(text_table(rows, ["run", "items", "count", "accuracy (95 % interval)", "points"], align="llrrr"))
+    print(text_table(rows, header, align="llrrrl"[: len(header)]))
+
+
+def _graded(name: str, metric: Mapping[str, Any]) -> str:
+    ends = metric["interval"]
+    return f"{name} {_number(metric['value'], '.3f')}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
