@@ -117,6 +117,17 @@ def test_short_stems_count_to_the_letter_and_the_shortest_are_listed():
     assert NearIndex([]).find(["text"]) == []
 
 
+def test_a_word_said_often_does_not_hide_an_item():
+    index = NearIndex([Asked("q", STEM)])
+    copy = LETTERS.replace("胸痛", "腹痛").replace("清明", "混濁").replace("検査", "処置")
+    ((_, _, containment, _),) = found(index, copy)
+    # the phrase has a fifth of the item's n-grams; said over and over, more of them than the copy
+    phrase = LETTERS[10:26]
+    text = phrase * 60 + "別の話" * 300 + copy
+    assert [(n.item, round(n.containment, 3)) for n in index.find([text])] == [(0, containment)]
+    assert found(index, phrase * 60) == []
+
+
 def test_marks_are_the_letters_that_agree():
     index = NearIndex([Asked("q", STEM)])
     text = "序" + LETTERS[:10] + "〇" + LETTERS[10:20]
