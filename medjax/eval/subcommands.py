@@ -155,9 +155,9 @@ def gathered(
                 kept.append(argument)
             else:
                 words.setdefault(taker, []).append(argument)
-        elif argument in lists:
-            taker = argument
-            words.setdefault(argument, [])
+        elif (option := argument.partition("=")[0]) in lists:
+            taker = option
+            words.setdefault(option, []).extend([argument.removeprefix(f"{option}=")] if "=" in argument else [])
         else:
             kept.append(argument)
             taker = rest_is

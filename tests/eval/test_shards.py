@@ -240,22 +240,29 @@ def test_a_shard_that_there_is_not(text, error, capsys):
     assert error in capsys.readouterr().err
 
 
+def array(number, first, last, count):
+    """What SLURM tells a task of a job array."""
+    told = {"ID": number, "MIN": first, "MAX": last, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
 @pytest.mark.parametrize(("environment", "shard"), [
     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "1/4"),
     ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, "3/3"),
     ({"MEDJAX_PROCESS_ID": "1", "MEDJAX_PROCESSES": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "2/2"),
-    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0",
-      "SLURM_NTASKS": "1"}, "1/8"),
-    ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "8"}, "8/8"),
+    ({**array(1, 1, 8, 8), "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "1/8"),
+    (array(7, 0, 7, 8), "8/8"),
 ])  # fmt: skip
 def test_launchers_say_which_shard_it_is(environment, shard):
     assert str(Shard.read("auto", environment)) == shard
 
 
-def test_an_array_with_gaps_is_refused():
-    gaps = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
-    with pytest.raises(ValueError, match="got SLURM_ARRAY_TASK_ID=5 of an array of 3 that begins at 1, expected numb"):
-        Shard.read("auto", gaps)
+@pytest.mark.parametrize("task", [1, 3, 5])
+def test_an_array_with_gaps_is_refused_by_each_of_its_tasks(task):
+    with pytest.raises(
+        ValueError, match="got an array of 3 tasks from 1 to 5, expected numbers without gaps; submit it"
+    ):
+        Shard.read("auto", array(task, 1, 5, 3))
 
 
 def test_one_of_several_processes_without_a_shard(monkeypatch):
