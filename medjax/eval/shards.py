@@ -171,7 +171,7 @@ def complete_count(run: Path, command: str) -> int:
 
 
 def gather(run: Path, count: int, journal: Journal) -> None:
-    """Make an evaluation's journal of those of all parts, written whole.
+    """Make an evaluation's journal of those of all parts, written whole: readers see the old one or the new one.
 
     Raises ValueError naming file and line for a damaged one.
     """
@@ -179,9 +179,14 @@ def gather(run: Path, count: int, journal: Journal) -> None:
     for number in range(1, count + 1):
         path = Shard(number, count).folder(run) / "journal" / journal.path.name
         entries += Journal(path, journal.identity).read()
-    journal.path.unlink(missing_ok=True)
-    if entries:
-        journal.append(entries)
+    if not entries:
+        journal.path.unlink(missing_ok=True)
+        return
+    # where a file system has no locks, another process may do the same
+    own = Journal(journal.path.with_name(f"{journal.path.name}.{platform.node()}-{os.getpid()}"), journal.identity)
+    own.path.unlink(missing_ok=True)
+    own.append(entries)
+    own.path.replace(journal.path)
 
 
 def record(run: Path, count: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tiny_checkpoint import write_checkpoint
 from medjax.eval.__main__ import main
 from medjax.eval.run import evaluate
 from medjax.eval.settings import EvalSettings
-from medjax.eval.shards import Shard
+from medjax.eval.shards import Shard, gather
 from medjax.store.runs import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,6 +220,30 @@ def test_merge_names_what_is_missing_and_then_computes_nothing(whole, tiny_folde
     assert main(arguments(tiny_folder, exam, out, "--shard", "3/3")) == 0
     assert not scored
     _assert_same(out, whole[0])
+
+
+def test_a_journal_is_put_together_whole_or_not_at_all(tmp_path, monkeypatch):
+    for number in (1, 2):
+        path = tmp_path / "shards" / f"{number}-of-2" / "journal" / "x.jsonl"
+        path.parent.mkdir(parents=True)
+        Journal(path, "me").append([{"i": i} for i in range(number - 1, 6, 2)])
+    whole = Journal(tmp_path / "journal" / "x.jsonl", "me")
+    whole.path.parent.mkdir()
+    whole.append([{"i": 9}])
+    append = Journal.append
+
+    def interrupted(journal, entries):
+        append(journal, entries[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gather(tmp_path, 2, whole)
+    assert list(whole.read()) == [{"i": 9}]
+    monkeypatch.setattr(Journal, "append", append)
+    gather(tmp_path, 2, whole)
+    assert list(whole.read()) == [{"i": i} for i in (0, 2, 4, 1, 3, 5)]
+    assert [path.name for path in whole.path.parent.iterdir()] == ["x.jsonl"]
 
 
 # what is refused

@@ -102,6 +102,8 @@ def test_the_address_sets_the_filters(tab, report):
     assert tab.value(f"new Set({SHOWN}.map((row) => row.querySelector('.tag').textContent)).size") == 1
     tab.open(report, "#filter=nonsense&exam=1999&page=80")
     assert tab.value(COUNT) == "3,951 to 4,000 of 4,000 answers"
+    tab.open(report, "#page=2.5")
+    assert tab.value(COUNT) == "51 to 100 of 4,000 answers"
     tab.open(report, "#protocol")  # a place on the page, not a filter
     assert tab.value(COUNT) == "1 to 50 of 4,000 answers"
 
