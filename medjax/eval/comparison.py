@@ -105,7 +105,7 @@ def compare_runs(
     if differences and not anyway:
         raise ValueError(_refusal(differences))
     found = [pair.comparison(*both, resamples=resamples, seed=seed) for pair, *both in pairs]
-    _correct(found)
+    _put_holm(found)
     return {
         "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
         "comparisons": found,
@@ -134,8 +134,8 @@ def _matched(first: GradedRun, second: GradedRun) -> list[tuple[Key, Key]]:
     return found
 
 
-def _correct(comparisons: Sequence[dict[str, Any]]) -> None:
-    """Put Holm's correction over all tests into the entries."""
+def _put_holm(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write p_holm, corrected over all tests, into every entry and its metrics."""
     entries = [one for entry in comparisons for one in (entry, *entry["metrics"])]
     for entry in entries:
         entry["p_holm"] = None
@@ -204,7 +204,8 @@ class _Pair:
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
             **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
-            "has_answers": any(row["doc"].get("kind", "choice") in _ANSWERED for row in rows[0]),
+            # of a set without a figure of its own right and wrong are all there is
+            "has_answers": not metrics or any(row["doc"].get("kind", "choice") in _ANSWERED for row in rows[0]),
             "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
             **{"won_count": len(won), "lost_count": len(lost)},
@@ -240,11 +241,15 @@ class _Pair:
         """Note a figure that results.json has otherwise."""
         for name, value in computed.items():
             said = stored[name]["value"]
-            defined = value is not None and said is not None
-            if value != said and not (defined and math.isclose(value, said, rel_tol=_SAME, abs_tol=_SAME)):
+            if value is None or said is None:
+                same = value is said
+            else:
+                same = math.isclose(value, said, rel_tol=_SAME, abs_tol=_SAME)
+            if not same:
+                shown, told = ("undefined" if each is None else f"{each:.6g}" for each in (value, said))
                 self.notes.append(
-                    f"{called(key)}: {name} of the samples of {self._names[side]} is {value}, in its results.json "
-                    f"{said}; grade it again with this version"
+                    f"{called(key)}: {name} of the samples of {self._names[side]} is {shown}, in its results.json "
+                    f"{told}; grade it again with this version"
                 )
 
 

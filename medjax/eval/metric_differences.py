@@ -27,7 +27,7 @@ def headlines(names: Iterable[str], items: Items) -> list[Metric]:
 
     names  of a set's metrics, the headline first. Raises ValueError for an unknown one.
     """
-    left = {item.kind for item in items}
+    left: set[str | None] = {item.kind for item in items}
     found = []
     for name in names:
         if name not in METRICS:
@@ -88,7 +88,8 @@ def _difference(
         whole = np.ones((1, len(items)))
         values = [float(statistic(whole)[0]) for statistic in (first, second)]
     is_defined = all(map(math.isfinite, values))
-    low = high = p_value = None
+    interval: list[float] | None = None
+    p_value: float | None = None
     left_out = 0
     if is_defined and len(items) > 1:
         bootstrap = PatientBootstrap(range(len(items)), resamples=resamples, seed=seed)
@@ -96,7 +97,7 @@ def _difference(
         left_out = int((~np.isfinite(drawn)).sum())
         drawn = drawn[np.isfinite(drawn)]
         if len(drawn):
-            low, high = map(float, np.quantile(drawn, _ENDS))
+            interval = [float(end) for end in np.quantile(drawn, _ENDS)]
             p_value = bootstrap_p(drawn)
     return {
         "metric": metric.name,
@@ -106,7 +107,7 @@ def _difference(
             for name, value in zip(("first", "second"), values, strict=True)
         },
         "difference": values[1] - values[0] if is_defined else None,
-        "difference_interval": None if p_value is None else [low, high],
+        "difference_interval": interval,
         "p_value": p_value,
         "left_out": left_out,
         "higher_is_better": metric.higher_is_better,

@@ -241,7 +241,7 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
     assert "ward (en) 2022: A fail, B pass  (changed)" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
     assert [cell.strip() for cell in row.split("│")][4:] == [
-        *("accuracy", "50.0% → 75.0%", "+25.0 (-50.0 to +100.0)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
+        *("accuracy", "50.0% → 75.0%", "+25.0 (-69.4 to +94.4)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
         *("1", "1"),
     ]
     html = (tmp_path / "out" / "comparison.html").read_text("utf-8")
@@ -353,8 +353,10 @@ def test_a_figure_that_results_json_has_otherwise_is_noted(tmp_path):
     record["medjax"]["evaluations"][0]["metrics"]["kappa"]["value"] = 0.5
     path.write_text(json.dumps(record))
     (note,) = compare_runs(runs, resamples=10)["notes"]
-    assert note.startswith("ward (en) strict-0shot: kappa of the samples of two is 0.4")
-    assert note.endswith("in its results.json 0.5; grade it again with this version")
+    assert note == (
+        "ward (en) strict-0shot: kappa of the samples of two is 0.4, in its results.json 0.5; grade it again with this "
+        "version"
+    )
 
 
 def test_wrong_calls_of_compare(tmp_path, capsys):
