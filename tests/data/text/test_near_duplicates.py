@@ -186,3 +186,25 @@ def test_mutated_igakuqa_is_found(shared_data, language, least_changed, least_nu
         assert sum(near.text == near.item for near in pairs) >= least * checked
         assert sum(near.text != near.item for near in pairs) <= others
     assert index.find([normalise(novel)]) == []
+
+
+def test_sets_and_changes_that_no_threshold_was_chosen_on(shared_data):
+    items = list(asked_of(load_task("denqa", data_dir=shared_data), "denqa"))
+    index, rng = NearIndex(items), random.Random(1)
+    checked = len(items) - len(index.unchecked)
+    assert (len(items), checked) == (699, 696)
+
+    def whole(item):
+        return "\n".join([item.stem, *item.details])
+
+    def left_out(item):
+        return "".join(letter for letter in whole(item) if rng.random() >= 0.1)
+
+    def turned(item):
+        sentences = [part for part in re.split(r"(?<=[。?\n])", whole(item)) if part.strip()]
+        return " ".join(rng.sample(sentences, len(sentences)))
+
+    for change, least in ((left_out, 0.72), (turned, 0.96)):  # docs/audit.md
+        pairs = index.find([normalise(change(item)) for item in items])
+        assert sum(near.text == near.item for near in pairs) >= least * checked
+        assert sum(near.text != near.item for near in pairs) < 12
