@@ -178,9 +178,9 @@ def _compare(settings: CompareSettings) -> None:
     from medjax.report.comparison import comparison_report
     from medjax.store.runs import RunFolder, named, shortened
 
-    if is_ecg_run(settings.runs[0]):
+    if on_ecgs := [run for run in settings.runs if is_ecg_run(run)]:
         raise ValueError(
-            f"compare: {settings.runs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
+            f"compare: {on_ecgs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
             "python -m medjax.eval --compare RUN_A,RUN_B."
         )
     names = "_vs_".join(named(run).name for run in settings.runs)

@@ -367,6 +367,11 @@ def test_wrong_calls_of_compare(tmp_path, capsys):
     assert "runs: got 1, expected two or more; write compare RUN_A RUN_B." in capsys.readouterr().err
     assert main(["compare", str(run), str(run)]) == 2
     assert "got the same run twice" in capsys.readouterr().err
+    heart = tmp_path / "heart"
+    heart.mkdir()
+    (heart / "results.json").write_text('{"kind": "ecg_predictor", "targets": []}')
+    assert main(["compare", str(run), str(heart)]) == 2
+    assert f"{heart} is a run on ECGs, expected runs on questions" in capsys.readouterr().err
     other = write_run(tmp_path / "two", [1, 0], protocol="kasai-0shot")
     assert main(["compare", str(run), str(other), "--out", str(tmp_path / "out")]) == 2
     assert "protocol: strict-0shot in one, kasai-0shot in two" in capsys.readouterr().err
