@@ -110,7 +110,10 @@ def compare_runs(
         "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
         "comparisons": found,
         "differences": differences,
-        "notes": [*_notes(runs, names), *dict.fromkeys(note for pair, *_ in pairs for note in pair.notes)],
+        "notes": [
+            *_notes(runs, names, {key for _, *both in pairs for key in both}),
+            *dict.fromkeys(note for pair, *_ in pairs for note in pair.notes),
+        ],
         "exams": _exams(runs, {key for wanted in keys for key in wanted}),
         "anyway": anyway,
         "resamples": resamples,
@@ -304,8 +307,8 @@ def _run(run: GradedRun, label: str) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
-    """What differs and may move a score, but does not change what was asked."""
+def _notes(runs: Sequence[GradedRun], names: Sequence[str], compared: set[Key]) -> list[str]:
+    """What differs and may move a score, but does not change what was asked; and what was not compared at all."""
     fields = {
         "dtype": [run.record.get("model", {}).get("dtype") for run in runs],
         "quantisation": [run.record.get("model", {}).get("quantisation") for run in runs],
@@ -318,8 +321,7 @@ def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
             shown = ", ".join(f"{value or 'none'} in {name}" for value, name in zip(values, names, strict=True))
             found.append(f"{field}: {shown}")
     every = {key for run in runs for key in run.evaluations}
-    lone = [key for key in sorted(every) if sum(key in run.evaluations for run in runs) == 1]
-    found += [f"{called(key)}: in one run alone" for key in lone]
+    found += [f"{called(key)}: in one run alone" for key in sorted(every - compared)]
     return found
 
 

@@ -180,6 +180,7 @@ def test_anyway_compares_and_says_what_differs(tmp_path):
         ("protocol", ["strict-0shot", "kasai-3shot"]),
         ("prompts of 4 of 4 items, the first p", ["prompt p", "other"]),
     ]
+    assert found["notes"] == []  # neither protocol stands alone
     # two questions under one id are never a pair
     other = write_run(tmp_path / "other", [1, 1, 1, 0], data={"digest": "e" * 64}, changes={"doc_hash": "q"})
     with pytest.raises(ValueError, match="got no item that both runs asked"):
