@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from medjax.data.exams.groups import expand
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.exams.training import asked_of, is_training_part, write_training_part
 from medjax.data.qa import Item
@@ -21,7 +22,9 @@ from medjax.data.text.near_duplicates import Near, NearIndex
 from medjax.data.text.overlap import Asked, normalise
 from medjax.data.text.records import find_files
 from medjax.data.text.stretches import Stretch, size_of, stretches
-from medjax.eval.graded import GradedRun, labels
+from medjax.eval.graded import GradedRun, called, labels
+from medjax.eval.metric_differences import headlines, reading_of
+from medjax.eval.metrics import grade
 from medjax.eval.subcommands import AuditSettings
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
@@ -60,11 +63,12 @@ def audit(
     returns  tasks: items, items found by level, records that hold any, unchecked, for each set and language; matches:
              task, language, item, level, containment, jaccard, record, where, records, others, question, choices and
              excerpt with the spans that agree; runs: label, evaluation, and scores of all items, without those
-             found, and of those found; records, letters; thresholds
+             found, and of those found, with the set's headline metric where that is not accuracy; records, letters;
+             thresholds
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
-    tasks = load_tasks(settings.tasks, settings.data_dir)
+    tasks = load_tasks(settings.tasks, settings.data_dir, say)
     runs = [GradedRun.read(path) for path in settings.run]
     _check_audited(runs, tasks)
     items = [(task, item) for task in tasks for item in task.items]
@@ -84,7 +88,7 @@ def audit(
         files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
         total = size_of(files)
         say(f"looking for {len(items):,} items in {len(files):,} files, {total / _MEGABYTE:,.1f} MB")
-        lap = 4 * max(len(part) for each in asked for part in ("".join((each.stem, *each.details)),))
+        lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)
         pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
         with ProgressBar(progress, "reading", "MB") as bar:
             for block in _blocks(pieces):
@@ -119,10 +123,18 @@ def audit(
     }
 
 
-def load_tasks(names: Sequence[str], data_dir: str | None) -> list[LoadedTask]:
-    """Question sets named as for medjax.eval; a name without a language stands for all of the set's."""
+def load_tasks(
+    names: Sequence[str], data_dir: str | None, say: Callable[[str], None] = lambda line: None
+) -> list[LoadedTask]:
+    """Question sets and groups of them, named as for medjax.eval; without a language all of a set's languages.
+
+    say  called with a line for each member of a group that is not on this machine
+    """
     found = {}
-    for name in names:
+    expanded, left_out = expand(names, data_dir)
+    for line in left_out:
+        say(line)
+    for name in expanded:
         base, _, suffix = name.rpartition(":")
         has_language = base in TASKS or base.endswith(".jsonl")
         plain = base if has_language else name
@@ -295,31 +307,38 @@ def _rescored(
 ) -> Iterator[dict[str, Any]]:
     """Scores of every run on every set that was looked for, with and without the items found."""
     # a sample does not tell what a withdrawn item is worth
-    worth = {(task.name, task.language): {item.id: item.points for item in task.items} for task in tasks}
+    asked = {(task.name, task.language): {item.id: item for item in task.items} for task in tasks}
+    names = {
+        (task.name, task.language): [metric.name for metric in headlines(task.metrics, task.items)] for task in tasks
+    }
     for run, label in zip(runs, labels(runs), strict=True):
-        samples = run.samples([key for key in run.evaluations if key[:2] in worth])
+        samples = run.samples([key for key in run.evaluations if key[:2] in asked])
         for key, by_item in samples.items():
             clean = {item: sample for item, sample in by_item.items() if (*key[:2], item) not in held}
             caught = {item: sample for item, sample in by_item.items() if item not in clean}
             task, language, protocol = key
+            parts = {"all": by_item, "without": clean, "matched": caught}
             yield {
-                **{"label": label, "path": str(run.path), "evaluation": f"{task} ({language}) {protocol}"},
+                **{"label": label, "path": str(run.path), "evaluation": called(key)},
                 **{"task": task, "language": language, "protocol": protocol},
-                "all": _score(by_item, worth[key[:2]], settings),
-                "without": _score(clean, worth[key[:2]], settings),
-                "matched": _score(caught, worth[key[:2]], settings),
+                **{name: _score(part, asked[key[:2]], names[key[:2]], settings) for name, part in parts.items()},
             }
 
 
 def _score(
-    samples: Mapping[str, Mapping[str, Any]], points: Mapping[str, float], settings: AuditSettings
+    samples: Mapping[str, Mapping[str, Any]],
+    items: Mapping[str, Item],
+    metrics: Sequence[str],
+    settings: AuditSettings,
 ) -> dict[str, Any]:
+    """Accuracy and points of some items with their intervals, and the metrics wanted; None where there is no item."""
+    how = {"resamples": settings.resamples, "seed": settings.seed}
     right = [bool(sample["correct"]) for sample in samples.values()]
-    won, worth = [sample["points"] for sample in samples.values()], [points[item] for item in samples]
-    accuracy = intervals.mean_interval(right, resamples=settings.resamples, seed=settings.seed) if right else None
-    share = (
-        intervals.ratio_interval(won, worth, resamples=settings.resamples, seed=settings.seed) if sum(worth) else None
-    )
+    won, worth = [sample["points"] for sample in samples.values()], [items[item].points for item in samples]
+    accuracy = intervals.mean_interval(right, **how) if right else None
+    share = intervals.ratio_interval(won, worth, **how) if sum(worth) else None
+    readings = [reading_of(sample.get("picked")) for sample in samples.values()]
+    graded = grade(metrics, [items[item] for item in samples], readings, **how)
     return {
         "items": len(right),
         "correct": sum(right),
@@ -328,4 +347,7 @@ def _score(
         "points": sum(won),
         "points_total": sum(worth),
         "points_share_interval": [share.low, share.high] if share else None,
+        "metrics": {
+            name: {key: found[key] for key in ("value", "interval", "items")} for name, found in graded.items()
+        },
     }

@@ -4,21 +4,30 @@ A base and its adapter are compared by `python -m medjax.eval --adapter`, whose 
 are compared by `python -m medjax.eval compare`, every pair of them over the items that both asked, from their
 results.json and samples.jsonl. There another protocol, data set or prompt is refused, field by field: the difference
 would be one of the questions, not of the models. With `anyway` it is compared, and what differs stands in the result.
+
+Right and wrong are compared by McNemar's test. A set that is graded by something else (kappa, F1, correlation, BLEU) is
+compared by that, too (eval.metric_differences). Where no item has a right answer to pick or to count, which is so of
+lists, similarities and texts, that is its only test.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from medjax.eval.graded import GradedRun, Key, called, labels
+from medjax.eval.metric_differences import gains, headlines, item_of, metric_differences, reading_of
+from medjax.eval.metrics import METRICS
 from medjax.statistics import intervals
 from medjax.statistics.paired import discordance, holm
 
 _Samples = Mapping[str, Mapping[str, Any]]
 _SHOWN = 12  # characters of a digest
 _MOST_REASONS = 8
+_ANSWERED = METRICS["accuracy"].kinds
 _TEXT = ("question", "choices", "context")
+_SAME = 1e-9  # relative: a metric of the same answers, computed again
 
 
 def compare(
@@ -63,11 +72,13 @@ def compare_runs(
     """Compare every pair of run folders on every set and protocol that both hold; of an adapter's run the adapter.
 
     anyway   compare what differs in protocol, data or prompts too
-    returns  runs: label, path, model, adapter, dtype, quantisation, chat_template of each; comparisons: what `compare`
-             returns, with task, language, protocol, first and second (the folders), first_label and second_label,
-             p_holm (corrected over all comparisons), left_out (items that cannot be paired), won and lost (questions
-             that only the second, only the first got right, with both answers); differences: what `anyway` let pass;
-             notes: what else differs; exams: the verdicts of every run on every exam
+    returns  runs: label, path, model, adapter, dtype, quantisation, date and digests of each; comparisons: what
+             `compare` returns, with task, language, protocol, first and second (the folders), first_label and
+             second_label, has_answers (whether right and wrong are a test), metrics (what `metric_differences`
+             returns), left_out (items that cannot be paired), won and lost (questions that the second, the first
+             answered better, with both answers) and their counts; p_holm beside every p_value, corrected over all
+             tests of the result, None for what is none; differences: what `anyway` let pass; notes: what else differs;
+             exams: the verdicts of every run on every exam
     Raises FileNotFoundError for a folder without results, and ValueError where nothing can be compared.
     """
     if len(paths) < 2:
@@ -94,13 +105,15 @@ def compare_runs(
     if differences and not anyway:
         raise ValueError(_refusal(differences))
     found = [pair.comparison(*both, resamples=resamples, seed=seed) for pair, *both in pairs]
-    for entry, p_value in zip(found, holm([entry["p_value"] for entry in found]), strict=True):
-        entry["p_holm"] = p_value
+    _put_holm(found)
     return {
         "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
         "comparisons": found,
         "differences": differences,
-        "notes": _notes(runs, names),
+        "notes": [
+            *_notes(runs, names, {key for _, *both in pairs for key in both}),
+            *dict.fromkeys(note for pair, *_ in pairs for note in pair.notes),
+        ],
         "exams": _exams(runs, {key for wanted in keys for key in wanted}),
         "anyway": anyway,
         "resamples": resamples,
@@ -124,8 +137,18 @@ def _matched(first: GradedRun, second: GradedRun) -> list[tuple[Key, Key]]:
     return found
 
 
+def _put_holm(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write p_holm, corrected over all tests, into every entry and its metrics."""
+    entries = [one for entry in comparisons for one in (entry, *entry["metrics"])]
+    for entry in entries:
+        entry["p_holm"] = None
+    tests = [entry for entry in entries if entry["p_value"] is not None and entry.get("has_answers", True)]
+    for entry, p_value in zip(tests, holm([entry["p_value"] for entry in tests]), strict=True):
+        entry["p_holm"] = p_value
+
+
 class _Pair:
-    """Two runs and their samples."""
+    """Two runs and their samples; notes: what was seen while they were compared."""
 
     def __init__(
         self,
@@ -134,6 +157,7 @@ class _Pair:
         samples: tuple[Mapping[Key, _Samples], Mapping[Key, _Samples]],
     ) -> None:
         self.runs = runs
+        self.notes: list[str] = []
         self._names = names
         self._samples = samples
 
@@ -170,9 +194,12 @@ class _Pair:
         ]
         if not both:
             raise ValueError(f"compare: {called(first)}: got no item that both runs asked; ask both the same part.")
-        pairs = [[(bool(each[item]["correct"]), each[item]["points"]) for item in both] for each in answers]
-        won = [item for item in both if answers[1][item]["correct"] and not answers[0][item]["correct"]]
-        lost = [item for item in both if answers[0][item]["correct"] and not answers[1][item]["correct"]]
+        rows = [[each[item] for item in both] for each in answers]
+        pairs = [[(bool(row["correct"]), row["points"]) for row in run] for run in rows]
+        metrics, better = self._graded((first, second), rows, resamples=resamples, seed=seed)
+        # the largest gain and the largest loss first
+        won = sorted((number for number, gain in enumerate(better) if gain > 0), key=lambda number: -better[number])
+        lost = sorted((number for number, gain in enumerate(better) if gain < 0), key=lambda number: better[number])
         task, language, _ = first
         return {
             **{"task": task, "language": language},
@@ -180,10 +207,53 @@ class _Pair:
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
             **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
+            # of a set without a figure of its own right and wrong are all there is
+            "has_answers": not metrics or any(row["doc"].get("kind", "choice") in _ANSWERED for row in rows[0]),
+            "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
-            "won": [_question(answers[0][item], answers[1][item]) for item in won],
-            "lost": [_question(answers[0][item], answers[1][item]) for item in lost],
+            **{"won_count": len(won), "lost_count": len(lost)},
+            "won": [_question(rows[0][number], rows[1][number]) for number in won],
+            "lost": [_question(rows[0][number], rows[1][number]) for number in lost],
         }
+
+    def _graded(
+        self, keys: tuple[Key, Key], rows: Sequence[Sequence[Mapping[str, Any]]], *, resamples: int, seed: int
+    ) -> tuple[list[dict[str, Any]], list[float]]:
+        """Differences by what the set is graded by besides accuracy, and by how much the second is better on each item.
+
+        An item without a value of its own is 1 better where the second alone is right, and 1 worse the other way.
+        """
+        right = [float(row["correct"]) - float(other["correct"]) for other, row in zip(*rows, strict=True)]
+        stored = [run.evaluations[key].get("metrics", {}) for run, key in zip(self.runs, keys, strict=True)]
+        names = [name for name in stored[0] if name in stored[1]]
+        if not set(names) - {"accuracy"}:
+            return [], right
+        items = [item_of(row["doc"]) for row in rows[0]]
+        first, second = ([reading_of(row.get("picked")) for row in run] for run in rows)
+        metrics = headlines(names, items)
+        found = metric_differences(metrics, items, first, second, resamples=resamples, seed=seed)
+        for side, name in enumerate(("first", "second")):
+            if len(items) == len(self._samples[side][keys[side]]):
+                self._check(side, keys[side], {entry["metric"]: entry[name] for entry in found}, stored[side])
+        by_metric = gains(metrics, items, first, second)
+        return found, [gain if by is None else by for gain, by in zip(right, by_metric, strict=True)]
+
+    def _check(
+        self, side: int, key: Key, computed: Mapping[str, float | None], stored: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Note a figure that results.json has otherwise."""
+        for name, value in computed.items():
+            said = stored[name]["value"]
+            if value is None or said is None:
+                same = value is said
+            else:
+                same = math.isclose(value, said, rel_tol=_SAME, abs_tol=_SAME)
+            if not same:
+                shown, told = ("undefined" if each is None else f"{each:.6g}" for each in (value, said))
+                self.notes.append(
+                    f"{called(key)}: {name} of the samples of {self._names[side]} is {shown}, in its results.json "
+                    f"{told}; grade it again with this version"
+                )
 
 
 def _asked(sample: Mapping[str, Any]) -> list[Any]:
@@ -237,8 +307,8 @@ def _run(run: GradedRun, label: str) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
-    """What differs and may move a score, but does not change what was asked."""
+def _notes(runs: Sequence[GradedRun], names: Sequence[str], compared: set[Key]) -> list[str]:
+    """What differs and may move a score, but does not change what was asked; and what was not compared at all."""
     fields = {
         "dtype": [run.record.get("model", {}).get("dtype") for run in runs],
         "quantisation": [run.record.get("model", {}).get("quantisation") for run in runs],
@@ -252,8 +322,7 @@ def _notes(runs: Sequence[GradedRun], names: Sequence[str]) -> list[str]:
             shown = ", ".join(f"{value or 'none'} in {name}" for value, name in zip(values, names, strict=True))
             found.append(f"{field}: {shown}")
     every = {key for run in runs for key in run.evaluations}
-    lone = [key for key in sorted(every) if sum(key in run.evaluations for run in runs) == 1]
-    found += [f"{called(key)}: in one run alone" for key in lone]
+    found += [f"{called(key)}: in one run alone" for key in sorted(every - compared)]
     return found
 
 

@@ -11,7 +11,7 @@ from medjax.store.runs import named
 T = TypeVar("T")
 Key = tuple[str, str, str]  # task, language, protocol id
 _NEEDED = ("doc", "doc_hash", "prompt_hash", "correct", "points")
-_KEPT = (*_NEEDED, "picked", "resps", "unparsed", "truncated", "asked")
+_KEPT = (*_NEEDED, "picked", "unparsed", "truncated", "asked")
 _LONGEST_OUTPUT = 4000  # characters of an output that are kept
 
 
@@ -42,8 +42,9 @@ class GradedRun:
     def samples(self, keys: Iterable[Key]) -> dict[Key, dict[str, Mapping[str, Any]]]:
         """Evaluation -> item id -> sample, of the evaluations wanted.
 
-        A sample holds doc, doc_hash, prompt_hash, correct, points; picked, output (its first 4,000 characters, "" where
-        choices were scored), unparsed, truncated and asked, as far as the run wrote them.
+        A sample holds doc, doc_hash, prompt_hash, correct, points; picked, unparsed, truncated and asked, as far as the
+        run wrote them; and output, what was written where the answer was read (its first 4,000 characters, "" where
+        choices were scored): of an item that was asked several times, the first text that says what its answer says.
         """
         wanted = {self.evaluations[key]["id"]: key for key in keys}
         found: dict[Key, dict[str, Mapping[str, Any]]] = {key: {} for key in wanted.values()}
@@ -105,16 +106,10 @@ def labels(runs: Sequence[GradedRun]) -> list[str]:
 
 def _kept(sample: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: sample[name] for name in _NEEDED} | {name: sample[name] for name in _KEPT if name in sample}
-    responses = kept.pop("resps", None)
-    return kept | {"output": _output(responses)}
+    return kept | {"output": _output(sample.get("asks", ()), sample.get("picked"))}
 
 
-def _output(responses: Any) -> str:
-    """The text of a generation; "" of scored choices, whose responses are pairs of numbers."""
-    if not isinstance(responses, list) or len(responses) != 1:
-        return ""
-    (one,) = responses
-    text = one[0] if isinstance(one, list) and len(one) == 1 else ""
-    if not isinstance(text, str):
-        return ""
+def _output(asks: Iterable[Mapping[str, Any]], picked: Any) -> str:
+    texts = [(ask["parsed"], ask["output"]) for ask in asks if isinstance(ask["output"], str)]
+    text = next((text for read, text in texts if read == picked), texts[0][1] if texts else "")
     return text if len(text) <= _LONGEST_OUTPUT else text[:_LONGEST_OUTPUT] + "…"

@@ -28,7 +28,7 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_NTASKS"),
 )
-_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
 _PATIENCE = 60.0  # seconds that a process waits for one that opens the same folder
 
 
@@ -171,7 +171,7 @@ def complete_count(run: Path, command: str) -> int:
 
 
 def gather(run: Path, count: int, journal: Journal) -> None:
-    """Make an evaluation's journal of those of all parts, written whole.
+    """Make an evaluation's journal of those of all parts, written whole: readers see the old one or the new one.
 
     Raises ValueError naming file and line for a damaged one.
     """
@@ -179,9 +179,14 @@ def gather(run: Path, count: int, journal: Journal) -> None:
     for number in range(1, count + 1):
         path = Shard(number, count).folder(run) / "journal" / journal.path.name
         entries += Journal(path, journal.identity).read()
-    journal.path.unlink(missing_ok=True)
-    if entries:
-        journal.append(entries)
+    if not entries:
+        journal.path.unlink(missing_ok=True)
+        return
+    # where a file system has no locks, another process may do the same
+    own = Journal(journal.path.with_name(f"{journal.path.name}.{platform.node()}-{os.getpid()}"), journal.identity)
+    own.path.unlink(missing_ok=True)
+    own.append(entries)
+    own.path.replace(journal.path)
 
 
 def record(run: Path, count: int) -> list[dict[str, Any]]:
@@ -198,15 +203,14 @@ def settings_file(run: str | Path) -> Path:
 
 
 def _launched(environment: Mapping[str, str]) -> Shard:
-    first = environment.get(_ARRAY[1], "")
     if all(environment.get(name, "").isdigit() for name in _ARRAY):
-        number, count = int(environment[_ARRAY[0]]) - int(first), int(environment[_ARRAY[2]])
-        if number >= count:
+        number, first, last, count = (int(environment[name]) for name in _ARRAY)
+        if last - first + 1 != count:
             raise ValueError(
-                f"shard: got {_ARRAY[0]}={environment[_ARRAY[0]]} of an array of {count} that begins at {first}, "
-                "expected numbers without gaps; submit it with --array 1-4."
+                f"shard: got an array of {count} tasks from {first} to {last}, expected numbers without gaps; submit "
+                "it with --array 1-4, or give each that is sent again its shard (SHARD=3/4)."
             )
-        return Shard(number + 1, count)
+        return Shard(number - first + 1, count)
     for place, size in _LAUNCHERS:
         number_text, count_text = environment.get(place, ""), environment.get(size, "")
         if number_text.isdigit() and count_text.isdigit() and int(number_text) < int(count_text):

@@ -5,7 +5,7 @@ Their lists may stand as words after an option or, for the runs to compare, with
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _COMPARE = """Compare finished runs on the questions that all pairs of them asked.
 
-Accuracy and points with paired bootstrap intervals, McNemar's exact test with Holm's correction over all comparisons,
-effect sizes, verdicts by exam, and which questions were won and lost. Runs whose protocol, data or prompts differ are
-refused."""
+Accuracy and points with paired bootstrap intervals, McNemar's exact test and effect sizes; kappa, F1, correlation and
+BLEU, where a set is graded by them, with paired bootstrap intervals and tests; Holm's correction over all tests;
+verdicts by exam, and which questions were won and lost. Runs whose protocol, data or prompts differ are refused."""
 _COMPARE_EPILOG = """examples:
   python -m medjax.eval compare runs/eval/one runs/eval/two
   python -m medjax.eval compare runs/eval/base runs/eval/a runs/eval/b --out runs/compare/all
@@ -155,9 +155,9 @@ def gathered(
                 kept.append(argument)
             else:
                 words.setdefault(taker, []).append(argument)
-        elif argument in lists:
-            taker = argument
-            words.setdefault(argument, [])
+        elif (option := argument.partition("=")[0]) in lists:
+            taker = option
+            words.setdefault(option, []).extend([argument.removeprefix(f"{option}=")] if "=" in argument else [])
         else:
             kept.append(argument)
             taker = rest_is
@@ -178,9 +178,9 @@ def _compare(settings: CompareSettings) -> None:
     from medjax.report.comparison import comparison_report
     from medjax.store.runs import RunFolder, named, shortened
 
-    if is_ecg_run(settings.runs[0]):
+    if on_ecgs := [run for run in settings.runs if is_ecg_run(run)]:
         raise ValueError(
-            f"compare: {settings.runs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
+            f"compare: {on_ecgs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
             "python -m medjax.eval --compare RUN_A,RUN_B."
         )
     names = "_vs_".join(named(run).name for run in settings.runs)
@@ -208,7 +208,9 @@ def _compare(settings: CompareSettings) -> None:
 
 def print_compared(found: Mapping[str, Any]) -> None:
     """Print the tables of a comparison."""
-    letters = {run["label"]: chr(ord("A") + i) if i < 26 else str(i + 1) for i, run in enumerate(found["runs"])}
+    from medjax.report.comparison import run_letters
+
+    letters = run_letters(found["runs"])
     for run in found["runs"]:
         model = run["model"] + (f" + {run['adapter']}" if run["adapter"] else "")
         print(f"{letters[run['label']]}  {run['path']}  {model}".rstrip())
@@ -220,31 +222,15 @@ def print_compared(found: Mapping[str, Any]) -> None:
         )
     for note in found["notes"]:
         print(f"note     {note}")
-    rows = []
-    for entry in found["comparisons"]:
-        first, second = letters[entry["first_label"]], letters[entry["second_label"]]
-        low, high = entry["accuracy_difference_interval"]
-        rows.append(
-            [
-                f"{entry['task']} ({entry['language']})",
-                entry["protocol"],
-                f"{second} - {first}",
-                str(entry["items"]),
-                f"{entry['first_accuracy']:.1%} → {entry['second_accuracy']:.1%}",
-                f"{100 * entry['accuracy_difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-                f"{entry['points_difference']:+g}",
-                f"{entry['only_second']} / {entry['only_first']}",
-                _odds(entry),
-                "" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}",
-                f"{entry['p_value']:.2g}",
-                f"{entry['p_holm']:.2g}",
-            ]
-        )
-    header = ["set", "protocol", "runs", "items", "accuracy", "difference (95 %)", "points", "won / lost"]
+    rows = [row for entry in found["comparisons"] for row in _compared_rows(entry, letters)]
+    header = ["set", "protocol", "runs", "items", "graded by", "score", "difference (95 %)", "points", "won / lost"]
     header += ["odds ratio (95 %)", "g", "p", "p Holm"]
     print()
-    print(text_table(rows, header, align="lllrrrrrrrrr"))
-    print("Paired over the same questions; p: McNemar, exact; p Holm: corrected over all rows; g: Cohen's g.")
+    print(text_table(rows, header, align="lllrlrrrrrrrr"))
+    print(
+        "Paired over the same questions; p: McNemar, exact, or of other figures than accuracy the bootstrap's; p Holm: "
+        "corrected over all rows; g: Cohen's g."
+    )
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
             print(f"{entry['task']}: {count} {'item' if count == 1 else 'items'} that cannot be paired left out")
@@ -267,6 +253,39 @@ def _say_moved(folder: "RunFolder") -> None:
     """Say where another result went that stood in the folder; the same one made again is written over."""
     if folder.note and not folder.resumed:
         print(folder.note)
+
+
+def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iterator[list[str]]:
+    """Rows of the table: right and wrong, and what else the set is graded by."""
+    place = [f"{entry['task']} ({entry['language']})", entry["protocol"]]
+    place.append(f"{letters[entry['second_label']]} - {letters[entry['first_label']]}")
+    if entry["has_answers"]:
+        low, high = entry["accuracy_difference_interval"]
+        yield [
+            *(*place, str(entry["items"]), "accuracy"),
+            f"{entry['first_accuracy']:.1%} → {entry['second_accuracy']:.1%}",
+            f"{100 * entry['accuracy_difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            f"{entry['points_difference']:+g}",
+            f"{entry['only_second']} / {entry['only_first']}",
+            _odds(entry),
+            "" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}",
+            f"{entry['p_value']:.2g}",
+            f"{entry['p_holm']:.2g}",
+        ]
+    for metric in entry["metrics"]:
+        first, second, difference = (_number(metric[name], ".3f") for name in ("first", "second", "difference"))
+        name = metric["metric"] if metric["higher_is_better"] else f"{metric['metric']}, lower is better"
+        if ends := metric["difference_interval"]:
+            difference = f"{metric['difference']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
+        won_and_lost = "" if entry["has_answers"] else f"{entry['won_count']} / {entry['lost_count']}"
+        yield [
+            *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, "", ""),
+            *(_number(metric[name], ".2g") for name in ("p_value", "p_holm")),
+        ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)
 
 
 def _odds(entry: Mapping[str, Any]) -> str:
@@ -317,7 +336,17 @@ def print_audited(found: Mapping[str, Any]) -> None:
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
             shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
+            graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
-            rows.append([name, {"matched": "found in training"}.get(part, part), str(entry["items"]), shown, points])
+            items = {"matched": "found in training"}.get(part, part)
+            rows.append([name, items, str(entry["items"]), shown, points, graded])
+    header = ["run", "items", "count", "accuracy (95 % interval)", "points", "graded by (95 % interval)"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     print()
-    print(text_table(rows, ["run", "items", "count", "accuracy (95 % interval)", "points"], align="llrrr"))
+    print(text_table(rows, header, align="llrrrl"[: len(header)]))
+
+
+def _graded(name: str, metric: Mapping[str, Any]) -> str:
+    ends = metric["interval"]
+    return f"{name} {_number(metric['value'], '.3f')}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")

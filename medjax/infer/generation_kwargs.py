@@ -1,4 +1,6 @@
-"""How a task of lm-evaluation-harness wants its texts: the generation_kwargs of its file, put into this engine's words.
+"""How a task of lm-evaluation-harness wants its texts, in this engine's words, and what of a text is its answer.
+
+The generation_kwargs of a task's file:
 
   until: ["\\n\\n"]            stops
   max_gen_toks: 64            new tokens at the most; other back ends' names of it are understood too
@@ -10,9 +12,12 @@ Options that change nothing as they are set are passed over; one that would chan
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medjax.infer.generator import Generation
 
 MAX_GEN_TOKS = 256  # new tokens where a task says nothing: the harness's own number
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first wins, as there
@@ -45,8 +50,9 @@ def read_generation(kwargs: Mapping[str, Any]) -> Wanted:
     Raises ValueError for what this engine does not do and would change the text.
     """
     given = {name: value for name, value in kwargs.items() if value is not None}
-    draws = given.get("do_sample", float(given.get("temperature", 0)) > 0)
-    temperature = float(given.get("temperature", 1)) if draws else 0.0
+    asked = _number(given, "temperature", 1.0)
+    draws = given.get("do_sample", "temperature" in given and asked > 0)
+    temperature = asked if draws else 0.0
     for name, value in given.items():
         if name not in _UNDERSTOOD and not _without_effect(name, value, draws=temperature > 0):
             raise ValueError(
@@ -54,21 +60,46 @@ def read_generation(kwargs: Mapping[str, Any]) -> Wanted:
                 f"of the task's file, or write --gen_kwargs {name}=None."
             )
     until = given.get("until", [])
-    limit = next((given[name] for name in _LIMITS if name in given), MAX_GEN_TOKS)
+    name = next((name for name in _LIMITS if name in given), _LIMITS[0])
+    limit = given.get(name, MAX_GEN_TOKS)
     if not str(limit).isdigit() or int(limit) < 1:
-        raise ValueError(f"generation_kwargs: got max_gen_toks={limit!r}, expected a whole number above 0; write one.")
+        raise ValueError(f"generation_kwargs: got {name}={limit!r}, expected a whole number above 0; write one.")
     return Wanted(
         tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
         int(limit),
         temperature,
-        float(given.get("top_p", 1)),
+        _number(given, "top_p", 1.0),
     )
+
+
+def _number(given: Mapping[str, Any], name: str, otherwise: float) -> float:
+    try:
+        return float(given.get(name, otherwise))
+    except (TypeError, ValueError):
+        raise ValueError(f"generation_kwargs: got {name}={given[name]!r}, expected a number; write one.") from None
 
 
 def _without_effect(name: str, value: Any, *, draws: bool) -> bool:
     if name in _NO_EFFECT_ON_DRAWS:
         return not draws or value in _NO_EFFECT_ON_DRAWS[name]
     return value in _NO_EFFECT.get(name, ())
+
+
+def answer(
+    generation: "Generation", stops: Sequence[str], ends: Collection[int], decode: Callable[[Sequence[int]], str]
+) -> str:
+    """What the harness calls the answer: nothing from the first stop on, one before the first word included.
+
+    stops   texts; ends: special tokens that a task stops at, which texts do not show
+    decode  from token ids to text
+    """
+    text = generation.text
+    found = next((place for place, token in enumerate(generation.tokens) if token in ends), None)
+    if found is not None:
+        text = decode(generation.tokens[:found])
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def draw_seeds(prompts: Sequence[str], seed: int) -> list[int]:

@@ -24,7 +24,7 @@ import numpy as np
 from medjax import __version__
 from medjax.data.text.chat import ChatTemplate
 from medjax.infer.command import keep_compiled
-from medjax.infer.generation_kwargs import MAX_GEN_TOKS, draw_seeds, read_generation
+from medjax.infer.generation_kwargs import MAX_GEN_TOKS, answer, draw_seeds, read_generation
 from medjax.infer.generator import Generation, Generator
 from medjax.infer.packing import Request
 from medjax.infer.run import load_base
@@ -230,10 +230,10 @@ class MedjaxLM(TemplateLM):
 
                 def keep(new: dict[int, Score], members: list[int] = members) -> None:
                     for number, score in new.items():
-                        index, answer = members[number], (score.logprob, score.greedy)
-                        results[index] = answer
+                        index = members[number]
+                        results[index] = score.logprob, score.greedy
                         if (key := requests[index][0]) is not None:
-                            self.cache_hook.add_partial("loglikelihood", key, answer)
+                            self.cache_hook.add_partial("loglikelihood", key, results[index])
                     bar.advance(len(new), len(requests))
 
                 self._scorer.score([wanted[i] for i in members], on_scores=keep)
@@ -270,7 +270,7 @@ class MedjaxLM(TemplateLM):
                 ) -> None:
                     for number, generation in new.items():
                         index = members[number]
-                        results[index] = self._text(generation, stops, ends)
+                        results[index] = answer(generation, stops, ends, self.model.tokenizer.decode)
                         if not asked[index].temperature:
                             self.cache_hook.add_partial("generate_until", requests[index].args, results[index])
                     bar.advance(len(new), len(requests))
@@ -300,15 +300,6 @@ class MedjaxLM(TemplateLM):
         prompts = [self.tok_encode(text) or [self.prefix_token_id] for text in texts]
         _warn_of_cuts(sum(len(p) > room for p in prompts), len(prompts), f"{room} tokens and {limit} new ones")
         return [tuple(prompt[-room:]) for prompt in prompts]
-
-    def _text(self, generation: Generation, stops: Sequence[str], ends: set[int]) -> str:
-        """What the harness calls the answer: nothing from the first stop on, one before the first word included."""
-        text = generation.text
-        if found := next((i for i, token in enumerate(generation.tokens) if token in ends), None) is not None:
-            text = self.model.tokenizer.decode(generation.tokens[:found])
-        for stop in stops:
-            text = text.partition(stop)[0]
-        return text
 
 
 def model_arguments(given: Mapping[str, Any], of_harness: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,9 +62,21 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
                 # no guess is marked: the line stands at the edge
                 "plot": drawing.marks((score["accuracy"], low, high), 0.0, name) if score["accuracy_interval"] else "",
                 "points": f"{drawing.number(score['points'])} / {drawing.number(score['points_total'])}",
+                "graded": [_graded(name, metric) for name, metric in score["metrics"].items()],
             }
         )
-    return {"name": run["label"], "evaluation": run["evaluation"], "rows": rows}
+    has_metrics = any(row["graded"] for row in rows)
+    return {"name": run["label"], "evaluation": run["evaluation"], "rows": rows, "has_metrics": has_metrics}
+
+
+def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
+    """What a set is graded by besides accuracy, over some of its items."""
+    value, ends = metric["value"], metric["interval"]
+    return {
+        "name": name.replace("_", " "),
+        "value": "–" if value is None else f"{value:.3f}",
+        "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else "",
+    }
 
 
 def _match(match: Mapping[str, Any]) -> dict[str, Any]:

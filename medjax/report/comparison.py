@@ -5,7 +5,7 @@ of models and items is escaped.
 """
 
 from collections.abc import Mapping, Sequence
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from medjax.report import differences, drawing, pages
@@ -20,25 +20,36 @@ def comparison_report(found: Mapping[str, Any], questions: Sequence[Mapping[str,
     found      runs, comparisons, differences, notes and exams
     questions  won and lost of each comparison
     """
-    letters = {run["label"]: _letter(number) for number, run in enumerate(found["runs"])}
+    letters = run_letters(found["runs"])
     comparisons = found["comparisons"]
+    places = [
+        {
+            **{"name": differences.called(entry), "protocol": entry["protocol"], "anchor": f"pair-{number}"},
+            **{"first": letters[entry["first_label"]], "second": letters[entry["second_label"]]},
+            **{"left_out": entry["left_out"], "won": entry["won_count"], "lost": entry["lost_count"]},
+        }
+        for number, entry in enumerate(comparisons, 1)
+    ]
+    paired = list(zip(places, comparisons, strict=True))
+    answered = [entry for entry in comparisons if entry["has_answers"]]
     rows = [
         {
             **row,
-            "first": letters[entry["first_label"]],
-            "second": letters[entry["second_label"]],
+            **place,
             "points": f"{entry['points_difference']:+g}".replace("-", "\u2212"),
             "odds": _odds(entry),
-            "g": "–" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}".replace("-", "\u2212"),
-            "p_holm": f"{entry['p_holm']:.2g}",
-            "left_out": entry["left_out"],
+            "g": _digits(entry["cohen_g"], "+.2f"),
+            "p_holm": _p(entry["p_holm"]),
         }
-        for row, entry in zip(differences.rows(comparisons), comparisons, strict=True)
+        for row, (place, entry) in zip(
+            differences.rows(answered), (pair for pair in paired if pair[1]["has_answers"]), strict=True
+        )
     ]
     values = {
         "runs": [{**run, "letter": letters[run["label"]], "when": drawing.date(run["date"])} for run in found["runs"]],
         "rows": rows,
-        "axis": differences.axis(comparisons),
+        "axis": differences.axis(answered),
+        "graded": [_graded(metric, place) for place, entry in paired for metric in entry["metrics"]],
         "differences": [
             {**each, "first": letters[each["first"]], "second": letters[each["second"]]}
             for each in found["differences"]
@@ -48,11 +59,11 @@ def comparison_report(found: Mapping[str, Any], questions: Sequence[Mapping[str,
         "letters": list(letters.values()),
         "sections": [
             {
-                **{key: row[key] for key in ("name", "protocol", "first", "second")},
+                **place,
                 "lang": entry["language"],
-                "lists": [_list(part[key], key, row) for key in ("won", "lost")],
+                "lists": [_list(part[key], key, place, entry["has_answers"]) for key in ("won", "lost")],
             }
-            for row, entry, part in zip(rows, comparisons, questions, strict=True)
+            for (place, entry), part in zip(paired, questions, strict=True)
         ],
         "resamples": found["resamples"],
         "seed": found["seed"],
@@ -60,8 +71,35 @@ def comparison_report(found: Mapping[str, Any], questions: Sequence[Mapping[str,
     return pages.render("comparison.html", values)
 
 
-def _letter(number: int) -> str:
-    return ascii_lowercase[number].upper() if number < len(ascii_lowercase) else str(number + 1)
+def run_letters(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Label -> what tables call the run: A, B, ..., and beyond Z numbers."""
+    return {
+        run["label"]: ascii_uppercase[number] if number < len(ascii_uppercase) else str(number + 1)
+        for number, run in enumerate(runs)
+    }
+
+
+def _graded(metric: Mapping[str, Any], place: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table of figures other than accuracy."""
+    ends = metric["difference_interval"]
+    return {
+        **place,
+        "count": metric["items"],
+        "by": metric["metric"].replace("_", " "),
+        "lower_is_better": not metric["higher_is_better"],
+        "values": [_digits(metric[name]) for name in ("first", "second")],
+        "difference": _digits(metric["difference"], "+.3f"),
+        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else "",
+        **{name: _p(metric[name]) for name in ("p_value", "p_holm")},
+    }
+
+
+def _digits(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form).replace("-", "\u2212")
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"
 
 
 def _odds(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -87,10 +125,12 @@ def _exam(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "protocol": entry["protocol"], "changed": entry["changed"], "runs": runs}
 
 
-def _list(questions: Sequence[Mapping[str, Any]], key: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _list(
+    questions: Sequence[Mapping[str, Any]], key: str, row: Mapping[str, Any], has_answers: bool
+) -> dict[str, Any]:
     winner = row["second"] if key == "won" else row["first"]
     return {
-        "title": f"Right in {winner} alone",
+        "title": f"Right in {winner} alone" if has_answers else f"Better in {winner}",
         "kind": key,
         "count": len(questions),
         "shown": [_question(question, row) for question in questions[:MOST_QUESTIONS]],
@@ -122,8 +162,11 @@ def _question(question: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, 
 
 
 def _answer(given: Mapping[str, Any], letter: str) -> dict[str, str]:
-    picked, output = given["picked"], given.get("output") or ""
-    read = "nothing that could be read" if picked is None else ", ".join(picked) or "nothing"
+    picked = given["picked"]
+    read = "nothing that could be read" if picked is None else _beginning(", ".join(picked)) or "nothing"
     cut = " (cut off)" if given.get("truncated") else ""
-    shown = output if len(output) <= _LONGEST_OUTPUT else output[:_LONGEST_OUTPUT] + "…"
-    return {"letter": letter, "read": read + cut, "output": shown}
+    return {"letter": letter, "read": read + cut, "output": _beginning(given.get("output") or "")}
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _LONGEST_OUTPUT else text[:_LONGEST_OUTPUT] + "…"

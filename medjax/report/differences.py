@@ -28,7 +28,7 @@ def rows(comparisons: Comparisons) -> list[dict[str, Any]]:
                 key: entry[key]
                 for key in ("protocol", "first_accuracy", "second_accuracy", "only_first", "only_second")
             },
-            "name": _name(entry),
+            "name": called(entry),
             "count": entry["items"],
             "difference": _points(entry["accuracy_difference"]),
             "interval": _interval(entry),
@@ -47,7 +47,7 @@ def axis(comparisons: Comparisons) -> Markup:
 
 def names(comparisons: Comparisons) -> list[str]:
     """What the rows of the figure are called."""
-    return [drawing.cut_to(_name(entry), 32) for entry in comparisons]
+    return [drawing.cut_to(called(entry), 32) for entry in comparisons]
 
 
 def figure(comparisons: Comparisons, left: float, right: float, top: float) -> tuple[list[Markup], int]:
@@ -87,7 +87,8 @@ def figure(comparisons: Comparisons, left: float, right: float, top: float) -> t
     return marks, _HEAD + _ROW * len(comparisons) + 32
 
 
-def _name(entry: Mapping[str, Any]) -> str:
+def called(entry: Mapping[str, Any]) -> str:
+    """Set and language, as tables name a comparison."""
     return f"{entry['task']} · {entry['language']}"
 
 

@@ -61,7 +61,6 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
     evaluations = [_evaluation(entry) for entry in record["evaluations"]]
     found = questions.question_data(samples, evaluations)
     script = questions.script() if found else ""
-    sources = ["default-src 'none'", "style-src 'unsafe-inline'", "base-uri 'none'", "form-action 'none'"]
     languages = {entry["id"]: entry["language"] for entry in record["evaluations"]}
     examples = record.get("examples", [])
     paired = [{**e, "language": f"{e['first']}, {e['second']}"} for e in record.get("languages", ())]
@@ -82,7 +81,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         "language_axis": differences.axis(paired),
         "questions": found,
         "script": script,
-        "policy": "; ".join([*sources, f"script-src {questions.script_source(script)}"] if script else sources),
+        **({"policy": f"{pages.POLICY}; script-src {questions.script_source(script)}"} if script else {}),
         "outcome_filters": [
             ("all", "All"),
             *((name, outcomes.named(name).capitalize()) for name in outcomes.OUTCOMES),
@@ -102,7 +101,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         *([("questions", "Questions")] if found else [("examples", "Examples")] if examples else []),
         ("protocol", "How to repeat"),
     ]
-    return pages.render("template.html", values)
+    return pages.render("exam.html", values)
 
 
 def summary_figure(results: Mapping[str, Any]) -> str:

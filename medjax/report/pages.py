@@ -1,11 +1,18 @@
-"""Pages of one file from the templates beside this module: they load nothing and run no script, and text is escaped."""
+"""Pages of one file from the templates beside this module: they load nothing, and text is escaped.
+
+Every template fills the blocks of page.html (title, style, body), which has the head that all share and what browsers
+may do with the page: no script runs, unless a page names one in a policy of its own.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from medjax.report import drawing
+
+POLICY = Markup("default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'")
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -18,7 +25,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     page.filters.update(percent=drawing.percent, number=drawing.number)
-    return page.get_template(template).render(values)
+    return page.get_template(template).render({"policy": POLICY, **values})
 
 
 def flat(value: Any, path: str = "", shown: Callable[[Any], str] = str) -> Iterator[tuple[str, str]]:

@@ -237,7 +237,7 @@
     if (!text.includes("=")) return false; // an anchor of the page
     const given = new URLSearchParams(text);
     const allowed = [...form.elements.filter].map((input) => input.value);
-    state = { filter: allowed.includes(given.get("filter")) ? given.get("filter") : "all", page: Number(given.get("page")) || 1 };
+    state = { filter: allowed.includes(given.get("filter")) ? given.get("filter") : "all", page: Number.parseInt(given.get("page"), 10) || 1 };
     for (const name of FIELDS) {
       form.elements[name].value = given.get(name) || "";
       state[name] = form.elements[name].value; // a select takes only what it offers

@@ -18,7 +18,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "too_long", "not_asked")
 LENGTHS = (20_000, 5_000, 1_000, 300)  # characters that are shown of a prompt or output, whatever the page can hold
 MOST_CHARACTERS = 40_000_000  # of all prompts and outputs; with more the page is slow to open
 # those that HTML gives a meaning, line ends of old JavaScript, and halves of characters, which UTF-8 cannot hold

@@ -8,7 +8,7 @@ import pytest
 from medjax.data.exams.tasks import load_task
 from medjax.data.text.overlap import normalise
 from medjax.eval.__main__ import main
-from medjax.eval.audit import letter_places
+from medjax.eval.audit import letter_places, load_tasks
 from medjax.eval.subcommands import gathered
 from medjax.report.audit import marked
 
@@ -108,6 +108,71 @@ def test_levels_places_and_scores(ward, tmp_path, capsys):
     assert "<script" not in html
 
 
+def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(tmp_path, capsys):
+    exam, data, run = tmp_path / "lists.jsonl", tmp_path / "notes.jsonl", tmp_path / "graded"
+    texts = [
+        "発熱と咳嗽が三日前から続き、右下肺野に浸潤影を認めたため入院した。",
+        "激しい頭痛と嘔吐があり、頭部CTで高吸収域を認めた。",
+    ]
+    texts += ["動悸と体重減少とを訴え、甲状腺のびまん性腫大を認めたため精査となった。"]
+    gold = [["発熱", "咳嗽"], ["頭痛", "嘔吐"], ["動悸", "体重減少"]]
+    rows = [
+        {"id": f"n{i}", "kind": "entities", "question": text, "answer": answer}
+        for i, (text, answer) in enumerate(zip(texts, gold, strict=True))
+    ]
+    exam.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    data.write_text(json.dumps({"text": "前文。" + texts[1]}, ensure_ascii=False) + "\n", "utf-8")
+    task = load_task(str(exam))
+    run.mkdir()
+    entry = {"id": "x", "task": "lists", "language": task.language, "protocol": "strict-0shot"}
+    (run / "results.json").write_text(
+        json.dumps({"medjax": {"evaluations": [entry | {"data": {"digest": task.digest}}]}})
+    )
+    said = [["発熱"], ["頭痛", "嘔吐"], None]
+    lines = [
+        {
+            "task": "x",
+            "doc": {"id": f"n{i}"},
+            "doc_hash": "",
+            "prompt_hash": "",
+            "correct": i == 1,
+            "points": int(i == 1),
+        }
+        | {"picked": picked}
+        for i, picked in enumerate(said)
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = ["--out", str(tmp_path / "out"), "--resamples", "200"]
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--run", str(run), *out]) == 0
+    (score,) = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["runs"]
+    assert {part: score[part]["items"] for part in ("all", "without", "matched")} == {
+        "all": 3,
+        "without": 2,
+        "matched": 1,
+    }
+    # F1 of one of two found, nothing beside it: 2/3; of an answer that could not be read: 0
+    f1 = {part: score[part]["metrics"]["entity_partial_f1"]["value"] for part in ("all", "without", "matched")}
+    assert f1 == {"all": pytest.approx((2 / 3 + 1) / 3), "without": pytest.approx(1 / 3), "matched": 1.0}
+    assert score["matched"]["metrics"]["entity_partial_f1"]["interval"] is None
+    printed = capsys.readouterr().out
+    assert "graded by (95 % interval)" in printed
+    assert "entity_partial_f1 0.333 (0.000 to 0.667)" in printed
+    assert "entity partial f1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
+        "utf-8"
+    )
+
+
+def test_groups_stand_for_their_sets_on_this_machine(monkeypatch, ward):
+    exam, _ = ward
+    said = []
+    monkeypatch.setattr(
+        "medjax.eval.audit.expand", lambda names, data_dir: ((str(exam), "mini:en"), ("x is left out",))
+    )
+    tasks = load_tasks(("japanese-medical",), None, said.append)
+    assert [(task.name, task.language) for task in tasks] == [("ward", "ja"), ("mini", "en")]
+    assert said == ["x is left out"]
+
+
 def test_clean_data_and_wrong_calls(ward, tmp_path, capsys):
     exam, data = ward
     out = ["--out", str(tmp_path / "out")]
@@ -171,6 +236,8 @@ def test_marked_text_is_escaped():
         (["A,B"], ["--runs", "A,B"]),
         (["settings.toml", "--runs", "A", "B"], ["settings.toml", "--runs", '["A", "B"]']),
         (["--runs"], ["--runs"]),
+        (["--runs=A", "B", "--anyway"], ["--anyway", "--runs", '["A", "B"]']),
+        (["--runs=A,B"], ["--runs", "A,B"]),
     ],
 )
 def test_words_are_gathered_to_lists(argv, expected):

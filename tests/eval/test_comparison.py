@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from report_pages import Page
 from scipy.stats import binomtest
 
+from medjax.data.qa import Item
 from medjax.eval.__main__ import main
 from medjax.eval.comparison import compare, compare_runs
+from medjax.eval.metric_differences import item_of, metric_differences
+from medjax.eval.metrics import METRICS, grade
 from medjax.statistics.intervals import difference_interval, mcnemar
+from medjax.statistics.paired import holm
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
@@ -175,6 +180,7 @@ def test_anyway_compares_and_says_what_differs(tmp_path):
         ("protocol", ["strict-0shot", "kasai-3shot"]),
         ("prompts of 4 of 4 items, the first p", ["prompt p", "other"]),
     ]
+    assert found["notes"] == []  # neither protocol stands alone
     # two questions under one id are never a pair
     other = write_run(tmp_path / "other", [1, 1, 1, 0], data={"digest": "e" * 64}, changes={"doc_hash": "q"})
     with pytest.raises(ValueError, match="got no item that both runs asked"):
@@ -216,7 +222,10 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
         lines = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").split("\n") if line]
         for line, correct in zip(lines, right, strict=True):
             line["doc"] |= doc
-            line |= {"picked": ["a"] if correct else None, "resps": [[f"{name} <says> {line['doc']['id']}"]]}
+            picked = ["a"] if correct else None
+            # the second draw is the answer
+            line |= {"picked": picked, "asks": [{"parsed": ["b"], "output": "not this"}]}
+            line["asks"].append({"parsed": picked, "output": f"{name} <says> {line['doc']['id']}"})
         (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs.append(str(run))
     assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--resamples", "50"]) == 0
@@ -232,13 +241,123 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     assert "ward (en) 2022: A fail, B pass  (changed)" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
-    assert [cell.strip() for cell in row.split("│")][6:] == [
-        *("+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17", "1", "1")
+    assert [cell.strip() for cell in row.split("│")][4:] == [
+        *("accuracy", "50.0% → 75.0%", "+25.0 (-69.4 to +94.4)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
+        *("1", "1"),
     ]
     html = (tmp_path / "out" / "comparison.html").read_text("utf-8")
     assert "one &lt;says&gt; s" in html
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def graded_run(folder, gold, said, *, metrics, kind=None, choices=()):
+    """A run of a set that is graded by metrics; gold and said: the answers, None was not read."""
+    docs = [
+        {"id": f"q{n}", "question": f"Q{n}?", "choices": list(choices), "answer": answer}
+        | ({"kind": kind} if kind else {})
+        for n, answer in enumerate(gold)
+    ]
+    items = [item_of(doc) for doc in docs]
+    stored = grade(metrics, items, [None if each is None else tuple(each) for each in said], resamples=10)
+    write_run(folder, [1] * len(gold), ids=[doc["id"] for doc in docs], points=[1] * len(gold), metrics=stored)
+    lines = []
+    for doc, picked in zip(docs, said, strict=True):
+        sample = {"task": "x", "doc": doc, "doc_hash": doc["id"], "prompt_hash": "", "picked": picked}
+        sample |= {"correct": picked == doc["answer"], "points": int(picked == doc["answer"])}
+        lines.append(json.dumps(sample, ensure_ascii=False) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
+    return str(folder)
+
+
+def test_a_set_graded_by_kappa_is_compared_by_that_too(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    gold = [["abc"[i]] for i in rng.integers(0, 3, 80)]
+    said = [[g if rng.random() < share else ["abc"[rng.integers(0, 3)]] for g in gold] for share in (0.2, 0.7)]
+    runs = [
+        graded_run(tmp_path / name, gold, each, metrics=("kappa", "accuracy"), choices="xyz")
+        for name, each in zip(("one", "two"), said, strict=True)
+    ]
+    assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--resamples", "400"]) == 0
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))
+    (entry,) = comparison["comparisons"]
+    (metric,) = entry["metrics"]
+    sides = [[(each[0],) for each in run] for run in said]
+    items = [Item(f"q{n}", "?", tuple("xyz"), tuple(answer)) for n, answer in enumerate(gold)]
+    (alone,) = metric_differences([METRICS["kappa"]], items, *sides, resamples=400, seed=0)
+    assert {name: metric[name] for name in alone} == alone
+    assert metric["p_value"] == pytest.approx(2 / 401)
+    # both tests are corrected together
+    assert (metric["p_holm"], entry["p_holm"]) == pytest.approx(holm([metric["p_value"], entry["p_value"]]))
+    assert comparison["notes"] == []
+    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
+    assert (accuracy[4], kappa[4]) == ("accuracy", "kappa")
+    low, high = metric["difference_interval"]
+    assert kappa[5:] == [
+        f"{metric['first']:.3f} → {metric['second']:.3f}",
+        f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+        *("", "", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
+    ]
+    root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
+    (row,) = root.one("table", id="graded").one("tbody").all("tr")
+    assert [cell.text for cell in row.all("td")][1] == "kappa"
+    assert len(root.one("table", id="comparisons").one("tbody").all("tr")) == 1
+
+
+def test_lists_are_compared_by_their_f1_alone(tmp_path, capsys):
+    gold = [["咳", "熱"], ["腹痛"], [], ["めまい"]]
+    said = ([["咳"], ["頭痛"], [], ["めまい"]], [["咳", "熱"], ["腹痛"], [], None])
+    runs = [
+        graded_run(tmp_path / name, gold, each, metrics=("entity_partial_f1", "entity_exact_f1"), kind="entities")
+        for name, each in zip(("one", "two"), said, strict=True)
+    ]
+    plain = [write_run(tmp_path / f"plain{n}", right, ids="abcd", id="y", task="other")
+             for n, right in enumerate(([1, 0, 0, 0], [1, 1, 1, 1]))]  # fmt: skip
+    for run, more in zip(runs, plain, strict=True):  # each run asked both sets
+        path = tmp_path / run
+        record = json.loads((path / "results.json").read_text())
+        record["medjax"]["evaluations"] += json.loads((more / "results.json").read_text())["medjax"]["evaluations"]
+        (path / "results.json").write_text(json.dumps(record))
+        with (path / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write((more / "samples.jsonl").read_text("utf-8"))
+    assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--resamples", "100"]) == 0
+    entries = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparisons"]
+    by_task = {entry["task"]: entry for entry in entries}
+    assert (by_task["ward"]["has_answers"], by_task["ward"]["p_holm"]) == (False, None)
+    (metric,) = by_task["ward"]["metrics"]
+    assert metric["metric"] == "entity_partial_f1"
+    # 2 tests, not 3
+    p_values = [metric["p_value"], by_task["other"]["p_value"]]
+    assert [metric["p_holm"], by_task["other"]["p_holm"]] == pytest.approx(holm(p_values))
+    assert (by_task["other"]["metrics"], by_task["other"]["p_value"]) == ([], 0.25)
+    questions = json.loads((tmp_path / "out" / "questions.json").read_text("utf-8"))
+    (ward,) = [each for each in questions if each["task"] == "ward"]
+    # one gained a whole list, the other a half: the largest gain first
+    assert [question["id"] for question in ward["won"]] == ["q1", "q0"]
+    assert [question["id"] for question in ward["lost"]] == ["q3"]
+    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in printed if row[0] == "ward (en)"]
+    assert (row[4], row[8]) == ("entity_partial_f1", "2 / 1")
+    assert "Better in B" in (tmp_path / "out" / "comparison.html").read_text("utf-8")
+
+
+def test_a_figure_that_results_json_has_otherwise_is_noted(tmp_path):
+    gold = [["a"], ["b"], ["a"]]
+    runs = [
+        graded_run(tmp_path / name, gold, said, metrics=("kappa",), choices="xy")
+        for name, said in (("one", gold), ("two", [["a"], ["b"], ["b"]]))
+    ]
+    path = tmp_path / "two" / "results.json"
+    record = json.loads(path.read_text())
+    assert record["medjax"]["evaluations"][0]["metrics"]["kappa"]["value"] == pytest.approx(0.4)
+    record["medjax"]["evaluations"][0]["metrics"]["kappa"]["value"] = 0.5
+    path.write_text(json.dumps(record))
+    (note,) = compare_runs(runs, resamples=10)["notes"]
+    assert note == (
+        "ward (en) strict-0shot: kappa of the samples of two is 0.4, in its results.json 0.5; grade it again with this "
+        "version"
+    )
 
 
 def test_wrong_calls_of_compare(tmp_path, capsys):
@@ -249,6 +368,11 @@ def test_wrong_calls_of_compare(tmp_path, capsys):
     assert "runs: got 1, expected two or more; write compare RUN_A RUN_B." in capsys.readouterr().err
     assert main(["compare", str(run), str(run)]) == 2
     assert "got the same run twice" in capsys.readouterr().err
+    heart = tmp_path / "heart"
+    heart.mkdir()
+    (heart / "results.json").write_text('{"kind": "ecg_predictor", "targets": []}')
+    assert main(["compare", str(run), str(heart)]) == 2
+    assert f"{heart} is a run on ECGs, expected runs on questions" in capsys.readouterr().err
     other = write_run(tmp_path / "two", [1, 0], protocol="kasai-0shot")
     assert main(["compare", str(run), str(other), "--out", str(tmp_path / "out")]) == 2
     assert "protocol: strict-0shot in one, kasai-0shot in two" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tiny_checkpoint import write_checkpoint
 from medjax.eval.__main__ import main
 from medjax.eval.run import evaluate
 from medjax.eval.settings import EvalSettings
-from medjax.eval.shards import Shard
+from medjax.eval.shards import Shard, gather
 from medjax.store.runs import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +222,30 @@ def test_merge_names_what_is_missing_and_then_computes_nothing(whole, tiny_folde
     _assert_same(out, whole[0])
 
 
+def test_a_journal_is_put_together_whole_or_not_at_all(tmp_path, monkeypatch):
+    for number in (1, 2):
+        path = tmp_path / "shards" / f"{number}-of-2" / "journal" / "x.jsonl"
+        path.parent.mkdir(parents=True)
+        Journal(path, "me").append([{"i": i} for i in range(number - 1, 6, 2)])
+    whole = Journal(tmp_path / "journal" / "x.jsonl", "me")
+    whole.path.parent.mkdir()
+    whole.append([{"i": 9}])
+    append = Journal.append
+
+    def interrupted(journal, entries):
+        append(journal, entries[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gather(tmp_path, 2, whole)
+    assert list(whole.read()) == [{"i": 9}]
+    monkeypatch.setattr(Journal, "append", append)
+    gather(tmp_path, 2, whole)
+    assert list(whole.read()) == [{"i": i} for i in (0, 2, 4, 1, 3, 5)]
+    assert [path.name for path in whole.path.parent.iterdir()] == ["x.jsonl"]
+
+
 # what is refused
 
 
@@ -240,22 +264,29 @@ def test_a_shard_that_there_is_not(text, error, capsys):
     assert error in capsys.readouterr().err
 
 
+def array(number, first, last, count):
+    """What SLURM tells a task of a job array."""
+    told = {"ID": number, "MIN": first, "MAX": last, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
 @pytest.mark.parametrize(("environment", "shard"), [
     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "1/4"),
     ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, "3/3"),
     ({"MEDJAX_PROCESS_ID": "1", "MEDJAX_PROCESSES": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "2/2"),
-    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0",
-      "SLURM_NTASKS": "1"}, "1/8"),
-    ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "8"}, "8/8"),
+    ({**array(1, 1, 8, 8), "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "1/8"),
+    (array(7, 0, 7, 8), "8/8"),
 ])  # fmt: skip
 def test_launchers_say_which_shard_it_is(environment, shard):
     assert str(Shard.read("auto", environment)) == shard
 
 
-def test_an_array_with_gaps_is_refused():
-    gaps = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
-    with pytest.raises(ValueError, match="got SLURM_ARRAY_TASK_ID=5 of an array of 3 that begins at 1, expected numb"):
-        Shard.read("auto", gaps)
+@pytest.mark.parametrize("task", [1, 3, 5])
+def test_an_array_with_gaps_is_refused_by_each_of_its_tasks(task):
+    with pytest.raises(
+        ValueError, match="got an array of 3 tasks from 1 to 5, expected numbers without gaps; submit it"
+    ):
+        Shard.read("auto", array(task, 1, 5, 3))
 
 
 def test_one_of_several_processes_without_a_shard(monkeypatch):

@@ -1,4 +1,4 @@
-"""The exam report in a real browser: it opens without complaint, filters, is quick, and stands without scripts."""
+"""Reports in a real browser: they open without complaint; that of an exam filters, is quick, and needs no scripts."""
 
 import math
 import random
@@ -9,6 +9,7 @@ from chromium import Browser, found
 from exam_samples import doc, sample
 from report_pages import evaluation, results, score, total
 
+from medjax.report.comparison import comparison_report
 from medjax.report.exam import exam_report
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no chromium on the path: install it to test the exam report")
@@ -102,6 +103,8 @@ def test_the_address_sets_the_filters(tab, report):
     assert tab.value(f"new Set({SHOWN}.map((row) => row.querySelector('.tag').textContent)).size") == 1
     tab.open(report, "#filter=nonsense&exam=1999&page=80")
     assert tab.value(COUNT) == "3,951 to 4,000 of 4,000 answers"
+    tab.open(report, "#page=2.5")
+    assert tab.value(COUNT) == "51 to 100 of 4,000 answers"
     tab.open(report, "#protocol")  # a place on the page, not a filter
     assert tab.value(COUNT) == "1 to 50 of 4,000 answers"
 
@@ -236,3 +239,39 @@ def test_every_field_and_part_has_a_name(tab):
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
     ids = tab.value("[...document.querySelectorAll('[id]')].map((node) => node.id)")
     assert len(ids) == len(set(ids))
+
+
+def test_a_comparison_fits_a_phone_and_complains_of_nothing(browser, tmp_path):
+    difference = {"accuracy_difference": 0.1, "accuracy_difference_interval": [0.02, 0.18], "points_difference": 7}
+    metric = {"metric": "kappa", "items": 80, "first": 0.2, "second": 0.5, "difference": 0.3, "p_value": 0.01}
+    metric |= {"difference_interval": [0.1, 0.5], "p_holm": 0.02, "higher_is_better": True}
+    entry = {
+        **{"task": "rrtnm", "language": "ja", "protocol": "strict-0shot", "items": 80, "left_out": 2, **difference},
+        **{"first_accuracy": 0.4, "second_accuracy": 0.5, "only_first": 3, "only_second": 11, "cohen_g": 0.29},
+        **{"odds_ratio": 3.67, "odds_ratio_interval": [0.97, 20.5], "p_value": 0.057, "p_holm": 0.057},
+        **{"has_answers": True, "metrics": [metric], "won_count": 1, "lost_count": 0},
+        **{"first_label": "one", "second_label": "two"},
+    }
+    runs = [
+        {"label": name, "path": f"runs/eval/{name}", "model": HOSTILE, "adapter": "", "date": None, "dtype": "float32"}
+        | {"quantisation": None}
+        for name in ("one", "two")
+    ]
+    given = {"picked": None, "output": HOSTILE, "truncated": True}
+    question = {"id": HOSTILE, "question": HOSTILE, "choices": [HOSTILE, "b"], "answer": ["a"], "first": given}
+    found = {"runs": runs, "comparisons": [entry], "differences": [], "notes": [HOSTILE], "exams": [], "resamples": 9}
+    page = tmp_path / "comparison.html"
+    page.write_text(
+        comparison_report(found | {"seed": 0}, [{"won": [question | {"second": given}], "lost": []}]), "utf-8"
+    )
+    browser.errors.clear()
+    try:
+        browser.resize(390, 844, phone=True)
+        browser.open(page)
+        assert browser.value("document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.resize(1280, 1600)
+    assert browser.value("[...document.querySelectorAll('#graded td')].map((cell) => cell.innerText)[1]") == "kappa"
+    assert browser.value("document.querySelector('.question pre').textContent") == HOSTILE
+    assert browser.value("document.querySelectorAll(':is(script, img)').length + typeof window.pwned") == "0undefined"
+    assert browser.errors == []

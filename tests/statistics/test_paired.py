@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binomtest, norm
 
 from medjax.statistics.intervals import mcnemar
-from medjax.statistics.paired import clopper_pearson, discordance, holm
+from medjax.statistics.paired import bootstrap_p, clopper_pearson, discordance, holm
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 1), (1, 0), (3, 9), (40, 12), (0, 7), (130, 171)])
@@ -47,7 +48,25 @@ def test_holm_by_hand():
     assert math.isclose(holm([0.001] * 5)[3], 0.005)
 
 
+def test_bootstrap_p_by_hand_and_against_the_normal_it_estimates():
+    # 1 of 9 resamples is at or below 0: 2 (1 + 1) / (1 + 9)
+    assert bootstrap_p([-0.1, *[0.2] * 8]) == pytest.approx(0.4)
+    assert bootstrap_p([0.1, *[-0.2] * 8]) == pytest.approx(0.4)
+    assert bootstrap_p([0.2] * 999) == pytest.approx(2 / 1000)
+    assert bootstrap_p([0.0] * 50) == 1.0  # the same answers
+    assert bootstrap_p([0.0, 0.0, 0.1, 0.2]) == 1.0
+    drawn = np.random.default_rng(0).normal(0.5, 0.25, 200_000)
+    assert bootstrap_p(drawn) == pytest.approx(2 * norm.cdf(-2), rel=0.03)
+    # below 0.05 where the percentile interval leaves out 0
+    for shift in (0.47, 0.51):
+        moved = drawn - 0.5 + shift
+        assert (bootstrap_p(moved) < 0.05) == (np.quantile(moved, 0.025) > 0) == (shift > 0.49)
+
+
 def test_what_is_refused():
+    for wrong in ([], [0.1, math.nan], [[0.1]]):
+        with pytest.raises(ValueError, match=r"bootstrap_p: got an array of shape .* one finite number a resample"):
+            bootstrap_p(wrong)
     with pytest.raises(ValueError, match=r"got a p-value of 1\.5, expected numbers from 0 to 1"):
         holm([0.5, 1.5])
     with pytest.raises(ValueError, match=r"got 3 of 2, expected 0 <= successes <= trials > 0"):

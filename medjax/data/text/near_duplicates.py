@@ -181,12 +181,15 @@ class _Search:
                     yield near
 
     def _candidates(self, sketches: Runs, joined: str, starts: np.ndarray) -> Iterable[tuple[int, int, int]]:
-        """Text, unit and first letter (of `joined`) of the stretch that holds most of the sketch."""
-        places, numbers, _ = sketches.find(joined)
-        places, numbers = places[self._is_checked[numbers]], numbers[self._is_checked[numbers]]
+        """Text, unit and first letter (of `joined`) of the stretch that holds most n-grams of the sketch, each once."""
+        places, numbers, _, ngrams = sketches.find(joined)
+        wanted = self._is_checked[numbers]
+        places, numbers, ngrams = places[wanted], numbers[wanted], ngrams[wanted]
         if not len(places):
             return []
-        groups = (np.searchsorted(starts, places, "right") - 1) * len(self.units) + numbers
+        texts = np.searchsorted(starts, places, "right") - 1
+        new = _first_within(self._windows[numbers], places, texts, ngrams)
+        groups, places, numbers = (texts * len(self.units) + numbers)[new], places[new], numbers[new]
         order = np.lexsort((places, groups))
         groups, places, numbers = groups[order], places[order], numbers[order]
         # groups far apart on one line, so that a window never reaches into the next
@@ -242,6 +245,19 @@ def densest(values: np.ndarray, weights: np.ndarray, places: np.ndarray, window:
     held = np.cumsum(changes)
     first = int(held.argmax())
     return first, float(held[first])
+
+
+def _first_within(windows: np.ndarray, places: np.ndarray, texts: np.ndarray, ngrams: np.ndarray) -> np.ndarray:
+    """Which n-grams met do not stand in the window before as well, [n] bool.
+
+    A word that a text says often is no more of an item than one that it says once.
+    """
+    order = np.lexsort((places, texts, ngrams))
+    new = np.ones(len(places), bool)
+    one, two = order[:-1], order[1:]
+    same = (ngrams[one] == ngrams[two]) & (texts[one] == texts[two])
+    new[two] = ~(same & (places[two] - places[one] < windows[two]))
+    return new
 
 
 def _undone(found: Iterable[Near]) -> Iterator[Near]:

@@ -218,15 +218,15 @@ class Runs:
         """Letters of each item that its runs cover, [items]."""
         return _union(self._items, self._offsets, self.length, items)
 
-    def find(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every run met: place in the text, item, offset in the item's text."""
+    def find(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Every run met: place in the text, item, offset in the item's text, and a number that the run alone has."""
         met = rolling_hashes(text, self.length, same_digits=self.same_digits)
         places = np.flatnonzero(self._filter[met >> np.uint64(64 - _FILTER_BITS)])
         first = np.searchsorted(self._hashes, met[places], "left")
         last = np.searchsorted(self._hashes, met[places], "right")
         times = last - first
         index = np.repeat(first - np.cumsum(times) + times, times) + np.arange(times.sum())
-        return np.repeat(places, times), self._items[index], self._offsets[index]
+        return np.repeat(places, times), self._items[index], self._offsets[index], index
 
 
 class OverlapIndex:
@@ -274,13 +274,13 @@ class OverlapIndex:
         count = len(self._ids)
         found: dict[int, float] = {}  # record x item -> share
         for runs in self._runs:
-            places, items, offsets = runs.find(text)
+            places, items, offsets, _ = runs.find(text)
             pairs = (np.searchsorted(starts, places, "right") - 1) * count + items
             which, inverse = np.unique(pairs, return_inverse=True)
             shares = _union(inverse, offsets, runs.length, len(which)) / np.maximum(self._letters[which % count], 1)
             checked = (self._letters[which % count] > 0) & (shares >= share)
             found |= dict(zip(which[checked].tolist(), shares[checked].tolist(), strict=True))
-        places, items, _ = self._anchors.find(text)
+        places, items, *_ = self._anchors.find(text)
         ends = np.unique((np.searchsorted(starts, places, "right") - 1) * 2 * count + items)
         pairs = ends[:-1][ends[1:] == ends[:-1] + 1] if len(ends) else ends
         for pair in (pairs[pairs % 2 == 0] // 2).tolist():

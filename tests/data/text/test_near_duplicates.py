@@ -117,6 +117,17 @@ def test_short_stems_count_to_the_letter_and_the_shortest_are_listed():
     assert NearIndex([]).find(["text"]) == []
 
 
+def test_a_word_said_often_does_not_hide_an_item():
+    index = NearIndex([Asked("q", STEM)])
+    copy = LETTERS.replace("胸痛", "腹痛").replace("清明", "混濁").replace("検査", "処置")
+    ((_, _, containment, _),) = found(index, copy)
+    # the phrase has a fifth of the item's n-grams; said over and over, more of them than the copy
+    phrase = LETTERS[10:26]
+    text = phrase * 60 + "別の話" * 300 + copy
+    assert [(n.item, round(n.containment, 3)) for n in index.find([text])] == [(0, containment)]
+    assert found(index, phrase * 60) == []
+
+
 def test_marks_are_the_letters_that_agree():
     index = NearIndex([Asked("q", STEM)])
     text = "序" + LETTERS[:10] + "〇" + LETTERS[10:20]
@@ -175,3 +186,25 @@ def test_mutated_igakuqa_is_found(shared_data, language, least_changed, least_nu
         assert sum(near.text == near.item for near in pairs) >= least * checked
         assert sum(near.text != near.item for near in pairs) <= others
     assert index.find([normalise(novel)]) == []
+
+
+def test_sets_and_changes_that_no_threshold_was_chosen_on(shared_data):
+    items = list(asked_of(load_task("denqa", data_dir=shared_data), "denqa"))
+    index, rng = NearIndex(items), random.Random(1)
+    checked = len(items) - len(index.unchecked)
+    assert (len(items), checked) == (699, 696)
+
+    def whole(item):
+        return "\n".join([item.stem, *item.details])
+
+    def left_out(item):
+        return "".join(letter for letter in whole(item) if rng.random() >= 0.1)
+
+    def turned(item):
+        sentences = [part for part in re.split(r"(?<=[。?\n])", whole(item)) if part.strip()]
+        return " ".join(rng.sample(sentences, len(sentences)))
+
+    for change, least in ((left_out, 0.72), (turned, 0.96)):  # docs/audit.md
+        pairs = index.find([normalise(change(item)) for item in items])
+        assert sum(near.text == near.item for near in pairs) >= least * checked
+        assert sum(near.text != near.item for near in pairs) < 12

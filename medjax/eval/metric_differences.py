@@ -1,0 +1,114 @@
+"""Two models on the same items by what a set is graded by besides accuracy: kappa, F1, correlation, BLEU.
+
+Such a figure belongs to all items together. Both models' are computed again on every resample of the items, the same
+for both, and so is their difference: that removes the difficulty of the items from it, as pairing does elsewhere.
+
+A set is compared by its headline alone, the first of its metrics (of a set with several kinds of items, the first for
+each kind): every further figure of the same answers would be one more test of the same thing.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medjax.data.qa import Item
+from medjax.eval.metrics import METRICS, Items, Metric, Reading, Readings
+from medjax.statistics.bootstrap import PatientBootstrap
+from medjax.statistics.paired import bootstrap_p
+
+_ACCURACY = "accuracy"
+_ENDS = (0.025, 0.975)
+
+
+def headlines(names: Iterable[str], items: Items) -> list[Metric]:
+    """The first metric of each kind of item that there is; accuracy, which eval.comparison compares, is left out.
+
+    names  of a set's metrics, the headline first. Raises ValueError for an unknown one.
+    """
+    left: set[str | None] = {item.kind for item in items}
+    found = []
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"metric: got {name!r}, expected one of {', '.join(METRICS)}; grade the set again.")
+        if left & set(METRICS[name].kinds):
+            left -= set(METRICS[name].kinds)
+            found.append(METRICS[name])
+    return [metric for metric in found if metric.name != _ACCURACY]
+
+
+def metric_differences(
+    metrics: Sequence[Metric], items: Items, first: Readings, second: Readings, *, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """What the second reads better than the first by each metric, as plain numbers ready for JSON.
+
+    first, second  what was read of the answers to the same items, in their order
+    returns        of each metric that takes any of the items: metric, items; first, second and difference, second minus
+                   first; difference_interval, the paired 95 % bootstrap interval; p_value (statistics.paired.
+                   bootstrap_p); left_out, resamples on which one of them is not defined; higher_is_better. None where
+                   undefined: a correlation with a constant, the interval of a single item
+    """
+    found = []
+    for metric in metrics:
+        taken = [number for number, item in enumerate(items) if metric.takes(item)]
+        if taken:
+            chosen = [items[number] for number in taken]
+            readings = [[run[number] for number in taken] for run in (first, second)]
+            found.append(_difference(metric, chosen, readings, resamples, seed))
+    return found
+
+
+def gains(metrics: Sequence[Metric], items: Items, first: Readings, second: Readings) -> Iterator[float | None]:
+    """By how much the second is better on each item, where a metric has a value of single items; else None."""
+    for item, *readings in zip(items, first, second, strict=True):
+        metric = next((metric for metric in metrics if metric.takes(item)), None)
+        if metric is None or metric.item_value is None:
+            yield None
+        else:
+            values = [metric.item_value(item, reading) for reading in readings]
+            yield (values[1] - values[0]) * (1 if metric.higher_is_better else -1)
+
+
+def item_of(doc: Mapping[str, Any]) -> Item:
+    """The item that a line of samples.jsonl shows, as far as these metrics look at it."""
+    return Item(doc["id"], doc["question"], tuple(doc.get("choices", ())), tuple(doc["answer"]), kind=doc.get("kind"))
+
+
+def reading_of(picked: Sequence[str] | None) -> Reading:
+    """What was read, as samples.jsonl says it."""
+    return None if picked is None else tuple(picked)
+
+
+def _difference(
+    metric: Metric, items: Items, readings: Sequence[Readings], resamples: int, seed: int
+) -> dict[str, Any]:
+    first, second = (metric.statistic(items, each) for each in readings)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.ones((1, len(items)))
+        values = [float(statistic(whole)[0]) for statistic in (first, second)]
+    is_defined = all(map(math.isfinite, values))
+    interval: list[float] | None = None
+    p_value: float | None = None
+    left_out = 0
+    if is_defined and len(items) > 1:
+        bootstrap = PatientBootstrap(range(len(items)), resamples=resamples, seed=seed)
+        drawn = bootstrap.draws(lambda weights: second(weights) - first(weights))
+        left_out = int((~np.isfinite(drawn)).sum())
+        drawn = drawn[np.isfinite(drawn)]
+        if len(drawn):
+            interval = [float(end) for end in np.quantile(drawn, _ENDS)]
+            p_value = bootstrap_p(drawn)
+    return {
+        "metric": metric.name,
+        "items": len(items),
+        **{
+            name: value if math.isfinite(value) else None
+            for name, value in zip(("first", "second"), values, strict=True)
+        },
+        "difference": values[1] - values[0] if is_defined else None,
+        "difference_interval": interval,
+        "p_value": p_value,
+        "left_out": left_out,
+        "higher_is_better": metric.higher_is_better,
+    }
