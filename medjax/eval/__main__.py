@@ -22,6 +22,7 @@ _EPILOG = """examples:
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
   python -m medjax.eval --adapter runs/train/my_run --tasks pubmedqa --protocol choice-logprob
+  python -m medjax.eval --models DIR,DIR+ADAPTER,OTHER --tasks japanese-medical --out runs/suite
   python -m medjax.eval --tasks igakuqa --shard 1/4     (one of four processes; docs/shards.md)
   python -m medjax.eval compare runs/eval/one runs/eval/two     (see compare --help)
   python -m medjax.eval audit --train notes.jsonl --tasks igakuqa     (see audit --help)
@@ -78,6 +79,8 @@ def _is_ecg(argv: list[str]) -> bool:
 def _language(argv: list[str]) -> int:
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG + _STATUS)
     work = _compare if settings.compare else _list_tasks if settings.task.names == ("list",) else _grade
+    if settings.models and work is _grade:
+        work = _grade_models
     return exit_status("medjax.eval", lambda: work(settings), settings.engine, stopped=_STOPPED)
 
 
@@ -109,6 +112,18 @@ def _grade(settings: EvalSettings) -> None:
 
     if results := evaluate(settings, say=lambda line: print(line, flush=True), progress=True):
         print_summary(results)
+
+
+def _grade_models(settings: EvalSettings) -> None:
+    keep_compiled(settings.engine)
+    from medjax.eval.models import evaluate_models, print_scores
+    from medjax.eval.subcommands import print_compared
+
+    results = evaluate_models(settings, say=lambda line: print(line, flush=True), progress=True)
+    print_scores(results)
+    print("\nOn the same questions:\n")
+    print_compared(results["comparison"])
+    print(f"\nresults  {results['place']}/results.json, report.html (to look at), questions.json; a run folder a model")
 
 
 def _ecg(argv: list[str]) -> int:

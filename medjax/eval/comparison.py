@@ -19,8 +19,10 @@ from typing import Any
 from medjax.eval.graded import GradedRun, Key, called, labels
 from medjax.eval.metric_differences import gains, headlines, item_of, metric_differences, reading_of
 from medjax.eval.metrics import METRICS
+from medjax.report.comparison import comparison_report
 from medjax.statistics import intervals
 from medjax.statistics.paired import discordance, holm
+from medjax.store.runs import RunFolder
 
 _Samples = Mapping[str, Mapping[str, Any]]
 _SHOWN = 12  # characters of a digest
@@ -119,6 +121,19 @@ def compare_runs(
         "resamples": resamples,
         "seed": seed,
     }
+
+
+def write_comparison(folder: RunFolder, found: dict[str, Any], page: str = "comparison.html", **more: Any) -> None:
+    """Write what `compare_runs` returns: comparison.json, questions.json (won and lost, taken out of it), and a page.
+
+    more  of report.comparison.comparison_report
+    """
+    questions = [{key: entry.pop(key) for key in ("won", "lost")} for entry in found["comparisons"]]
+    folder.write_json("comparison.json", found)
+    names_of = ("task", "language", "protocol", "first_label", "second_label")
+    both = zip(found["comparisons"], questions, strict=True)
+    folder.write_json("questions.json", [{name: entry[name] for name in names_of} | part for entry, part in both])
+    folder.write_text(page, comparison_report(found, questions, **more))
 
 
 def _alike(run: GradedRun, other: GradedRun) -> list[Key]:

@@ -120,6 +120,12 @@ class EvalSettings:
         "(docs/shards.md)",
         alias="--shard",
     )
+    models: tuple[str, ...] = field(
+        (),
+        help="several models instead of --model, each as MODEL or MODEL+ADAPTER: a run each, one table, and every "
+        "pair compared",
+        alias="--models",
+    )
     compare: tuple[str, ...] = field(
         (), help="two finished runs to compare, RUN_A,RUN_B; nothing is graded then", alias="--compare"
     )
@@ -129,5 +135,11 @@ class EvalSettings:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
         if len(self.compare) not in (0, 2):
             raise ValueError(f"compare: got {len(self.compare)} runs, expected two; write --compare RUN_A,RUN_B.")
+        if self.models and (self.shard or self.model.adapter):
+            given = f"shard={self.shard}" if self.shard else f"model.adapter={self.model.adapter}"
+            raise ValueError(
+                f"models: got {given} beside it, expected models alone; write an adapter as MODEL+ADAPTER, and grade "
+                "the shards of each model by its own command."
+            )
         if self.shard is not None:
             Shard.read(self.shard)

@@ -173,9 +173,8 @@ def gathered(
 
 
 def _compare(settings: CompareSettings) -> None:
-    from medjax.eval.comparison import compare_runs
+    from medjax.eval.comparison import compare_runs, write_comparison
     from medjax.eval.ecg_comparison import is_ecg_run
-    from medjax.report.comparison import comparison_report
     from medjax.store.runs import RunFolder, named, shortened
 
     if on_ecgs := [run for run in settings.runs if is_ecg_run(run)]:
@@ -187,20 +186,9 @@ def _compare(settings: CompareSettings) -> None:
     place = Path(settings.out) if settings.out else Path("runs/compare") / shortened(names)
     RunFolder.check(place)
     found = compare_runs(settings.runs, anyway=settings.anyway, resamples=settings.resamples, seed=settings.seed)
-    identity = {"compare": [str(named(run)) for run in settings.runs]}
-    with RunFolder.open(place, identity) as folder:
+    with RunFolder.open(place, {"compare": [str(named(run)) for run in settings.runs]}) as folder:
         _say_moved(folder)
-        questions = [{key: entry.pop(key) for key in ("won", "lost")} for entry in found["comparisons"]]
-        folder.write_json("comparison.json", found)
-        names_of = ("task", "language", "protocol", "first_label", "second_label")
-        folder.write_json(
-            "questions.json",
-            [
-                {name: entry[name] for name in names_of} | part
-                for entry, part in zip(found["comparisons"], questions, strict=True)
-            ],
-        )
-        folder.write_text("comparison.html", comparison_report(found, questions))
+        write_comparison(folder, found)
     print_compared(found)
     print(f"\nresults  {folder.path}/comparison.json, questions.json (won and lost), comparison.html (to look at)")
     print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")

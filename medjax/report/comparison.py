@@ -14,11 +14,19 @@ MOST_QUESTIONS = 200  # of each list that the page shows; all stand in questions
 _LONGEST_OUTPUT = 600  # characters
 
 
-def comparison_report(found: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str:
+def comparison_report(
+    found: Mapping[str, Any],
+    questions: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]] = (),
+    folders: Sequence[str] = (),
+) -> str:
     """Return the HTML page.
 
     found      runs, comparisons, differences, notes and exams
     questions  won and lost of each comparison
+    scores     a table of all models above the comparison: task, language, protocol, metric and `values` by model, as
+               text
+    folders    of the models' own reports, beside the page
     """
     letters = run_letters(found["runs"])
     comparisons = found["comparisons"]
@@ -67,6 +75,9 @@ def comparison_report(found: Mapping[str, Any], questions: Sequence[Mapping[str,
         ],
         "resamples": found["resamples"],
         "seed": found["seed"],
+        "scores": scores,
+        "columns": list(dict.fromkeys(name for row in scores for name in row["values"])),
+        "folders": folders,
     }
     return pages.render("comparison.html", values)
 
