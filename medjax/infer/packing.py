@@ -101,13 +101,14 @@ def plan(
     kept = keep or [1] * len(sequences)
     shared = common_length(sequences[order[0]], sequences[order[-1]])
     shared = min(shared, *(len(s) - k for s, k in zip(sequences, kept, strict=True)))
-    units = _units([sequences[i] for i in order], shared, row_tokens)
+    units, again = _units([sequences[i] for i in order], shared, row_tokens), 0
     if shared < min_prefix or len(units) == 1:
-        shared = 0
-        units = _units([sequences[i] for i in order], shared, row_tokens)
-    usual = _shorter_row(units, row_tokens) if shorten else row_tokens
+        # what is common and worth sharing stands once in every row
+        again, shared = shared if shared >= _UNIT_SHARE and len(units) > 1 else 0, 0
+        units = _units([sequences[i] for i in order], again, row_tokens - again)
+    usual = _shorter_row(units, row_tokens, again) if shorten else row_tokens
     laid_out = []
-    for members in _best_fit(units, usual):
+    for members in _best_fit(units, usual - again):
         indices = (order[m] for unit in members for m in range(*unit.members))
         laid_out.append(_lay_out(sequences, sorted(indices, key=lambda i: sequences[i]), shared))
     rows: dict[int, list[Row]] = {}
@@ -152,17 +153,20 @@ def _worth_sharing(first: tuple[int, ...], second: tuple[int, ...], shared: int)
     return overlap if overlap >= min(_UNIT_SHARE, len(second) - shared) else 0
 
 
-def _shorter_row(units: list[_Unit], row_tokens: int) -> int:
-    """The shortest row length that needs no more rows; the usual one for a job of many rows."""
-    sizes = [unit.size for unit in units if unit.size <= row_tokens]
-    count = -(-sum(sizes) // row_tokens)
+def _shorter_row(units: list[_Unit], row_tokens: int, again: int) -> int:
+    """The shortest row length that needs no more rows; the usual one for a job of many rows.
+
+    again  tokens that stand in every row beside its units
+    """
+    sizes = [unit.size for unit in units if unit.size <= row_tokens - again]
+    count = -(-sum(sizes) // (row_tokens - again))
     if not 0 < count < _MANY_ROWS or len(sizes) < len(units):
         return row_tokens
-    blocks = -(-max(max(sizes), sum(sizes) // count) // MIN_ROW)
+    blocks = -(-(again + max(max(sizes), sum(sizes) // count)) // MIN_ROW)
     for number in range(blocks, row_tokens // MIN_ROW):
         # nn.attention takes the queries of 3 to 5 blocks at a time where that divides the row
         even = number < 3 or any(number % wide == 0 for wide in (3, 4, 5))
-        if even and len(_best_fit(units, number * MIN_ROW)) <= count:
+        if even and len(_best_fit(units, number * MIN_ROW - again)) <= count:
             return number * MIN_ROW
     return row_tokens
 

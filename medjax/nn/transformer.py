@@ -151,13 +151,16 @@ def product(
 ) -> jax.Array:
     """einsum(equation, x, kernel) in x's dtype; a kernel that is split as tokens are is brought together for it.
 
-    axes  logical names of the kernel's; those of _SPLIT_AS_TOKENS are made whole
+    equation  sums over the last axes of x, which are the first of the kernel
+    axes      logical names of the kernel's; those of _SPLIT_AS_TOKENS are made whole
     """
     kernel = kernel.astype(x.dtype)
     home = constrain.sharding(kernel.shape, *axes)
     whole = constrain.sharding(kernel.shape, *(None if axis in _SPLIT_AS_TOKENS else axis for axis in axes))
     if home is None or home == whole:
-        return jnp.einsum(equation, x, kernel)
+        letters, result = equation.split(",")[1].split("->")
+        # einsum sums over "nh" as "hn", for which both sides would be copied
+        return jnp.tensordot(x, kernel, sum(letter not in result for letter in letters))
     # gradients of adapters are few, and summing them piece by piece takes longer than summing them everywhere
     return gathered_einsum(equation, x, kernel, whole, (whole, home) if "rank" in axes else (home,))
 
