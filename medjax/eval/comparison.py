@@ -95,10 +95,11 @@ def compare_runs(
         matched = _matched(runs[i], runs[j])
         if not matched:
             held = [", ".join(map(called, run.evaluations)) for run in pair.runs]
+            way = f", or leave {names[i]} or {names[j]} out" if len(runs) > 2 else ""
             raise ValueError(
                 f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: got no set with the same "
                 "language and protocol in both; scores of different protocols cannot be compared, so run both with "
-                "the same one."
+                f"the same one{way}."
             )
         pairs += [(pair, first, second) for first, second in matched]
     differences = [difference for pair, *both in pairs for difference in pair.differences(*both)]

@@ -208,6 +208,19 @@ def test_three_runs_are_corrected_together(tmp_path):
     assert [found[i]["p_holm"] for i in ranks] == pytest.approx(by_hand)
 
 
+def test_of_several_runs_the_pair_that_shares_nothing_is_named(tmp_path):
+    runs = [write_run(tmp_path / name, [1, 0]) for name in ("one", "two")]
+    runs.append(write_run(tmp_path / "three", [1, 0], task="clinic"))
+    with pytest.raises(ValueError, match="got no set with the same language and protocol in both") as error:
+        compare_runs(runs, resamples=9)
+    told = str(error.value)
+    assert told.startswith(f"compare: {runs[0]} holds ward (en) strict-0shot, {runs[2]} holds clinic (en) strict-0shot")
+    assert told.endswith("so run both with the same one, or leave one or three out.")
+    # of two runs none can be left out
+    with pytest.raises(ValueError, match="so run both with the same one\\.$"):
+        compare_runs(runs[1:], resamples=9)
+
+
 def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch, capsys):
     doc = {"question": "Which?", "choices": ["x", "y"], "answer": ["a"]}
     runs = []
