@@ -133,9 +133,10 @@ def aggregate(
     prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn,
     no_reference (open questions whose right answer nobody gave, which count as wrong), chance, text_only, by_section,
     by_category, by_exam; with required sections also required_points, required_total, general_points and
-    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete" when
-    some questions of the exam were left out, or "none" when no cut-off is known, with the reasons; questions that the
-    protocol cannot ask and those that are too long count as wrong.
+    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or
+    "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions were left out, and
+    one that those which the protocol cannot ask, or which are too long, would decide: they count as wrong, and `open`
+    says what they are worth: required and general points, and prohibited, questions with a pick that is prohibited.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -146,7 +147,7 @@ def aggregate(
     score["by_exam"] = {}
     for exam, part in _groups(pairs, "exam").items():
         entry = _score(task, part, rotated, resamples, seed)
-        score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry)}
+        score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry, part)}
     return score
 
 
@@ -196,7 +197,7 @@ def _totals(pairs: _Pairs) -> dict[str, Any]:
     }
 
 
-def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any]) -> dict[str, Any]:
+def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pairs) -> dict[str, Any]:
     if exam not in task.cuts:
         return {"result": "none", "reasons": ["no cut-off is known for this exam"]}
     required_min, general_min = task.cuts[exam]
@@ -205,14 +206,34 @@ def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any]) -> dict[st
     if score["items"] < whole:
         reason = f"{score['items']} of the {whole} questions were asked; the cut-offs are for all of them"
         return {"result": "incomplete", "reasons": [reason], **limits}
-    reasons = [
-        f"{part} {score[f'{part}_points']} of {score[f'{part}_total']} points, {cut} needed"
-        for part, cut in (("required", required_min), ("general", general_min))
-        if score[f"{part}_points"] < cut
-    ]
-    if score["prohibited"] > task.prohibited_max:
-        reasons.append(f"{score['prohibited']} questions with a prohibited pick, at most {task.prohibited_max} allowed")
-    return {"result": "fail" if reasons else "pass", "reasons": reasons, **limits}
+    left = _left_open(task, pairs)
+    lost, undecided = [], []
+    for part, cut in (("required", required_min), ("general", general_min)):
+        points, total = score[f"{part}_points"], score[f"{part}_total"]
+        reason = f"{part} {points} of {total} points, {cut} needed"
+        if points + left[part] < cut:
+            lost.append(reason)
+        elif points < cut:
+            undecided.append(f"{reason}, and questions worth {left[part]} not asked")
+    picks, most = score["prohibited"], task.prohibited_max
+    reason = f"{picks} questions with a prohibited pick, at most {most} allowed"
+    if picks > most:
+        lost.append(reason)
+    elif picks + left["prohibited"] > most:
+        undecided.append(f"{reason}, and {left['prohibited']} with such a choice not asked")
+    result = "fail" if lost else "incomplete" if undecided else "pass"
+    opened = {"open": left} if any(left.values()) else {}
+    return {"result": result, "reasons": lost or undecided, **limits, **opened}
+
+
+def _left_open(task: LoadedTask, pairs: _Pairs) -> dict[str, Any]:
+    """What the questions that were not asked, or too long, are worth: points by part, and possible prohibited picks."""
+    left: dict[str, Any] = {"required": 0, "general": 0, "prohibited": 0}
+    for item, verdict in pairs:
+        if verdict.too_long or not verdict.asked:
+            left["required" if item.section in task.required_sections else "general"] += item.points - verdict.points
+            left["prohibited"] += bool(item.prohibited)
+    return left
 
 
 def _groups(pairs: _Pairs, field: str) -> dict[str, _Pairs]:

@@ -39,7 +39,8 @@ def print_summary(results: dict[str, Any]) -> None:
             print(f"{evaluation['id']}: {line}")
         for exam, score in evaluation["scores"]["by_exam"].items():
             verdict = score["verdict"]
-            if verdict["result"] in ("pass", "fail"):
+            # of an exam asked in part there is nothing to say
+            if verdict["result"] in ("pass", "fail") or "open" in verdict:
                 reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
                 print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
         if count := evaluation["scores"]["not_asked"]:

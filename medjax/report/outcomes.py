@@ -2,7 +2,8 @@
 
   right 46 ███████████ wrong 61 ░░░░░░░░░░░░░░░ unparsed 9 ▒▒ cut off 4 ▒
 
-The groups are disjoint and add up to the questions. A gauge is a bar up to what was reached, with a line at the cut.
+The groups are disjoint and add up to the questions. A gauge is a bar up to what was reached, with a line at the cut;
+what questions that were not asked are worth is drawn on from its end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,39 +65,55 @@ def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     verdict = score["verdict"]
-    decided = verdict["result"] != "incomplete"  # of an exam asked in part the cuts are out of reach
+    left = verdict.get("open", {})  # what the questions that were not asked are worth
+    in_part = verdict["result"] == "incomplete" and not left  # of an exam asked in part the cuts are out of reach
     gauges = []
     for part in ("required", "general"):
         total, cut = score.get(f"{part}_total"), verdict.get(f"{part}_min")
         if total and cut is not None:
-            reached = score[f"{part}_points"]
-            tone = ("pass" if reached >= cut else "fail") if decided else "incomplete"
+            reached, more = score[f"{part}_points"], left.get(part, 0)
+            undecided = in_part or reached < cut <= reached + more
+            tone = "incomplete" if undecided else "pass" if reached >= cut else "fail"
             shown = f"{drawing.number(reached)} of {drawing.number(total)} points"
-            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed", (reached / total, cut / total), tone))
+            places = reached / total, cut / total, more / total
+            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed{_not_asked(more)}", places, tone))
     most = verdict.get("prohibited_max")
     if most is not None:
-        picks, whole = score["prohibited"], max(2 * most, score["prohibited"], 1)
-        places = picks / whole, (most + 0.5) / whole  # the line stands between the last that is allowed and the next
-        tone = "pass" if picks <= most else "fail"
-        gauges.append(_gauge("prohibited picks", drawing.number(picks), f"{most} allowed", places, tone))
+        picks, more = score["prohibited"], left.get("prohibited", 0)
+        whole = max(2 * most, picks + more, 1)
+        # the line stands between the last that is allowed and the next
+        places = picks / whole, (most + 0.5) / whole, more / whole
+        tone = "fail" if picks > most else "incomplete" if picks + more > most else "pass"
+        needed = f"{most} allowed{_not_asked(more)}"
+        gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": gauges},
         **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
     }
 
 
-def _gauge(name: str, shown: str, needed: str, places: tuple[float, float], tone: str) -> dict[str, Any]:
-    """places: where the bar ends and where the cut is, as shares of the width; a cut beyond it is not drawn."""
-    reached, cut = places
+def _not_asked(worth: int | float) -> str:
+    return f", {drawing.number(worth)} not asked" if worth else ""
+
+
+def _gauge(name: str, shown: str, needed: str, places: tuple[float, float, float], tone: str) -> dict[str, Any]:
+    """places: where the bar ends, where the cut is, and how much was not asked, as shares of the width.
+
+    A cut beyond the width is not drawn.
+    """
+    reached, cut, more = places
     line = Markup('<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-3" y2="11" stroke="{1}"/>').format(
         100 * cut, drawing.INK
+    )
+    left = Markup('<rect class="open" x="{:.2f}%" width="{:.2f}%" height="100%" fill="{}"/>').format(
+        100 * reached, 100 * more, drawing.MUTED
     )
     bar = Markup(
         '<svg class="gauge" role="img" aria-label="{}: {}, {}">'
         '<rect class="back" width="100%" height="100%" fill="{}"/>'
-        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}</svg>'
+        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}{}</svg>'
     ).format(
         *(name, shown, needed, drawing.RULE, tone, 100 * min(reached, 1.0), drawing.TONES[tone]),
-        line if cut <= 1 else "",
+        *(left if more else "", line if cut <= 1 else ""),
     )
     return {"name": name, "shown": shown, "needed": needed, "tone": tone, "bar": bar}

@@ -217,7 +217,7 @@ def test_of_several_runs_the_pair_that_shares_nothing_is_named(tmp_path):
     assert told.startswith(f"compare: {runs[0]} holds ward (en) strict-0shot, {runs[2]} holds clinic (en) strict-0shot")
     assert told.endswith("so run both with the same one, or leave one or three out.")
     # of two runs none can be left out
-    with pytest.raises(ValueError, match="so run both with the same one\\.$"):
+    with pytest.raises(ValueError, match=r"so run both with the same one\.$"):
         compare_runs(runs[1:], resamples=9)
 
 

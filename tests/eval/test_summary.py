@@ -64,6 +64,17 @@ def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong")
 
 
+@pytest.mark.parametrize(
+    ("more", "shown"), [({}, []), ({"open": {"required": 1}}, ["exam_en_strict-0shot 2018: incomplete (because)"])]
+)
+def test_a_verdict_that_hangs_on_questions_not_asked_is_said(capsys, more, shown):
+    results = _results()
+    verdict = {"result": "incomplete", "reasons": ["because"], **more}
+    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {"2018": {"verdict": verdict}}
+    print_summary(results)
+    assert [line for line in capsys.readouterr().out.splitlines() if "2018" in line] == shown
+
+
 def test_changed_data_are_named(capsys):
     assert not [line for line in _lines(capsys) if "differ" in line]
     assert "data differ from the published files: set/a.jsonl, set/b.jsonl" in _lines(

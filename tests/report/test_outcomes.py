@@ -74,6 +74,28 @@ def test_cards_of_a_failed_a_passed_and_an_unfinished_exam():
     assert gauges(harmful)[2][1:] == ("fail", 100, pytest.approx(100 * 3.5 / 9, abs=0.01))
 
 
+def test_a_card_shows_what_was_not_asked():
+    cut = {"required_min": 32, "general_min": 51, "prohibited_max": 3}
+    left = {"required": 2, "general": 6, "prohibited": 2}
+    made = {"2018": score(verdict={"result": "incomplete", "reasons": ["because"], **cut, "open": left})}
+    (card,) = cards(made)
+    # required 30 of 72 and 2 open reach 32, general 27.5 and 6 do not reach 51, 2 picks and 2 may be more than 3
+    assert [(gauge["tone"], gauge["needed"]) for gauge in card["gauges"]] == [
+        ("incomplete", "32 needed, 2 not asked"),
+        ("fail", "51 needed, 6 not asked"),
+        ("incomplete", "3 allowed, 2 not asked"),
+    ]
+    for gauge, reached, more in zip(card["gauges"], (30 / 72, 27.5 / 72, 2 / 6), (2 / 72, 6 / 72, 2 / 6), strict=True):
+        _, bar, rest = ElementTree.fromstring(gauge["bar"]).findall("rect")
+        assert float(bar.get("width")[:-1]) == pytest.approx(100 * reached, abs=0.01)
+        assert rest.get("class") == "open"
+        assert float(rest.get("x")[:-1]) == pytest.approx(100 * reached, abs=0.01)
+        assert float(rest.get("width")[:-1]) == pytest.approx(100 * more, abs=0.01)
+    # one point less is out of reach
+    made["2018"]["verdict"]["required_min"] = 33
+    assert cards(made)[0]["gauges"][0]["tone"] == "fail"
+
+
 def test_cards_and_outcomes_of_the_page():
     made = score(outcomes=COUNTS, by_exam={"mini": score(verdict=FAIL)})
     root = page(results(evaluation(scores=made)))
