@@ -257,8 +257,7 @@ def _examples(finished: Sequence[Finished], each: int = 4, most: int = 12) -> li
                     "item": shown_doc(item),
                     "picked": list(answer.picked) if answer.picked is not None else None,
                     "text": answer.text,
-                    "correct": answer.verdict.correct,
-                    "asked": answer.verdict.asked,
+                    "outcome": answer.verdict.outcome,
                 }
             )
     return found[:most]

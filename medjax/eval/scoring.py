@@ -24,8 +24,9 @@ from medjax.data.qa import NUMBER, Item
 from medjax.statistics import intervals
 
 _Pairs = list[tuple[Item, "Verdict"]]
-# what can become of an item; every item is one of them. Cut off: at the limit of new tokens, with nothing to read.
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long")
+# what can become of an item, in the order of tables; every item is one of them. Cut off: at the limit of new tokens,
+# with nothing to read. No reference: an open question whose right answer nobody gave, answered, for people to judge.
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long", "no_reference")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Verdict:
     asked      False: the protocol cannot put the item, which counts as wrong
     truncated  the answer ended at the limit of new tokens
     too_long   the prompt is longer than the model's context and was not sent; worth nothing
+    no_reference  nobody gave a right answer to compare with, which counts as wrong
     """
 
     correct: bool
@@ -52,6 +54,7 @@ class Verdict:
     asked: bool = True
     truncated: bool = False
     too_long: bool = False
+    no_reference: bool = False
 
     @property
     def outcome(self) -> str:
@@ -62,7 +65,7 @@ class Verdict:
             return "not_asked"
         if self.unparsed:
             return "cut_off" if self.truncated else "unparsed"
-        return "wrong"
+        return "no_reference" if self.no_reference else "wrong"
 
 
 def judge(item: Item, prediction: Prediction) -> Verdict:
@@ -172,7 +175,7 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
-    score["no_reference"] = sum(item.kind == "text" and not item.answer for item, _ in pairs)
+    score["no_reference"] = sum(_has_no_reference(item) for item, _ in pairs)
     guesses = [chance(item, rotated=rotated) for item, _ in pairs]
     score["chance"] = {
         "accuracy": math.fsum(guesses) / len(pairs),
@@ -250,4 +253,11 @@ def _golds(item: Item) -> tuple[tuple[str, ...], ...]:
 
 def _verdict(item: Item, correct: bool, picks: set[str], *, unparsed: bool) -> Verdict:
     correct = correct or item.any_answer
-    return Verdict(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed)
+    return Verdict(
+        *(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed),
+        no_reference=_has_no_reference(item),
+    )
+
+
+def _has_no_reference(item: Item) -> bool:
+    return item.kind == "text" and not item.answer

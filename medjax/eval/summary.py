@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
@@ -21,7 +22,7 @@ def print_summary(results: dict[str, Any]) -> None:
     outcomes = [name for name in counts[0] if name in _ALWAYS or any(count[name] for count in counts)]
     rows = [_row(evaluation, both, outcomes) for evaluation in record["evaluations"]]
     header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 % interval)", "chance", "points"]
-    header += [name.replace("_", " ") for name in outcomes] + ["prohibited"]
+    header += [named(name) for name in outcomes] + ["prohibited"]
     print()
     print(text_table(rows, header, align=("lll" if both else "ll") + "rrrr" + "r" * (len(outcomes) + 1)))
     if both:

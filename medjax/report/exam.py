@@ -73,6 +73,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         "fold": len(evaluations) > _FOLD_ABOVE,
         "axis": drawing.axis("0", "50", "100 %"),
         "key": drawing.plot(0.6, 0.3, 0.9, 0.05),
+        "outcome_colours": outcomes.colours(),
         "outcomes": outcomes.table([(e["name"], e["protocol"], e["scores"]) for e in evaluations]),
         "variants": _variants(record["evaluations"]),
         "comparisons": differences.rows(record.get("comparisons", ())),
@@ -84,7 +85,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         **({"policy": f"{pages.POLICY}; script-src {questions.script_source(script)}"} if script else {}),
         "outcome_filters": [
             ("all", "All"),
-            *((name, outcomes.named(name).capitalize()) for name in outcomes.OUTCOMES),
+            *((name, outcomes.named(name).capitalize()) for name in outcomes.met(e["scores"] for e in evaluations)),
             ("prohibited", "Prohibited pick"),
         ],
         "examples": [_example(example, languages) for example in examples[:MOST_EXAMPLES]],
@@ -380,11 +381,6 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
         }
         for letter, text in zip(ascii_lowercase, item["choices"], strict=False)
     ]
-    if example["correct"]:
-        tone, label = "pass", "right"
-    else:
-        reading = "unparsed" if example.get("asked", True) else "not asked"
-        tone, label = ("incomplete", reading) if picked is None else ("fail", "wrong")
     return {
         **{key: item.get(key, "") for key in ("id", "question", "context")},
         "evaluation": example["evaluation"],
@@ -393,6 +389,6 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
         "gold": ", ".join(item["answer"]),
         "answered": "nothing that could be read" if picked is None else ", ".join(picked) or "nothing",
         "text": example["text"],
-        "tone": tone,
-        "label": label,
+        "tone": outcomes.look(example["outcome"]).tone,
+        "label": outcomes.named(example["outcome"]),
     }

@@ -1,28 +1,62 @@
-"""How the answers of an exam came out: each in one of six groups, and each exam against the cuts that decide it.
+"""How the answers of an exam came out: each in one group, and each exam against the cuts that decide it.
 
   right 46 ███████████ wrong 61 ░░░░░░░░░░░░░░░ unparsed 9 ▒▒ cut off 4 ▒
 
-The groups are disjoint and add up to the questions. A gauge is a bar up to what was reached, with a line at the cut;
-what questions that were not asked are worth is drawn on from its end.
+The groups are disjoint, add up to the questions, and stand in the order of `scores["outcomes"]`. A gauge is a bar up to
+what was reached, with a line at the cut; what questions that were not asked are worth is drawn on from its end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from medjax.report import drawing
 
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "too_long", "not_asked")
 _SURE = ("right", "wrong")  # shown even where there is none
-_FILLS = {
-    **{"right": drawing.TONES["pass"], "wrong": "#d58a83", "unparsed": "#d9a93f", "cut_off": "#8a5a00"},
-    **{"too_long": "#7a6f9b", "not_asked": "#a9b2bd"},
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How an outcome is shown: tone of its tag, colour on white, colour of the page's scheme, name if not its own."""
+
+    tone: str
+    fill: str
+    colour: str
+    label: str = ""
+
+
+_LOOKS = {
+    "right": _Look("pass", drawing.TONES["pass"], "var(--pass)"),
+    "wrong": _Look("fail", "#d58a83", "color-mix(in srgb, var(--fail) 50%, var(--page))"),
+    "unparsed": _Look("incomplete", "#d9a93f", "color-mix(in srgb, var(--incomplete) 60%, var(--page))"),
+    "cut_off": _Look("incomplete", "#8a5a00", "var(--incomplete)"),
+    "not_asked": _Look("incomplete", "#a9b2bd", "var(--muted)"),
+    "too_long": _Look("incomplete", "#7a6f9b", "color-mix(in srgb, var(--accent) 45%, var(--page))"),
+    "no_reference": _Look("none", "#cfdbe8", "var(--light)", "for people to judge"),
 }
+_OTHER = _Look("incomplete", drawing.RULE, "var(--rule)")
 
 
 def named(outcome: str) -> str:
-    return outcome.replace("_", " ")
+    return look(outcome).label or outcome.replace("_", " ")
+
+
+def look(outcome: str) -> _Look:
+    return _LOOKS.get(outcome, _OTHER)
+
+
+def colours() -> list[tuple[str, str]]:
+    """Outcome and colour, for the page's style."""
+    return [(name, found.colour) for name, found in _LOOKS.items()]
+
+
+def met(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Outcomes in the order in which the scores hold them: those that happened, and right and wrong."""
+    counted = [entry["outcomes"] for entry in scores if entry.get("outcomes")]
+    names = dict.fromkeys(name for counts in counted for name in counts)
+    return [name for name in names if name in _SURE or any(counts.get(name) for counts in counted)]
 
 
 def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any] | None:
@@ -33,11 +67,11 @@ def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, An
     counted = [(name, protocol, scores["outcomes"]) for name, protocol, scores in entries if scores.get("outcomes")]
     if not counted:
         return None
-    met = [name for name in OUTCOMES if name in _SURE or any(counts.get(name) for _, _, counts in counted)]
+    names = met(scores for _, _, scores in entries)
     return {
-        "outcomes": [(name, named(name)) for name in met],
+        "outcomes": [(name, named(name)) for name in names],
         "rows": [
-            {"name": name, "protocol": protocol, "plot": stack(counts), "counts": [counts.get(key, 0) for key in met]}
+            {"name": name, "protocol": protocol, "plot": stack(counts), "counts": [counts.get(key, 0) for key in names]}
             for name, protocol, counts in counted
         ],
     }
@@ -46,15 +80,15 @@ def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, An
 def stack(counts: Mapping[str, int]) -> Markup:
     """One bar as wide as it is given, cut in the proportions of the counts."""
     total, begin, parts = max(1, sum(counts.values())), 0, []
-    for name in OUTCOMES:
-        if count := counts.get(name, 0):
+    for name, count in counts.items():
+        if count:
             parts.append(
                 Markup('<rect class="{}" x="{:.3f}%" width="{:.3f}%" y="0" height="100%" fill="{}"/>').format(
-                    name, 100 * begin / total, 100 * count / total, _FILLS[name]
+                    name, 100 * begin / total, 100 * count / total, look(name).fill
                 )
             )
             begin += count
-    said = ", ".join(f"{drawing.number(counts[name])} {named(name)}" for name in OUTCOMES if counts.get(name))
+    said = ", ".join(f"{drawing.number(count)} {named(name)}" for name, count in counts.items() if count)
     return Markup('<svg class="stack" role="img" aria-label="{}">{}</svg>').format(said, Markup("").join(parts))
 
 

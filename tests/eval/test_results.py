@@ -313,10 +313,10 @@ def test_the_exam_record_stands_under_medjax():
         "items_per_second": 0.5,
     }
     examples = results["medjax"]["examples"]
-    assert [(e["item"]["id"], e["picked"], e["correct"]) for e in examples] == [
-        ("one", ["c"], True),
-        ("two", ["a", "d"], True),
-        ("number", None, False),
+    assert [(e["item"]["id"], e["picked"], e["outcome"]) for e in examples] == [
+        ("one", ["c"], "right"),
+        ("two", ["a", "d"], "right"),
+        ("number", None, "not_asked"),
     ]
 
 

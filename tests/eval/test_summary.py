@@ -11,8 +11,8 @@ def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
         **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         "outcomes": {
-            **{"right": 25, "wrong": 75 - unparsed, "unparsed": unparsed - both, "cut_off": both},
-            **{"not_asked": 0, "too_long": 0},
+            **{"right": 25, "wrong": 75 - unparsed - no_reference, "unparsed": unparsed - both, "cut_off": both},
+            **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         },
     }
     evaluation = {
@@ -62,6 +62,12 @@ def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     assert not [line for line in _lines(capsys) if "reference" in line]
     (line,) = [line for line in _lines(capsys, no_reference=25) if "reference" in line]
     assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong")
+    (head,), (row,) = (
+        [line for line in _lines(capsys, no_reference=25) if line.startswith(start)] for start in ("set ", "exam (en)")
+    )
+    cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
+    shown = dict(zip(*cells, strict=True))
+    assert (shown["wrong"], shown["for people to judge"]) == ("50", "25")
 
 
 @pytest.mark.parametrize(

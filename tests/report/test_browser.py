@@ -55,7 +55,7 @@ def report(tmp_path_factory):
     counts = {"right": 667, "wrong": 1313, "unparsed": 20, "cut_off": 0, "too_long": 0, "not_asked": 0}
     made = score(667, 2_000, (0.31, 0.36), outcomes=counts, by_exam={}, by_category={"神経": total(1, 2)})
     heads = [evaluation(n, scores=made) for n in (0, 1)]
-    examples = [{"evaluation": BASE, "item": doc(1), "picked": ["a"], "text": "a", "correct": False}]
+    examples = [{"evaluation": BASE, "item": doc(1), "picked": ["a"], "text": "a", "outcome": "wrong"}]
     path.write_text(exam_report(results(*heads, examples=examples), samples()), encoding="utf-8")
     return path
 

@@ -1,11 +1,14 @@
 """Counts and gauges: widths are the shares they stand for, and a cut is kept or missed as the numbers say."""
 
+import json
 import re
 from xml.etree import ElementTree
 
 import pytest
-from report_pages import FAIL, evaluation, page, results, score
+from exam_samples import doc, sample
+from report_pages import FAIL, Page, evaluation, page, results, score
 
+from medjax.report.exam import exam_report
 from medjax.report.outcomes import cards, stack, table
 
 COUNTS = {"right": 46, "wrong": 61, "unparsed": 6, "cut_off": 3, "not_asked": 4, "too_long": 0}
@@ -35,6 +38,33 @@ def test_columns_are_the_outcomes_that_were_met():
     assert found["outcomes"] == [(name, name.replace("_", " ")) for name in names]
     assert [row["counts"] for row in found["rows"]] == [[46, 61, 6, 3, 4], [2, 0, 0, 0, 0]]
     assert table([("c", "", {})]) is None
+
+
+def test_the_order_is_that_of_the_scores_and_a_new_outcome_is_shown():
+    counts = {"wrong": 1, "refused_by_all": 2, "right": 0, "no_reference": 5}
+    found = table([("a", "", {"outcomes": {"wrong": 3}}), ("b", "", {"outcomes": counts})])
+    assert found["outcomes"] == [
+        *(("wrong", "wrong"), ("refused_by_all", "refused by all"), ("right", "right")),
+        ("no_reference", "for people to judge"),
+    ]
+    assert [row["counts"] for row in found["rows"]] == [[3, 0, 0, 0], [1, 2, 0, 5]]
+    drawn = ElementTree.fromstring(stack(counts))
+    assert [r.get("class") for r in drawn] == ["wrong", "refused_by_all", "no_reference"]
+    assert drawn.get("aria-label") == "1 wrong, 2 refused by all, 5 for people to judge"
+
+
+def test_the_page_filters_by_the_outcomes_that_happened():
+    made = evaluation(scores=score(outcomes=COUNTS | {"no_reference": 1}, by_exam={}))
+    answer = sample(made["id"], doc(1, answer=[], choices=[], kind="text"), "no_reference")
+    root = Page(exam_report(results(made), [answer])).root
+    chips = root.one("fieldset", class_="chips").all("input")
+    names = [chip.attributes["value"] for chip in chips]
+    assert names == ["all", *(name for name in COUNTS if name != "too_long"), "no_reference", "prohibited"]
+    (store, _) = root.all("script")
+    assert json.loads(store.children[0])["outcomes"] == {
+        "no_reference": {"label": "for people to judge", "tone": "none"}
+    }
+    assert "For people to judge: an open question" in [p.text for p in root.all("p", class_="legend")][1]
 
 
 def gauges(card):
