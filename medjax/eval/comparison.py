@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from medjax.eval.graded import GradedRun, Key, called, labels
-from medjax.eval.metric_differences import gains, headlines, item_of, metric_differences, reading_of
-from medjax.eval.metrics import METRICS
+from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences, reading_of
 from medjax.statistics import intervals
 from medjax.statistics.paired import discordance, holm
 
 _Samples = Mapping[str, Mapping[str, Any]]
 _SHOWN = 12  # characters of a digest
 _MOST_REASONS = 8
-_ANSWERED = METRICS["accuracy"].kinds
 _TEXT = ("question", "choices", "context")
 _SAME = 1e-9  # relative: a metric of the same answers, computed again
 
@@ -208,8 +206,9 @@ class _Pair:
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
             **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
-            # of a set without a figure of its own right and wrong are all there is
-            "has_answers": not metrics or any(row["doc"].get("kind", "choice") in _ANSWERED for row in rows[0]),
+            "has_answers": has_answers(
+                ((row["doc"].get("kind", "choice"), row["doc"].get("answer", ())) for row in rows[0]), metrics
+            ),
             "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
             **{"won_count": len(won), "lost_count": len(lost)},

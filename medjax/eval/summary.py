@@ -81,16 +81,26 @@ def print_summary(results: dict[str, Any]) -> None:
 
 
 def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> None:
-    """Print paired differences, second minus first, as eval.comparison.compare gives them.
+    """Print paired differences, second minus first: of right and wrong, and of what sets are graded by besides.
 
-    names  what the table calls the first and the second
+    comparisons  what eval.comparison.compare returns, with metrics (eval.metric_differences) and has_answers
+    names        what the tables call the first and the second
     """
     first, second = names
-    rows = [_difference_row(comparison) for comparison in comparisons]
-    header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
-    header += [f"only {first} right", f"only {second} right", "p"]
-    print(text_table(rows, header, align="llrrrrrrr"))
-    print(f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact.")
+    if rows := [_difference_row(comparison) for comparison in comparisons if comparison["has_answers"]]:
+        header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
+        header += [f"only {first} right", f"only {second} right", "p"]
+        print(text_table(rows, header, align="llrrrrrrr"))
+        print(
+            f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact."
+        )
+    graded = [_metric_row(entry, metric) for entry in comparisons for metric in entry["metrics"]]
+    if rows and graded:
+        print()
+    if graded:
+        header = ["set", "protocol", "graded by", "items", first, second, "difference (95 % interval)", "p"]
+        print(text_table(graded, header, align="lllrrrrr"))
+        print(f"Difference: {second} minus {first}, both computed again on the same resamples of the items, as is p.")
 
 
 def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -164,6 +174,22 @@ def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
         str(comparison["only_first"]),
         str(comparison["only_second"]),
         f"{comparison['p_value']:.2g}",
+    ]
+
+
+def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> list[str]:
+    first, second, p_value = (
+        "undefined" if metric[name] is None else format(metric[name], form)
+        for name, form in (("first", ".3f"), ("second", ".3f"), ("p_value", ".2g"))
+    )
+    difference = "undefined" if metric["difference"] is None else f"{metric['difference']:+.3f}"
+    if ends := metric["difference_interval"]:
+        difference += f" ({ends[0]:+.3f} to {ends[1]:+.3f})"
+    return [
+        f"{comparison['task']} ({comparison['language']})",
+        comparison["protocol"],
+        metric["metric"] if metric["higher_is_better"] else f"{metric['metric']}, lower is better",
+        *(str(metric["items"]), first, second, difference, p_value),
     ]
 
 

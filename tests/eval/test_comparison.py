@@ -312,6 +312,16 @@ def test_a_set_graded_by_kappa_is_compared_by_that_too(tmp_path, capsys):
         f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
         *("", "", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
     ]
+    # the short table of two runs has both, too
+    assert main(["--compare", ",".join(runs), "--resamples", "400"]) == 0
+    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
+    assert accuracy[2:5] == ["80", f"{entry['first_accuracy']:.1%}", f"{entry['second_accuracy']:.1%}"]
+    assert kappa[2:] == [
+        *("kappa", "80", f"{metric['first']:.3f}", f"{metric['second']:.3f}"),
+        f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+        f"{metric['p_value']:.2g}",
+    ]
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (row,) = root.one("table", id="graded").one("tbody").all("tr")
     assert [cell.text for cell in row.all("td")][1] == "kappa"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medjax.eval.summary import print_summary
+from medjax.eval.summary import print_comparisons, print_summary
 
 
 def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
@@ -79,6 +79,19 @@ def test_a_verdict_that_hangs_on_questions_not_asked_is_said(capsys, more, shown
     results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {"2018": {"verdict": verdict}}
     print_summary(results)
     assert [line for line in capsys.readouterr().out.splitlines() if "2018" in line] == shown
+
+
+def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
+    metric = {"metric": "mae", "items": 9, "first": 1.25, "second": None, "difference": None, "p_value": None}
+    metric |= {"difference_interval": None, "higher_is_better": False}
+    place = {"task": "exam", "language": "en", "protocol": "strict-0shot", "has_answers": False}
+    print_comparisons([place | {"metrics": [metric]}], ("base", "adapter"))
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith("exam (en)")]
+    assert [cell.strip() for cell in row.split("│")][2:] == [
+        *("mae, lower is better", "9", "1.250", "undefined", "undefined", "undefined"),
+    ]
+    assert not [line for line in lines if "percentage points" in line]
 
 
 def test_changed_data_are_named(capsys):
