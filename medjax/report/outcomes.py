@@ -92,6 +92,20 @@ def stack(counts: Mapping[str, int]) -> Markup:
     return Markup('<svg class="stack" role="img" aria-label="{}">{}</svg>').format(said, Markup("").join(parts))
 
 
+def verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict on one exam with its reasons, or how many of several exams were passed."""
+    verdicts = [score["verdict"] for score in exams.values()]
+    results = [verdict["result"] for verdict in verdicts]
+    tone = next((tone for tone in ("fail", "incomplete", "pass") if tone in results), "none")
+    if tone == "none":
+        return {"tone": tone, "label": "no cut-off", "reasons": []}
+    if len(verdicts) == 1:
+        return {"tone": tone, "label": tone, "reasons": verdicts[0]["reasons"]}
+    label = f"{results.count('pass')} of {len(results)} passed"
+    unfinished = results.count("incomplete")
+    return {"tone": tone, "label": label, "reasons": [f"{unfinished} incomplete"] if unfinished else []}
+
+
 def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A card for each exam whose cuts are known: verdict, accuracy, and what was reached of what was needed."""
     return [_card(exam, score) for exam, score in by_exam.items() if score["verdict"]["result"] != "none"]

@@ -9,7 +9,8 @@ from report_pages import FAIL, SVG, cells, evaluation, numbers, page, results, s
 
 from medjax.data.exams.tasks import load_task
 from medjax.eval.scoring import aggregate, judge_kasai
-from medjax.report.exam import exam_report, summary_figure, wilson_interval
+from medjax.report.exam import exam_report, wilson_interval
+from medjax.report.exam_figure import summary_figure
 from medjax.report.table import display_width
 
 HOSTILE = "</pre></style></title><script>alert('x')</script><img src=x onerror=\"y()\"> & {{ 7 * 7 }}"
@@ -285,7 +286,7 @@ def test_hostile_text_stays_text():
     assert root.one("table", id="summary").one("tr", class_="reasons").text == flat
     assert flat in root.one("title").text
     figure = ElementTree.fromstring(summary_figure(made))
-    assert figure.find(f"{SVG}title").text == f"Accuracy of {HOSTILE}"
+    assert figure.find(f"{SVG}title").text == f"Scores of {HOSTILE}"
     assert {node.tag.removeprefix(SVG) for node in figure.iter()} <= {"svg", "title", "rect", "text", "line", "circle"}
 
 
