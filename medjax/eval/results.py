@@ -178,13 +178,16 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
         e = base.evaluation
         first, second = ([(a.verdict.correct, a.verdict.points) for a in run.answers] for run in (base, adapter))
         readings = [[answer.picked for answer in run.answers] for run in (base, adapter)]
-        how = {"resamples": settings.resamples, "seed": settings.seed}
-        metrics = metric_differences(headlines(e.task.metrics, e.items), e.items, *readings, **how)
+        metrics = metric_differences(
+            *(headlines(e.task.metrics, e.items), e.items, readings[0], readings[1]),
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
         found.append(
             {
                 **{"task": e.task.name, "language": e.task.language, "protocol": e.protocol.id},
                 **{"first": e.id, "second": adapter.evaluation.id},
-                **compare(first, second, **how),
+                **compare(first, second, resamples=settings.resamples, seed=settings.seed),
                 "has_answers": has_answers(((str(item.kind), item.answer) for item in e.items), metrics),
                 "metrics": metrics,
             }

@@ -101,6 +101,8 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str
         header = ["set", "protocol", "graded by", "items", first, second, "difference (95 % interval)", "p"]
         print(text_table(graded, header, align="lllrrrrr"))
         print(f"Difference: {second} minus {first}, both computed again on the same resamples of the items, as is p.")
+    if not rows and not graded:
+        print("No question has a known right answer to compare by: people have to judge (samples.jsonl).")
 
 
 def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:

@@ -50,8 +50,9 @@ def summary_figure(results: Mapping[str, Any]) -> str:
     unknown = [f"{called(entry)} · {entry['protocol']}" for entry in entries if not headlines(entry)]
     # pixels a column: the mean of DejaVu Sans, the widest font to fall back on, at sizes 14 bold and 12
     names_shown = [*(row.name for row in rows), *differences.names(comparisons)]
-    remarks = [7 * display_width(row.remark(row.headline.label)) for row in rows]
-    widest = max([8.8 * display_width(name) for name in names_shown] + remarks, default=0)
+    lengths = [8.8 * display_width(name) for name in names_shown]
+    lengths += [7.0 * display_width(row.remark(row.headline.label)) for row in rows]
+    widest = max(lengths, default=0)
     left, right = 24 + math.ceil(max(120, widest)) + 20, _WIDTH - 210
     panels: list[Markup] = []
     height = _TOP

@@ -180,7 +180,7 @@ def metric_label(name: str) -> str:
 
 def scale_of(name: str, bounds: Sequence[float]) -> Scale:
     """The scale of a figure with these bounds."""
-    return SHARE if name == ACCURACY else Scale(*bounds)
+    return SHARE if name == ACCURACY else Scale(bounds[0], bounds[1])
 
 
 def _graded(name: str, found: Mapping[str, Any]) -> Headline:

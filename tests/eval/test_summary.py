@@ -92,6 +92,8 @@ def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
         *("mae, lower is better", "9", "1.250", "undefined", "undefined", "undefined"),
     ]
     assert not [line for line in lines if "percentage points" in line]
+    print_comparisons([place | {"metrics": []}], ("base", "adapter"))
+    assert capsys.readouterr().out.startswith("No question has a known right answer to compare by: people have to")
 
 
 def test_changed_data_are_named(capsys):
