@@ -196,6 +196,12 @@ class _Pair:
         rows = [[each[item] for item in both] for each in answers]
         pairs = [[(bool(row["correct"]), row["points"]) for row in run] for run in rows]
         metrics, better = self._graded((first, second), rows, resamples=resamples, seed=seed)
+        docs = [row["doc"] for row in rows[0]]
+        is_answered = has_answers(((doc.get("kind", "choice"), doc.get("answer", ())) for doc in docs), metrics)
+        if not is_answered and not metrics:
+            self.notes.append(
+                f"{called(first)}: no question has a known right answer to compare by; people have to judge"
+            )
         # the largest gain and the largest loss first
         won = sorted((number for number, gain in enumerate(better) if gain > 0), key=lambda number: -better[number])
         lost = sorted((number for number, gain in enumerate(better) if gain < 0), key=lambda number: better[number])
@@ -206,9 +212,7 @@ class _Pair:
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
             **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
-            "has_answers": has_answers(
-                ((row["doc"].get("kind", "choice"), row["doc"].get("answer", ())) for row in rows[0]), metrics
-            ),
+            "has_answers": is_answered,
             "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
             **{"won_count": len(won), "lost_count": len(lost)},

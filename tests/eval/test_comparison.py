@@ -365,6 +365,19 @@ def test_lists_are_compared_by_their_f1_alone(tmp_path, capsys):
     assert "Better in B" in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 
+def test_open_questions_without_a_reference_are_not_compared(tmp_path):
+    runs = [
+        graded_run(tmp_path / name, [[], []], said, metrics=("chrf",), kind="text")
+        for name, said in (("one", [["輸液"], None]), ("two", [["安静"], ["手術"]]))
+    ]
+    found = compare_runs(runs, resamples=9)
+    (entry,) = found["comparisons"]
+    assert (entry["has_answers"], entry["metrics"], entry["p_holm"]) == (False, [], None)
+    assert found["notes"] == [
+        "ward (en) strict-0shot: no question has a known right answer to compare by; people have to judge"
+    ]
+
+
 def test_a_figure_that_results_json_has_otherwise_is_noted(tmp_path):
     gold = [["a"], ["b"], ["a"]]
     runs = [
