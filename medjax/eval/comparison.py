@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.eval.graded import GradedRun, Key, called, labels
-from medjax.eval.metric_differences import gains, headlines, item_of, metric_differences, reading_of
-from medjax.eval.metrics import METRICS
+from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences, reading_of
 from medjax.report.comparison import comparison_report
 from medjax.statistics import intervals
 from medjax.statistics.paired import discordance, holm
@@ -27,7 +26,6 @@ from medjax.store.runs import RunFolder
 _Samples = Mapping[str, Mapping[str, Any]]
 _SHOWN = 12  # characters of a digest
 _MOST_REASONS = 8
-_ANSWERED = METRICS["accuracy"].kinds
 _TEXT = ("question", "choices", "context")
 _SAME = 1e-9  # relative: a metric of the same answers, computed again
 
@@ -97,10 +95,11 @@ def compare_runs(
         matched = _matched(runs[i], runs[j])
         if not matched:
             held = [", ".join(map(called, run.evaluations)) for run in pair.runs]
+            way = f", or leave {names[i]} or {names[j]} out" if len(runs) > 2 else ""
             raise ValueError(
                 f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: got no set with the same "
                 "language and protocol in both; scores of different protocols cannot be compared, so run both with "
-                "the same one."
+                f"the same one{way}."
             )
         pairs += [(pair, first, second) for first, second in matched]
     differences = [difference for pair, *both in pairs for difference in pair.differences(*both)]
@@ -212,6 +211,12 @@ class _Pair:
         rows = [[each[item] for item in both] for each in answers]
         pairs = [[(bool(row["correct"]), row["points"]) for row in run] for run in rows]
         metrics, better = self._graded((first, second), rows, resamples=resamples, seed=seed)
+        docs = [row["doc"] for row in rows[0]]
+        is_answered = has_answers(((doc.get("kind", "choice"), doc.get("answer", ())) for doc in docs), metrics)
+        if not is_answered and not metrics:
+            self.notes.append(
+                f"{called(first)}: no question has a known right answer to compare by; people have to judge"
+            )
         # the largest gain and the largest loss first
         won = sorted((number for number, gain in enumerate(better) if gain > 0), key=lambda number: -better[number])
         lost = sorted((number for number, gain in enumerate(better) if gain < 0), key=lambda number: better[number])
@@ -222,8 +227,7 @@ class _Pair:
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
             **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
-            # of a set without a figure of its own right and wrong are all there is
-            "has_answers": not metrics or any(row["doc"].get("kind", "choice") in _ANSWERED for row in rows[0]),
+            "has_answers": is_answered,
             "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
             **{"won_count": len(won), "lost_count": len(lost)},

@@ -22,20 +22,36 @@ _ACCURACY = "accuracy"
 _ENDS = (0.025, 0.975)
 
 
-def headlines(names: Iterable[str], items: Items) -> list[Metric]:
-    """The first metric of each kind of item that there is; accuracy, which eval.comparison compares, is left out.
+def headline_names(names: Iterable[str], items: Iterable[Item]) -> list[str]:
+    """The first metric of each kind of item that there is; items without a reference have none.
 
     names  of a set's metrics, the headline first. Raises ValueError for an unknown one.
     """
-    left: set[str | None] = {item.kind for item in items}
+    left = list(items)
     found = []
     for name in names:
         if name not in METRICS:
             raise ValueError(f"metric: got {name!r}, expected one of {', '.join(METRICS)}; grade the set again.")
-        if left & set(METRICS[name].kinds):
-            left -= set(METRICS[name].kinds)
-            found.append(METRICS[name])
-    return [metric for metric in found if metric.name != _ACCURACY]
+        rest = [item for item in left if not METRICS[name].takes(item)]
+        if len(rest) < len(left):
+            found.append(name)
+        left = rest
+    return found
+
+
+def headlines(names: Iterable[str], items: Items) -> list[Metric]:
+    """The headlines of a set but accuracy, which eval.comparison compares by right and wrong."""
+    return [METRICS[name] for name in headline_names(names, items) if name != _ACCURACY]
+
+
+def has_answers(answers: Iterable[tuple[str, Sequence[str]]], metrics: Sequence[Any]) -> bool:
+    """Whether right and wrong are a test: of a set without another figure they are all there is.
+
+    answers  kind and gold answer of each item
+    metrics  the other figures
+    """
+    known = [kind for kind, answer in answers if kind != "text" or answer]
+    return any(kind in METRICS[_ACCURACY].kinds for kind in known) or bool(known and not metrics)
 
 
 def metric_differences(
@@ -46,8 +62,8 @@ def metric_differences(
     first, second  what was read of the answers to the same items, in their order
     returns        of each metric that takes any of the items: metric, items; first, second and difference, second minus
                    first; difference_interval, the paired 95 % bootstrap interval; p_value (statistics.paired.
-                   bootstrap_p); left_out, resamples on which one of them is not defined; higher_is_better. None where
-                   undefined: a correlation with a constant, the interval of a single item
+                   bootstrap_p); left_out, resamples on which one of them is not defined; bounds, of the metric;
+                   higher_is_better. None where undefined: a correlation with a constant, the interval of a single item
     """
     found = []
     for metric in metrics:
@@ -110,5 +126,6 @@ def _difference(
         "difference_interval": interval,
         "p_value": p_value,
         "left_out": left_out,
+        "bounds": list(metric.bounds),
         "higher_is_better": metric.higher_is_better,
     }

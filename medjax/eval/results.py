@@ -16,6 +16,7 @@ from medjax.data.text.tokenizer import Tokenizer
 from medjax.eval.certainty import certainty
 from medjax.eval.comparison import compare
 from medjax.eval.languages import languages_compared
+from medjax.eval.metric_differences import has_answers, headline_names, headlines, metric_differences
 from medjax.eval.metrics import METRICS, grade
 from medjax.eval.reading import LM_EVAL
 from medjax.eval.record import sha256_text
@@ -107,6 +108,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "limit": settings.task.limit,
         "truncated": sum(answer.truncated for answer in run.answers),
         "truncated_unparsed": sum(answer.truncated and answer.verdict.unparsed for answer in run.answers),
+        "headline": headline_names(e.task.metrics, e.items),
         "scores": aggregate(
             *(e.task, e.items, verdicts),
             rotated=e.protocol.settings.rotate,
@@ -166,16 +168,28 @@ def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
 
 
 def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[dict[str, Any]]:
-    """One entry a task and protocol: the adapter against its base on the same items."""
+    """One entry a task and protocol: the adapter against its base on the same items, by answers and by headline.
+
+    Each holds what `compare` returns; metrics, what `metric_differences` returns; and has_answers, whether right and
+    wrong are a test.
+    """
     found = []
     for base, adapter in zip(finished[::2], finished[1::2], strict=True):
         e = base.evaluation
         first, second = ([(a.verdict.correct, a.verdict.points) for a in run.answers] for run in (base, adapter))
+        readings = [[answer.picked for answer in run.answers] for run in (base, adapter)]
+        metrics = metric_differences(
+            *(headlines(e.task.metrics, e.items), e.items, readings[0], readings[1]),
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
         found.append(
             {
                 **{"task": e.task.name, "language": e.task.language, "protocol": e.protocol.id},
                 **{"first": e.id, "second": adapter.evaluation.id},
                 **compare(first, second, resamples=settings.resamples, seed=settings.seed),
+                "has_answers": has_answers(((str(item.kind), item.answer) for item in e.items), metrics),
+                "metrics": metrics,
             }
         )
     return found
@@ -257,8 +271,7 @@ def _examples(finished: Sequence[Finished], each: int = 4, most: int = 12) -> li
                     "item": shown_doc(item),
                     "picked": list(answer.picked) if answer.picked is not None else None,
                     "text": answer.text,
-                    "correct": answer.verdict.correct,
-                    "asked": answer.verdict.asked,
+                    "outcome": answer.verdict.outcome,
                 }
             )
     return found[:most]

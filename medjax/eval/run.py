@@ -52,7 +52,8 @@ from medjax.eval.templates import PromptTemplate
 from medjax.infer.language_model import LanguageModel
 from medjax.infer.programs import Programs
 from medjax.infer.run import load_base
-from medjax.report.exam import exam_report, summary_figure
+from medjax.report.exam import exam_report
+from medjax.report.exam_figure import summary_figure
 from medjax.report.progress import ProgressBar
 from medjax.store.provenance import command
 from medjax.store.runs import FolderInUseError, RunFolder, named, shortened

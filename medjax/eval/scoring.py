@@ -24,8 +24,9 @@ from medjax.data.qa import NUMBER, Item
 from medjax.statistics import intervals
 
 _Pairs = list[tuple[Item, "Verdict"]]
-# what can become of an item; every item is one of them. Cut off: at the limit of new tokens, with nothing to read.
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long")
+# what can become of an item, in the order of tables; every item is one of them. Cut off: at the limit of new tokens,
+# with nothing to read. No reference: an open question whose right answer nobody gave, answered, for people to judge.
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long", "no_reference")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Verdict:
     asked      False: the protocol cannot put the item, which counts as wrong
     truncated  the answer ended at the limit of new tokens
     too_long   the prompt is longer than the model's context and was not sent; worth nothing
+    no_reference  nobody gave a right answer to compare with, which counts as wrong
     """
 
     correct: bool
@@ -52,6 +54,7 @@ class Verdict:
     asked: bool = True
     truncated: bool = False
     too_long: bool = False
+    no_reference: bool = False
 
     @property
     def outcome(self) -> str:
@@ -62,7 +65,7 @@ class Verdict:
             return "not_asked"
         if self.unparsed:
             return "cut_off" if self.truncated else "unparsed"
-        return "wrong"
+        return "no_reference" if self.no_reference else "wrong"
 
 
 def judge(item: Item, prediction: Prediction) -> Verdict:
@@ -133,9 +136,10 @@ def aggregate(
     prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn,
     no_reference (open questions whose right answer nobody gave, which count as wrong), chance, text_only, by_section,
     by_category, by_exam; with required sections also required_points, required_total, general_points and
-    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete" when
-    some questions of the exam were left out, or "none" when no cut-off is known, with the reasons; questions that the
-    protocol cannot ask and those that are too long count as wrong.
+    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or
+    "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions were left out, and
+    one that those which the protocol cannot ask, or which are too long, would decide: they count as wrong, and `open`
+    says what they are worth: required and general points, and prohibited, questions with a pick that is prohibited.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -146,7 +150,7 @@ def aggregate(
     score["by_exam"] = {}
     for exam, part in _groups(pairs, "exam").items():
         entry = _score(task, part, rotated, resamples, seed)
-        score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry)}
+        score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry, part)}
     return score
 
 
@@ -171,7 +175,7 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
-    score["no_reference"] = sum(item.kind == "text" and not item.answer for item, _ in pairs)
+    score["no_reference"] = sum(_has_no_reference(item) for item, _ in pairs)
     guesses = [chance(item, rotated=rotated) for item, _ in pairs]
     score["chance"] = {
         "accuracy": math.fsum(guesses) / len(pairs),
@@ -196,7 +200,7 @@ def _totals(pairs: _Pairs) -> dict[str, Any]:
     }
 
 
-def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any]) -> dict[str, Any]:
+def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pairs) -> dict[str, Any]:
     if exam not in task.cuts:
         return {"result": "none", "reasons": ["no cut-off is known for this exam"]}
     required_min, general_min = task.cuts[exam]
@@ -205,14 +209,34 @@ def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any]) -> dict[st
     if score["items"] < whole:
         reason = f"{score['items']} of the {whole} questions were asked; the cut-offs are for all of them"
         return {"result": "incomplete", "reasons": [reason], **limits}
-    reasons = [
-        f"{part} {score[f'{part}_points']} of {score[f'{part}_total']} points, {cut} needed"
-        for part, cut in (("required", required_min), ("general", general_min))
-        if score[f"{part}_points"] < cut
-    ]
-    if score["prohibited"] > task.prohibited_max:
-        reasons.append(f"{score['prohibited']} questions with a prohibited pick, at most {task.prohibited_max} allowed")
-    return {"result": "fail" if reasons else "pass", "reasons": reasons, **limits}
+    left = _left_open(task, pairs)
+    lost, undecided = [], []
+    for part, cut in (("required", required_min), ("general", general_min)):
+        points, total = score[f"{part}_points"], score[f"{part}_total"]
+        reason = f"{part} {points} of {total} points, {cut} needed"
+        if points + left[part] < cut:
+            lost.append(reason)
+        elif points < cut:
+            undecided.append(f"{reason}, and questions worth {left[part]} not asked")
+    picks, most = score["prohibited"], task.prohibited_max
+    reason = f"{picks} questions with a prohibited pick, at most {most} allowed"
+    if picks > most:
+        lost.append(reason)
+    elif picks + left["prohibited"] > most:
+        undecided.append(f"{reason}, and {left['prohibited']} with such a choice not asked")
+    result = "fail" if lost else "incomplete" if undecided else "pass"
+    opened = {"open": left} if any(left.values()) else {}
+    return {"result": result, "reasons": lost or undecided, **limits, **opened}
+
+
+def _left_open(task: LoadedTask, pairs: _Pairs) -> dict[str, Any]:
+    """What the questions that were not asked, or too long, are worth: points by part, and possible prohibited picks."""
+    left: dict[str, Any] = {"required": 0, "general": 0, "prohibited": 0}
+    for item, verdict in pairs:
+        if verdict.too_long or not verdict.asked:
+            left["required" if item.section in task.required_sections else "general"] += item.points - verdict.points
+            left["prohibited"] += bool(item.prohibited)
+    return left
 
 
 def _groups(pairs: _Pairs, field: str) -> dict[str, _Pairs]:
@@ -229,4 +253,11 @@ def _golds(item: Item) -> tuple[tuple[str, ...], ...]:
 
 def _verdict(item: Item, correct: bool, picks: set[str], *, unparsed: bool) -> Verdict:
     correct = correct or item.any_answer
-    return Verdict(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed)
+    return Verdict(
+        *(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed),
+        no_reference=_has_no_reference(item),
+    )
+
+
+def _has_no_reference(item: Item) -> bool:
+    return item.kind == "text" and not item.answer

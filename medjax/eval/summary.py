@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
@@ -21,7 +22,7 @@ def print_summary(results: dict[str, Any]) -> None:
     outcomes = [name for name in counts[0] if name in _ALWAYS or any(count[name] for count in counts)]
     rows = [_row(evaluation, both, outcomes) for evaluation in record["evaluations"]]
     header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 % interval)", "chance", "points"]
-    header += [name.replace("_", " ") for name in outcomes] + ["prohibited"]
+    header += [named(name) for name in outcomes] + ["prohibited"]
     print()
     print(text_table(rows, header, align=("lll" if both else "ll") + "rrrr" + "r" * (len(outcomes) + 1)))
     if both:
@@ -39,7 +40,8 @@ def print_summary(results: dict[str, Any]) -> None:
             print(f"{evaluation['id']}: {line}")
         for exam, score in evaluation["scores"]["by_exam"].items():
             verdict = score["verdict"]
-            if verdict["result"] in ("pass", "fail"):
+            # of an exam asked in part there is nothing to say
+            if verdict["result"] in ("pass", "fail") or "open" in verdict:
                 reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
                 print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
         if count := evaluation["scores"]["not_asked"]:
@@ -79,16 +81,28 @@ def print_summary(results: dict[str, Any]) -> None:
 
 
 def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> None:
-    """Print paired differences, second minus first, as eval.comparison.compare gives them.
+    """Print paired differences, second minus first: of right and wrong, and of what sets are graded by besides.
 
-    names  what the table calls the first and the second
+    comparisons  what eval.comparison.compare returns, with metrics (eval.metric_differences) and has_answers
+    names        what the tables call the first and the second
     """
     first, second = names
-    rows = [_difference_row(comparison) for comparison in comparisons]
-    header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
-    header += [f"only {first} right", f"only {second} right", "p"]
-    print(text_table(rows, header, align="llrrrrrrr"))
-    print(f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact.")
+    if rows := [_difference_row(comparison) for comparison in comparisons if comparison["has_answers"]]:
+        header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
+        header += [f"only {first} right", f"only {second} right", "p"]
+        print(text_table(rows, header, align="llrrrrrrr"))
+        print(
+            f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact."
+        )
+    graded = [_metric_row(entry, metric) for entry in comparisons for metric in entry["metrics"]]
+    if rows and graded:
+        print()
+    if graded:
+        header = ["set", "protocol", "graded by", "items", first, second, "difference (95 % interval)", "p"]
+        print(text_table(graded, header, align="lllrrrrr"))
+        print(f"Difference: {second} minus {first}, both computed again on the same resamples of the items, as is p.")
+    if not rows and not graded:
+        print("No question has a known right answer to compare by: people have to judge (samples.jsonl).")
 
 
 def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -162,6 +176,22 @@ def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
         str(comparison["only_first"]),
         str(comparison["only_second"]),
         f"{comparison['p_value']:.2g}",
+    ]
+
+
+def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> list[str]:
+    first, second, p_value = (
+        "undefined" if metric[name] is None else format(metric[name], form)
+        for name, form in (("first", ".3f"), ("second", ".3f"), ("p_value", ".2g"))
+    )
+    difference = "undefined" if metric["difference"] is None else f"{metric['difference']:+.3f}"
+    if ends := metric["difference_interval"]:
+        difference += f" ({ends[0]:+.3f} to {ends[1]:+.3f})"
+    return [
+        f"{comparison['task']} ({comparison['language']})",
+        comparison["protocol"],
+        metric["metric"] if metric["higher_is_better"] else f"{metric['metric']}, lower is better",
+        *(str(metric["items"]), first, second, difference, p_value),
     ]
 
 

@@ -18,10 +18,17 @@ def plot(accuracy: float, low: float, high: float, guess: float, *, bar: bool = 
     return marks((accuracy, low, high), guess, label, bar=bar)
 
 
-def marks(places: tuple[float, float, float], reference: float, label: str, *, bar: bool = False) -> Markup:
+def marks(
+    places: tuple[float | None, float | None, float | None],
+    reference: float | None,
+    label: str,
+    *,
+    bar: bool = False,
+) -> Markup:
     """A dot (or a bar), an interval and a dashed line on an axis that fills the width it is given.
 
-    places     of the dot and of the ends of the interval, as shares of the axis, like that of the dashed reference
+    places     of the dot and of the ends of the interval, as shares of the axis, like that of the dashed reference;
+               what is None is not drawn
     label      for readers who do not see it
     """
     value, low, high = places
@@ -30,22 +37,28 @@ def marks(places: tuple[float, float, float], reference: float, label: str, *, b
         Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%" stroke="{1}"/>').format(tick, RULE)
         for tick in (0, 25, 50, 75, 100)
     )
-    body = (
-        Markup('<rect class="bar" x="0" y="-6" width="{0:.2f}%" height="12" fill="{1}" fill-opacity="0.3"/>')
-        if bar
-        else Markup('<circle class="dot" cx="{0:.2f}%" cy="0" r="4.5" fill="{1}"/>')
-    ).format(100 * value, ACCENT)
-    span = Markup("").join(
-        Markup('<line class="{}" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}" stroke="{}"/>').format(name, *at, ACCENT)
-        for name, at in (
-            ("interval", (100 * low, 100 * high, 0, 0)),
-            ("cap", (100 * low, 100 * low, -4, 4)),
-            ("cap", (100 * high, 100 * high, -4, 4)),
+    body = span = chance = Markup("")
+    if value is not None:
+        body = (
+            Markup('<rect class="bar" x="0" y="-6" width="{0:.2f}%" height="12" fill="{1}" fill-opacity="0.3"/>')
+            if bar
+            else Markup('<circle class="dot" cx="{0:.2f}%" cy="0" r="4.5" fill="{1}"/>')
+        ).format(100 * value, ACCENT)
+    if low is not None and high is not None:
+        span = Markup("").join(
+            Markup('<line class="{}" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}" stroke="{}"/>').format(name, *at, ACCENT)
+            for name, at in (
+                ("interval", (100 * low, 100 * high, 0, 0)),
+                ("cap", (100 * low, 100 * low, -4, 4)),
+                ("cap", (100 * high, 100 * high, -4, 4)),
+            )
         )
-    )
-    chance = Markup('<line class="chance" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="100%" stroke="{1}"/>')
+    if reference is not None:
+        chance = Markup('<line class="chance" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="100%" stroke="{1}"/>').format(
+            100 * reference, MUTED
+        )
     return Markup('<svg class="plot" role="img" aria-label="{}">{}{}<svg y="50%">{}{}</svg></svg>').format(
-        label, ticks, chance.format(100 * reference, MUTED), body, span
+        label, ticks, chance, body, span
     )
 
 
@@ -74,6 +87,23 @@ def text(x: float, y: float, text: str, size: int, colour: str, *, weight: int =
     return Markup(
         '<text x="{:.2f}" y="{:g}" font-size="{}" fill="{}" font-weight="{}" text-anchor="{}">{}</text>'
     ).format(x, y, size, colour, weight, anchor, text)
+
+
+def row_marks(
+    places: tuple[float | None, float | None, float | None], y: float, left: float, right: float
+) -> list[Markup]:
+    """A dot and its interval in a row of a figure; places as those of `marks`, on the axis from left to right."""
+    value, low, high = (None if place is None else position(place, left, right) for place in places)
+    found = []
+    if low is not None and high is not None:
+        found = [
+            line(low, y, high, y, ACCENT, width=3),
+            line(low, y - 5, low, y + 5, ACCENT, width=1.5),
+            line(high, y - 5, high, y + 5, ACCENT, width=1.5),
+        ]
+    if value is not None:
+        found.append(Markup('<circle cx="{:.2f}" cy="{:g}" r="5" fill="{}"/>').format(value, y, ACCENT))
+    return found
 
 
 def cut_to(text: str, columns: int) -> str:

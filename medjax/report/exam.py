@@ -1,14 +1,15 @@
-"""The report of an exam run: a page of one file, and a figure of its summary.
+"""The report of an exam run: a page of one file.
 
-Both take the dict that stands in results.json and draw every proportion on the same axis from 0 to 100 %:
+It takes the dict that stands in results.json and draws every proportion on the same axis from 0 to 100 %:
 
   ├────┆──●────┼─────────┼─────────┤     ● accuracy   ── 95 % interval   ┆ accuracy by guessing
 
-A run of a base and its adapter also shows both side by side (report.variants) and their paired differences
-(report.differences). Intervals of whole evaluations and exams are those of the dict (bootstrap over items). For
-sections and categories, which may hold a handful of items, the Wilson interval is computed here. The page loads nothing
-and shows every key of the record, those it does not know included; text of models and items is escaped. With samples it
-holds every question (report.questions), and the one script it allows searches them.
+A set that is graded by another figure (kappa, F1, correlation, BLEU) stands in a table of its own, on the scale of that
+figure (report.headlines). A run of a base and its adapter also shows both side by side (report.variants) and their
+paired differences (report.differences). Intervals of whole evaluations and exams are those of the dict (bootstrap over
+items). For sections and categories, which may hold a handful of items, the Wilson interval is computed here. The page
+loads nothing and shows every key of the record, those it does not know included; text of models and items is escaped.
+With samples it holds every question (report.questions), and the one script it allows searches them.
 """
 
 import math
@@ -16,10 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
 
-from markupsafe import Markup
-
 from medjax.report import certainty, differences, drawing, outcomes, pages, questions, variants
-from medjax.report.table import display_width
+from medjax.report.headlines import ACCURACY, by_scale, called, checked_record, headlines, metric_label
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -27,10 +26,7 @@ _FOLD_ABOVE = 4  # evaluations whose breakdowns are shown unfolded
 _COLUMN = 14  # categories that stand in one column
 _SHOWN_APART = ("evaluations", "comparisons", "languages", "examples")
 _DRAWN = ("scores", "normalised", "metrics", "calibration", "difficulty")
-_NEEDED = ("id", "task", "language", "protocol", "scores")
 _NORMALISATIONS = {"sum": "sum", "token": "per token", "byte": "per byte", "character": "per character"}
-
-_WIDTH, _ROW, _TOP = 820, 42, 74  # of the figure, pixels
 
 
 def wilson_interval(correct: int, items: int) -> tuple[float, float]:
@@ -57,26 +53,32 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
     Raises ValueError when the record is missing, an evaluation lacks a field the page is made of, or a sample is of
     another run.
     """
-    record = _record(results)
-    evaluations = [_evaluation(entry) for entry in record["evaluations"]]
+    record = checked_record(results)
+    evaluations = [_evaluation(number, entry) for number, entry in enumerate(record["evaluations"], 1)]
     found = questions.question_data(samples, evaluations)
     script = questions.script() if found else ""
     languages = {entry["id"]: entry["language"] for entry in record["evaluations"]}
     examples = record.get("examples", [])
     paired = [{**e, "language": f"{e['first']}, {e['second']}"} for e in record.get("languages", ())]
+    compared = record.get("comparisons", ())
+    answered = differences.answered(compared)
     values = {
         "model": record.get("model", {}).get("name", "unnamed model"),
         "date": drawing.date(results.get("date")),
         "facts": _facts(record),
         "evaluations": evaluations,
-        "with_sections": any(evaluation["whole"]["parts"] for evaluation in evaluations),
+        "with_sections": any(e["whole"]["parts"] for e in evaluations if e["by_accuracy"] or e["exams"]),
+        "graded": _by_figure(evaluations),
         "fold": len(evaluations) > _FOLD_ABOVE,
         "axis": drawing.axis("0", "50", "100 %"),
         "key": drawing.plot(0.6, 0.3, 0.9, 0.05),
+        "outcome_colours": outcomes.colours(),
         "outcomes": outcomes.table([(e["name"], e["protocol"], e["scores"]) for e in evaluations]),
         "variants": _variants(record["evaluations"]),
-        "comparisons": differences.rows(record.get("comparisons", ())),
-        "difference_axis": differences.axis(record.get("comparisons", ())),
+        "comparisons": compared,
+        "answered": differences.rows(answered),
+        "difference_axis": differences.axis(answered),
+        "graded_differences": differences.graded(compared),
         "languages": differences.rows(paired),
         "language_axis": differences.axis(paired),
         "questions": found,
@@ -84,7 +86,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         **({"policy": f"{pages.POLICY}; script-src {questions.script_source(script)}"} if script else {}),
         "outcome_filters": [
             ("all", "All"),
-            *((name, outcomes.named(name).capitalize()) for name in outcomes.OUTCOMES),
+            *((name, outcomes.named(name).capitalize()) for name in outcomes.met(e["scores"] for e in evaluations)),
             ("prohibited", "Prohibited pick"),
         ],
         "examples": [_example(example, languages) for example in examples[:MOST_EXAMPLES]],
@@ -104,100 +106,30 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
     return pages.render("exam.html", values)
 
 
-def summary_figure(results: Mapping[str, Any]) -> str:
-    """Return a standalone SVG on white: accuracy, 95 % interval, chance level and verdict of every evaluation.
-
-    Takes the same dict as `exam_report` and raises the same errors.
-    """
-    record = _record(results)
-    evaluations = [_evaluation(entry) for entry in record["evaluations"]]
-    names = [drawing.cut_to(evaluation["name"], 32) for evaluation in evaluations]
-    remarks = [
-        drawing.cut_to(f"{drawing.number(e['whole']['items'])} items · {e['protocol']}", 40) for e in evaluations
-    ]
-    # pixels a column: the mean of DejaVu Sans, the widest font to fall back on, at sizes 14 bold and 12
-    names_shown = [*names, *differences.names(record.get("comparisons", ()))]
-    widest = max([8.8 * display_width(name) for name in names_shown] + [7 * display_width(text) for text in remarks])
-    left, right = 24 + math.ceil(max(120, widest)) + 20, _WIDTH - 210
-    bottom = _TOP + _ROW * len(evaluations)
-    paired, more = differences.figure(record.get("comparisons", ()), left, right, bottom + 58)
-    model = record.get("model", {}).get("name", "unnamed model")
-    parts = [
-        Markup(
-            '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewBox="0 0 {0} {1}" '
-            'font-family="{2}" role="img">\n<title>Accuracy of {3}</title>\n'
-            '<rect width="{0}" height="{1}" fill="#ffffff"/>'
-        ).format(_WIDTH, bottom + 58 + more, drawing.FONT, model),
-        drawing.text(24, 32, drawing.cut_to(model, 70), 18, drawing.INK, weight=600),
-        drawing.text(24, 52, "share of questions answered correctly", 12, drawing.MUTED),
-    ]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = drawing.position(share, left, right)
-        parts.append(drawing.line(x, _TOP, x, bottom, drawing.RULE))
-        parts.append(
-            drawing.text(x, bottom + 17, f"{share:.0%}".replace("%", " %"), 12, drawing.MUTED, anchor="middle")
-        )
-    for row, (evaluation, name, remark) in enumerate(zip(evaluations, names, remarks, strict=True)):
-        parts += _figure_row(evaluation, name, remark, _TOP + _ROW * (row + 0.5), left, right)
-    legend = "●\u00a0accuracy \u2003━\u00a095 % interval \u2003┆\u00a0by guessing"
-    parts.append(drawing.text((left + right) / 2, bottom + 42, legend, 12, drawing.MUTED, anchor="middle"))
-    return Markup("\n").join([*parts, *paired, Markup("</svg>\n")])
-
-
-def _figure_row(
-    evaluation: Mapping[str, Any], name: str, remark: str, y: float, left: float, right: float
-) -> list[Markup]:
-    whole = evaluation["whole"]
-    accuracy, low, high = (drawing.position(whole[key], left, right) for key in ("accuracy", "low", "high"))
-    guess, verdict = drawing.position(whole["chance"], left, right), evaluation["verdict"]
-    marks = [
-        drawing.text(24, y - 3, name, 14, drawing.INK, weight=600),
-        drawing.text(24, y + 13, remark, 12, drawing.MUTED),
-        drawing.line(guess, y - 14, guess, y + 14, drawing.MUTED, dashed=True),
-        drawing.line(low, y, high, y, drawing.ACCENT, width=3),
-        drawing.line(low, y - 5, low, y + 5, drawing.ACCENT, width=1.5),
-        drawing.line(high, y - 5, high, y + 5, drawing.ACCENT, width=1.5),
-        Markup('<circle cx="{:.2f}" cy="{:g}" r="5" fill="{}"/>').format(accuracy, y, drawing.ACCENT),
-        drawing.text(right + 84, y - 3, drawing.percent(whole["accuracy"]), 14, drawing.INK, weight=600, anchor="end"),
-        drawing.text(right + 94, y - 3, f"{100 * whole['low']:.1f} – {100 * whole['high']:.1f}", 12, drawing.MUTED),
-    ]
-    if verdict["tone"] != "none":
-        marks.append(drawing.text(right + 94, y + 13, verdict["label"], 12, drawing.TONES[verdict["tone"]], weight=600))
-    return marks
-
-
-def _record(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    record = results.get("medjax") or {}
-    if not record.get("evaluations"):
-        raise ValueError(
-            f"results: got the keys {', '.join(results) or 'none'}, expected 'medjax' with at least one entry under "
-            "'evaluations'; give the content of a results.json written by medjax.eval"
-        )
-    for number, entry in enumerate(record["evaluations"]):
-        if missing := [key for key in _NEEDED if key not in entry]:
-            raise ValueError(
-                f"results: medjax.evaluations[{number}]: got no {', '.join(missing)}, expected {', '.join(_NEEDED)}; "
-                "run the evaluation again to write a complete results.json"
-            )
-    return record
-
-
-def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     scores = entry["scores"]
     exams = [
-        {"exam": exam, **_whole(score), "verdict": _verdict({exam: score})} for exam, score in scores["by_exam"].items()
+        {"exam": exam, **_whole(score), "verdict": outcomes.verdict({exam: score})}
+        for exam, score in scores["by_exam"].items()
     ]
     whole = _whole(scores)
+    figures = headlines(entry)
+    if right := next((each for each in figures if each.name == ACCURACY), None):
+        # of a set with other questions too the accuracy is of those that it takes
+        whole |= {"items": right.items, "accuracy": right.value, "low": right.low, "high": right.high}
+        whole |= {"chance": right.chance, "plot": right.plot()}
     if len(exams) == 1:  # cut-offs are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
-        "id": entry["id"],
-        "name": " · ".join(entry[key] for key in ("task", "language", "variant") if entry.get(key)),
+        **{"id": entry["id"], "number": number},
+        "name": called(entry),
         "language": entry["language"],
         "protocol": entry["protocol"],
         "limit": entry.get("limit"),
         "whole": whole,
-        "verdict": _verdict(scores["by_exam"]),
+        "by_accuracy": right is not None,
+        "headlines": [each for each in figures if each.name != ACCURACY],
+        "verdict": outcomes.verdict(scores["by_exam"]),
         "scores": scores,
         "exams": exams if len(exams) > 1 else [],
         "cards": outcomes.cards(scores["by_exam"]),
@@ -207,6 +139,15 @@ def _evaluation(entry: Mapping[str, Any]) -> dict[str, Any]:
         "remarks": list(_remarks(entry)),
         "record": list(pages.flat({key: entry[key] for key in entry if key not in _DRAWN})),
     }
+
+
+def _by_figure(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the sets that are not graded by accuracy, a group for each scale with its axis."""
+    rows = [(each, evaluation) for evaluation in evaluations for each in evaluation["headlines"]]
+    return [
+        {"axis": scale.axis(), "rows": [row for row in rows if row[0].scale == scale]}
+        for scale, _ in by_scale(each for each, _ in rows)
+    ]
 
 
 def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,20 +168,6 @@ def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
             if f"{name}_points" in score
         },
     }
-
-
-def _verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict on one exam with its reasons, or how many of several exams were passed."""
-    verdicts = [score["verdict"] for score in exams.values()]
-    results = [verdict["result"] for verdict in verdicts]
-    tone = next((tone for tone in ("fail", "incomplete", "pass") if tone in results), "none")
-    if tone == "none":
-        return {"tone": tone, "label": "no cut-off", "reasons": []}
-    if len(verdicts) == 1:
-        return {"tone": tone, "label": tone, "reasons": verdicts[0]["reasons"]}
-    label = f"{results.count('pass')} of {len(results)} passed"
-    unfinished = results.count("incomplete")
-    return {"tone": tone, "label": label, "reasons": [f"{unfinished} incomplete"] if unfinished else []}
 
 
 def _breakdowns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -285,8 +212,9 @@ def _normalised(entry: Mapping[str, Any], items: int) -> dict[str, dict[str, int
 def _variants(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The table of models side by side; None for a run of one."""
     names = [(name, variants.kind(number)) for number, name in enumerate(variants.variants(entries))]
-    rows = variants.rows(entries) if len(names) > 1 else []
-    return {"names": names, "rows": rows} if rows else None
+    groups = by_scale(variants.rows(entries)) if len(names) > 1 else []
+    shown = [{"axis": scale.axis(), "percent": scale.percent, "rows": rows} for scale, rows in groups]
+    return {"names": names, "groups": shown} if shown else None
 
 
 def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -295,7 +223,7 @@ def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         interval = found["interval"]
         yield {
             **{key: found[key] for key in ("items", "unparsed")},
-            "name": name.replace("_", " "),
+            "name": metric_label(name),
             "value": _three_digits(found["value"]),
             "interval": "–" if interval is None else " – ".join(map(_three_digits, interval)),
             "chance": _three_digits(found["chance"]),
@@ -309,8 +237,12 @@ def _three_digits(value: float | None) -> str:
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     scores, work = entry["scores"], entry.get("work") or {}
-    yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
-    yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
+    unknown = scores.get("no_reference", 0)
+    if unknown < scores["items"]:
+        yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
+        yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
+    if unknown:
+        yield f"{drawing.number(unknown)} open questions without a reference answer, for people to judge"
     if entry.get("limit") is not None:
         yield f"limited to {drawing.number(entry['limit'])} questions"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
@@ -380,11 +312,6 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
         }
         for letter, text in zip(ascii_lowercase, item["choices"], strict=False)
     ]
-    if example["correct"]:
-        tone, label = "pass", "right"
-    else:
-        reading = "unparsed" if example.get("asked", True) else "not asked"
-        tone, label = ("incomplete", reading) if picked is None else ("fail", "wrong")
     return {
         **{key: item.get(key, "") for key in ("id", "question", "context")},
         "evaluation": example["evaluation"],
@@ -393,6 +320,6 @@ def _example(example: Mapping[str, Any], languages: Mapping[str, str]) -> dict[s
         "gold": ", ".join(item["answer"]),
         "answered": "nothing that could be read" if picked is None else ", ".join(picked) or "nothing",
         "text": example["text"],
-        "tone": tone,
-        "label": label,
+        "tone": outcomes.look(example["outcome"]).tone,
+        "label": outcomes.named(example["outcome"]),
     }

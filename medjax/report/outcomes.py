@@ -1,27 +1,62 @@
-"""How the answers of an exam came out: each in one of six groups, and each exam against the cuts that decide it.
+"""How the answers of an exam came out: each in one group, and each exam against the cuts that decide it.
 
   right 46 ███████████ wrong 61 ░░░░░░░░░░░░░░░ unparsed 9 ▒▒ cut off 4 ▒
 
-The groups are disjoint and add up to the questions. A gauge is a bar up to what was reached, with a line at the cut.
+The groups are disjoint, add up to the questions, and stand in the order of `scores["outcomes"]`. A gauge is a bar up to
+what was reached, with a line at the cut; what questions that were not asked are worth is drawn on from its end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from medjax.report import drawing
 
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "too_long", "not_asked")
 _SURE = ("right", "wrong")  # shown even where there is none
-_FILLS = {
-    **{"right": drawing.TONES["pass"], "wrong": "#d58a83", "unparsed": "#d9a93f", "cut_off": "#8a5a00"},
-    **{"too_long": "#7a6f9b", "not_asked": "#a9b2bd"},
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How an outcome is shown: tone of its tag, colour on white, colour of the page's scheme, name if not its own."""
+
+    tone: str
+    fill: str
+    colour: str
+    label: str = ""
+
+
+_LOOKS = {
+    "right": _Look("pass", drawing.TONES["pass"], "var(--pass)"),
+    "wrong": _Look("fail", "#d58a83", "color-mix(in srgb, var(--fail) 50%, var(--page))"),
+    "unparsed": _Look("incomplete", "#d9a93f", "color-mix(in srgb, var(--incomplete) 60%, var(--page))"),
+    "cut_off": _Look("incomplete", "#8a5a00", "var(--incomplete)"),
+    "not_asked": _Look("incomplete", "#a9b2bd", "var(--muted)"),
+    "too_long": _Look("incomplete", "#7a6f9b", "color-mix(in srgb, var(--accent) 45%, var(--page))"),
+    "no_reference": _Look("none", "#cfdbe8", "var(--light)", "for people to judge"),
 }
+_OTHER = _Look("incomplete", drawing.RULE, "var(--rule)")
 
 
 def named(outcome: str) -> str:
-    return outcome.replace("_", " ")
+    return look(outcome).label or outcome.replace("_", " ")
+
+
+def look(outcome: str) -> _Look:
+    return _LOOKS.get(outcome, _OTHER)
+
+
+def colours() -> list[tuple[str, str]]:
+    """Outcome and colour, for the page's style."""
+    return [(name, found.colour) for name, found in _LOOKS.items()]
+
+
+def met(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Outcomes in the order in which the scores hold them: those that happened, and right and wrong."""
+    counted = [entry["outcomes"] for entry in scores if entry.get("outcomes")]
+    names = dict.fromkeys(name for counts in counted for name in counts)
+    return [name for name in names if name in _SURE or any(counts.get(name) for counts in counted)]
 
 
 def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any] | None:
@@ -32,11 +67,11 @@ def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, An
     counted = [(name, protocol, scores["outcomes"]) for name, protocol, scores in entries if scores.get("outcomes")]
     if not counted:
         return None
-    met = [name for name in OUTCOMES if name in _SURE or any(counts.get(name) for _, _, counts in counted)]
+    names = met(scores for _, _, scores in entries)
     return {
-        "outcomes": [(name, named(name)) for name in met],
+        "outcomes": [(name, named(name)) for name in names],
         "rows": [
-            {"name": name, "protocol": protocol, "plot": stack(counts), "counts": [counts.get(key, 0) for key in met]}
+            {"name": name, "protocol": protocol, "plot": stack(counts), "counts": [counts.get(key, 0) for key in names]}
             for name, protocol, counts in counted
         ],
     }
@@ -45,16 +80,30 @@ def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, An
 def stack(counts: Mapping[str, int]) -> Markup:
     """One bar as wide as it is given, cut in the proportions of the counts."""
     total, begin, parts = max(1, sum(counts.values())), 0, []
-    for name in OUTCOMES:
-        if count := counts.get(name, 0):
+    for name, count in counts.items():
+        if count:
             parts.append(
                 Markup('<rect class="{}" x="{:.3f}%" width="{:.3f}%" y="0" height="100%" fill="{}"/>').format(
-                    name, 100 * begin / total, 100 * count / total, _FILLS[name]
+                    name, 100 * begin / total, 100 * count / total, look(name).fill
                 )
             )
             begin += count
-    said = ", ".join(f"{drawing.number(counts[name])} {named(name)}" for name in OUTCOMES if counts.get(name))
+    said = ", ".join(f"{drawing.number(count)} {named(name)}" for name, count in counts.items() if count)
     return Markup('<svg class="stack" role="img" aria-label="{}">{}</svg>').format(said, Markup("").join(parts))
+
+
+def verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict on one exam with its reasons, or how many of several exams were passed."""
+    verdicts = [score["verdict"] for score in exams.values()]
+    results = [verdict["result"] for verdict in verdicts]
+    tone = next((tone for tone in ("fail", "incomplete", "pass") if tone in results), "none")
+    if tone == "none":
+        return {"tone": tone, "label": "no cut-off", "reasons": []}
+    if len(verdicts) == 1:
+        return {"tone": tone, "label": tone, "reasons": verdicts[0]["reasons"]}
+    label = f"{results.count('pass')} of {len(results)} passed"
+    unfinished = results.count("incomplete")
+    return {"tone": tone, "label": label, "reasons": [f"{unfinished} incomplete"] if unfinished else []}
 
 
 def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -64,39 +113,55 @@ def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     verdict = score["verdict"]
-    decided = verdict["result"] != "incomplete"  # of an exam asked in part the cuts are out of reach
+    left = verdict.get("open", {})  # what the questions that were not asked are worth
+    in_part = verdict["result"] == "incomplete" and not left  # of an exam asked in part the cuts are out of reach
     gauges = []
     for part in ("required", "general"):
         total, cut = score.get(f"{part}_total"), verdict.get(f"{part}_min")
         if total and cut is not None:
-            reached = score[f"{part}_points"]
-            tone = ("pass" if reached >= cut else "fail") if decided else "incomplete"
+            reached, more = score[f"{part}_points"], left.get(part, 0)
+            undecided = in_part or reached < cut <= reached + more
+            tone = "incomplete" if undecided else "pass" if reached >= cut else "fail"
             shown = f"{drawing.number(reached)} of {drawing.number(total)} points"
-            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed", (reached / total, cut / total), tone))
+            places = reached / total, cut / total, more / total
+            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed{_not_asked(more)}", places, tone))
     most = verdict.get("prohibited_max")
     if most is not None:
-        picks, whole = score["prohibited"], max(2 * most, score["prohibited"], 1)
-        places = picks / whole, (most + 0.5) / whole  # the line stands between the last that is allowed and the next
-        tone = "pass" if picks <= most else "fail"
-        gauges.append(_gauge("prohibited picks", drawing.number(picks), f"{most} allowed", places, tone))
+        picks, more = score["prohibited"], left.get("prohibited", 0)
+        whole = max(2 * most, picks + more, 1)
+        # the line stands between the last that is allowed and the next
+        places = picks / whole, (most + 0.5) / whole, more / whole
+        tone = "fail" if picks > most else "incomplete" if picks + more > most else "pass"
+        needed = f"{most} allowed{_not_asked(more)}"
+        gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": gauges},
         **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
     }
 
 
-def _gauge(name: str, shown: str, needed: str, places: tuple[float, float], tone: str) -> dict[str, Any]:
-    """places: where the bar ends and where the cut is, as shares of the width; a cut beyond it is not drawn."""
-    reached, cut = places
+def _not_asked(worth: int | float) -> str:
+    return f", {drawing.number(worth)} not asked" if worth else ""
+
+
+def _gauge(name: str, shown: str, needed: str, places: tuple[float, float, float], tone: str) -> dict[str, Any]:
+    """places: where the bar ends, where the cut is, and how much was not asked, as shares of the width.
+
+    A cut beyond the width is not drawn.
+    """
+    reached, cut, more = places
     line = Markup('<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-3" y2="11" stroke="{1}"/>').format(
         100 * cut, drawing.INK
+    )
+    left = Markup('<rect class="open" x="{:.2f}%" width="{:.2f}%" height="100%" fill="{}"/>').format(
+        100 * reached, 100 * more, drawing.MUTED
     )
     bar = Markup(
         '<svg class="gauge" role="img" aria-label="{}: {}, {}">'
         '<rect class="back" width="100%" height="100%" fill="{}"/>'
-        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}</svg>'
+        '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}{}</svg>'
     ).format(
         *(name, shown, needed, drawing.RULE, tone, 100 * min(reached, 1.0), drawing.TONES[tone]),
-        line if cut <= 1 else "",
+        *(left if more else "", line if cut <= 1 else ""),
     )
     return {"name": name, "shown": shown, "needed": needed, "tone": tone, "bar": bar}

@@ -6,8 +6,6 @@
   const began = performance.now();
   const PAGE = 50;
   const LETTERS = "abcdefghijklmnopqrstuvwxyz";
-  const TONES = { right: "pass", wrong: "fail", prohibited: "fail" };
-  const NAMES = { all: "all", prohibited: "prohibited pick" };
   const FIELDS = ["q", "evaluation", "exam", "section", "category", "image"];
   const section = document.getElementById("questions");
   const form = section.querySelector("form");
@@ -15,7 +13,7 @@
   const status = document.getElementById("question-count");
   const pages = document.getElementById("question-pages");
   const data = JSON.parse(document.getElementById("question-data").textContent);
-  const { evaluations, questions, answers } = data;
+  const { evaluations, questions, answers, outcomes } = data;
   const several = evaluations.length > 1;
   const answersOf = questions.map(() => []);
   for (const answer of answers) answersOf[answer.question].push(answer);
@@ -34,8 +32,7 @@
     return node;
   }
 
-  const outcomeName = (outcome) => NAMES[outcome] || outcome.replace(/_/g, " ");
-  const tag = (outcome) => element("span", { class: `tag ${TONES[outcome] || "incomplete"}` }, outcomeName(outcome));
+  const tag = (outcome) => element("span", { class: `tag ${outcomes[outcome].tone}` }, outcomes[outcome].label);
   const number = (value) => value.toLocaleString("en");
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
   const language = (answer) => evaluations[answer.evaluation].language;
@@ -225,10 +222,10 @@
       select.append(...pairs.map(([value, label]) => element("option", { value }, label)));
       select.closest("label").hidden = pairs.length < 2;
     }
-    const outcomes = new Set(answers.map((answer) => answer.outcome));
-    if (answers.some((answer) => answer.prohibited)) outcomes.add("prohibited");
+    const met = new Set(answers.map((answer) => answer.outcome));
+    if (answers.some((answer) => answer.prohibited)) met.add("prohibited");
     for (const input of form.elements.filter) {
-      input.closest("label").hidden = input.value !== "all" && !outcomes.has(input.value);
+      input.closest("label").hidden = input.value !== "all" && !met.has(input.value);
     }
   }
 

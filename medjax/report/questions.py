@@ -1,6 +1,6 @@
 """Every question of a run for the reader's browser: the lines of samples.jsonl as data of a page, beside its script.
 
-  <script type="application/json" id="question-data"> {"evaluations": [...], "questions": [...], "answers": [...]}
+  <script type="application/json" id="question-data"> {"evaluations": [...], "questions": [...], "answers": [...], ...}
   <script> questions.js, allowed by its digest in the page's Content-Security-Policy
 
 A question stands once, however many evaluations asked it. What all prompts of an evaluation begin and end with (worked
@@ -17,6 +17,8 @@ from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup
+
+from medjax.report import outcomes
 
 LENGTHS = (20_000, 5_000, 1_000, 300)  # characters that are shown of a prompt or output, whatever the page can hold
 MOST_CHARACTERS = 40_000_000  # of all prompts and outputs; with more the page is slow to open
@@ -67,7 +69,15 @@ def question_data(samples: Iterable[Mapping[str, Any]], evaluations: Sequence[Ma
         )
     _shorten([ask for answer in answers for ask in answer["asks"]])
     answers.sort(key=lambda answer: (answer["question"], answer["evaluation"]))
-    return embedded({"evaluations": heads, "questions": [shown for _, shown in questions.values()], "answers": answers})
+    names = dict.fromkeys(answer["outcome"] for answer in answers)
+    return embedded(
+        {
+            "evaluations": heads,
+            "questions": [shown for _, shown in questions.values()],
+            "answers": answers,
+            "outcomes": {name: {"label": outcomes.named(name), "tone": outcomes.look(name).tone} for name in names},
+        }
+    )
 
 
 def embedded(value: Any) -> Markup:

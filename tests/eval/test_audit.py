@@ -11,6 +11,7 @@ from medjax.eval.__main__ import main
 from medjax.eval.audit import letter_places, load_tasks
 from medjax.eval.subcommands import gathered
 from medjax.report.audit import marked
+from medjax.statistics.intervals import wilson
 
 QUESTIONS = {
     "a": "58歳の男性。3日前からの発熱と咳嗽とを主訴に来院した。胸部X線で右下肺野に浸潤影を認める。起炎菌はどれか。",
@@ -97,6 +98,10 @@ def test_levels_places_and_scores(ward, tmp_path, capsys):
         *(5, 7),
     )
     assert (score["without"]["items"], score["without"]["accuracy"], score["without"]["points_total"]) == (1, 1.0, 4)
+    # the one item left is right: Wilson's interval, as every resample is the same
+    share = wilson(1, 1)
+    assert score["without"]["accuracy_interval"] == [share.low, share.high]
+    assert share.low < 0.21
     assert (score["matched"]["accuracy"], score["matched"]["points"]) == (pytest.approx(2 / 3), 1)
     assert score["matched"]["points_total"] == 3
     printed = capsys.readouterr().out

@@ -208,6 +208,19 @@ def test_three_runs_are_corrected_together(tmp_path):
     assert [found[i]["p_holm"] for i in ranks] == pytest.approx(by_hand)
 
 
+def test_of_several_runs_the_pair_that_shares_nothing_is_named(tmp_path):
+    runs = [write_run(tmp_path / name, [1, 0]) for name in ("one", "two")]
+    runs.append(write_run(tmp_path / "three", [1, 0], task="clinic"))
+    with pytest.raises(ValueError, match="got no set with the same language and protocol in both") as error:
+        compare_runs(runs, resamples=9)
+    told = str(error.value)
+    assert told.startswith(f"compare: {runs[0]} holds ward (en) strict-0shot, {runs[2]} holds clinic (en) strict-0shot")
+    assert told.endswith("so run both with the same one, or leave one or three out.")
+    # of two runs none can be left out
+    with pytest.raises(ValueError, match=r"so run both with the same one\.$"):
+        compare_runs(runs[1:], resamples=9)
+
+
 def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch, capsys):
     doc = {"question": "Which?", "choices": ["x", "y"], "answer": ["a"]}
     runs = []
@@ -299,6 +312,16 @@ def test_a_set_graded_by_kappa_is_compared_by_that_too(tmp_path, capsys):
         f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
         *("", "", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
     ]
+    # the short table of two runs has both, too
+    assert main(["--compare", ",".join(runs), "--resamples", "400"]) == 0
+    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
+    assert accuracy[2:5] == ["80", f"{entry['first_accuracy']:.1%}", f"{entry['second_accuracy']:.1%}"]
+    assert kappa[2:] == [
+        *("kappa", "80", f"{metric['first']:.3f}", f"{metric['second']:.3f}"),
+        f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+        f"{metric['p_value']:.2g}",
+    ]
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (row,) = root.one("table", id="graded").one("tbody").all("tr")
     assert [cell.text for cell in row.all("td")][1] == "kappa"
@@ -340,6 +363,19 @@ def test_lists_are_compared_by_their_f1_alone(tmp_path, capsys):
     (row,) = [row for row in printed if row[0] == "ward (en)"]
     assert (row[4], row[8]) == ("entity_partial_f1", "2 / 1")
     assert "Better in B" in (tmp_path / "out" / "comparison.html").read_text("utf-8")
+
+
+def test_open_questions_without_a_reference_are_not_compared(tmp_path):
+    runs = [
+        graded_run(tmp_path / name, [[], []], said, metrics=("chrf",), kind="text")
+        for name, said in (("one", [["輸液"], None]), ("two", [["安静"], ["手術"]]))
+    ]
+    found = compare_runs(runs, resamples=9)
+    (entry,) = found["comparisons"]
+    assert (entry["has_answers"], entry["metrics"], entry["p_holm"]) == (False, [], None)
+    assert found["notes"] == [
+        "ward (en) strict-0shot: no question has a known right answer to compare by; people have to judge"
+    ]
 
 
 def test_a_figure_that_results_json_has_otherwise_is_noted(tmp_path):

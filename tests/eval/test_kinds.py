@@ -16,7 +16,7 @@ from medjax.eval.reading import read_answers
 from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.scoring import aggregate
 from medjax.eval.settings import EvalSettings, ProtocolSettings
-from medjax.infer.generator import TOO_LONG
+from medjax.infer.generator import TOO_LONG, Generation
 from medjax.infer.scorer import Work
 
 FOUND = Item("e", "病変を抜き出してください。\n発熱と咳嗽を認める。", (), ("発熱", "咳嗽"), kind="entities")
@@ -126,6 +126,22 @@ def test_protocols_for_choices_leave_other_kinds_out(name):
     assert (made.items, made.unasked) == ((ONE,), 1)
     with pytest.raises(ValueError, match=f"task exam: got 1 items, of which protocol {name} asks none"):
         choose_items(loaded((FOUND,)), protocol, EvalSettings())
+
+
+def test_what_people_are_to_judge_is_neither_right_nor_wrong():
+    items = tuple(replace(OPEN, id=f"o{n}") for n in range(4))
+    outputs = [*texts("輸液を行う。", ""), Generation((1,), "", "length"), TOO_LONG]
+    made, answers = _graded("strict", (*items, TRANSLATED), ("chrf",), *outputs, *texts("咳。"))
+    verdicts = [answer.verdict for answer in answers]
+    # where nothing was written there is nothing to judge; a text with a reference is right or wrong
+    assert [v.outcome for v in verdicts] == ["no_reference", "unparsed", "cut_off", "too_long", "wrong"]
+    scores = aggregate(made.task, made.items, verdicts, resamples=10)
+    assert scores["outcomes"] == {
+        **{"right": 0, "wrong": 1, "unparsed": 1, "cut_off": 1, "not_asked": 0, "too_long": 1, "no_reference": 1}
+    }
+    assert (scores["no_reference"], scores["correct"]) == (4, 0)
+    lines = sample_lines([Finished(made, answers, Work(), 0, 1.0)])
+    assert next(json.loads(line)["outcome"] for line in lines) == "no_reference"
 
 
 def test_the_named_entities_of_jmed_llm_score_one_when_answered_as_asked(shared_data):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from medjax.data.qa import Item
-from medjax.eval.metric_differences import gains, headlines, item_of, metric_differences
+from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences
 from medjax.eval.metrics import METRICS
 from medjax.statistics.bootstrap import PatientBootstrap
 
@@ -110,6 +110,16 @@ def test_a_set_is_compared_by_the_first_metric_of_each_kind():
     ]
     with pytest.raises(ValueError, match=r"metric: got 'rouge', expected one of accuracy, .*; grade the set again"):
         headlines(["rouge"], some)
+
+
+def test_right_and_wrong_are_a_test_where_an_item_has_an_answer_to_pick_or_no_other_figure():
+    choice, listed, known, unknown = ("choice", ["a"]), ("entities", []), ("text", ["x"]), ("text", [])
+    figure = [object()]
+    assert has_answers([listed, choice], figure)
+    assert has_answers([("number", ["1"])], figure)
+    assert not has_answers([listed, known, unknown], figure)
+    assert has_answers([listed, unknown], [])
+    assert not has_answers([unknown], [])
 
 
 def test_gains_of_single_items():

@@ -15,6 +15,8 @@ from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
 from medjax.eval.asking import Evaluation, ask
 from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.metric_differences import metric_differences
+from medjax.eval.metrics import METRICS
 from medjax.eval.protocols import Protocol
 from medjax.eval.reading import read_answers
 from medjax.eval.results import results_json
@@ -313,10 +315,10 @@ def test_the_exam_record_stands_under_medjax():
         "items_per_second": 0.5,
     }
     examples = results["medjax"]["examples"]
-    assert [(e["item"]["id"], e["picked"], e["correct"]) for e in examples] == [
-        ("one", ["c"], True),
-        ("two", ["a", "d"], True),
-        ("number", None, False),
+    assert [(e["item"]["id"], e["picked"], e["outcome"]) for e in examples] == [
+        ("one", ["c"], "right"),
+        ("two", ["a", "d"], "right"),
+        ("number", None, "not_asked"),
     ]
 
 
@@ -368,6 +370,55 @@ def test_metrics_of_the_set_alone_stand_among_the_harness_keys():
     (values,) = results["results"].values()
     # of the set, which is no mean over items and has no closed-form error
     assert (values["chrf,none"], values["chrf_stderr,none"]) == (entry["metrics"]["chrf"]["value"], "N/A")
+
+
+def _both(metrics, items, base, adapter):
+    made = evaluation("strict", items)
+    made = replace(made, task=replace(made.task, metrics=metrics))
+    made = [replace(made, variant=name) for name in ("base", "adapter")]
+    runs = [
+        Finished(e, read_answers(e, texts(*said)), Work(), 0, 1.0)
+        for e, said in zip(made, (base, adapter), strict=True)
+    ]
+    (entry,) = _results(*runs)["medjax"]["comparisons"]
+    return entry
+
+
+def test_base_and_adapter_are_compared_by_what_the_set_is_graded_by():
+    gold = "abcdeabcde"
+    items = tuple(Item(f"q{n}", "?", FIVE, (letter,)) for n, letter in enumerate(gold))
+    entry = _both(("kappa", "accuracy"), items, "aacdeabaaa", "abcdeabcdc")
+    (metric,) = entry["metrics"]
+    readings = [[(letter,) for letter in said] for said in ("aacdeabaaa", "abcdeabcdc")]
+    (alone,) = metric_differences([METRICS["kappa"]], items, *readings, resamples=200, seed=0)
+    assert metric == alone
+    assert metric["first"] < metric["second"] < 1
+    assert metric["bounds"] == [-1, 1]
+    assert (entry["has_answers"], entry["only_first"], entry["only_second"]) == (True, 0, 3)
+    # of lists right and wrong are no test; of accuracy there is no other figure
+    lists = tuple(Item(f"e{n}", "?", (), ("咳", "熱"), kind="entities") for n in range(3))
+    entry = _both(("entity_partial_f1", "entity_exact_f1"), lists, ['["咳"]'] * 3, ['["咳", "熱"]'] * 3)
+    assert [(m["metric"], m["first"], m["second"]) for m in entry["metrics"]] == [
+        ("entity_partial_f1", pytest.approx(2 / 3), 1.0)
+    ]
+    assert entry["has_answers"] is False
+    entry = _both(("accuracy",), items, "a" * 10, gold)
+    assert (entry["metrics"], entry["has_answers"]) == ([], True)
+    # nobody knows what is right
+    unknown = tuple(Item(f"o{n}", "?", (), (), kind="text") for n in range(2))
+    entry = _both(("chrf",), unknown, ["輸液", "安静"], ["手術", "安静"])
+    assert (entry["metrics"], entry["has_answers"]) == ([], False)
+
+
+def test_the_headline_is_the_first_metric_of_each_kind_of_item():
+    _, entry = _graded_by(("kappa", "accuracy"), texts("c", "b"))
+    assert entry["headline"] == ["kappa"]
+    listed = Item("e", "?", (), ("咳",), kind="entities")
+    names = ("accuracy", "entity_partial_f1", "entity_exact_f1")
+    _, entry = _graded_by(names, texts("c", "a, d", '["咳"]'), items=(ONE, TWO, listed))
+    assert entry["headline"] == ["accuracy", "entity_partial_f1"]
+    _, entry = _graded_by(("chrf",), texts("輸液"), items=(Item("o", "?", (), (), kind="text"),))
+    assert entry["headline"] == []
 
 
 def test_the_prompt_digest_covers_prompts_and_continuations():

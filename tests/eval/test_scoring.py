@@ -235,6 +235,13 @@ def test_the_dataset_itself(igakuqa, oracle):
 )
 def test_the_official_rule_at_its_limits(lost, prohibited, result, reasons):
     """Required 80 % of 5, general 15 of 20, three questions with a prohibited pick pass and four do not."""
+    verdict = verdict_of_small_exam(lost, prohibited)
+    assert (verdict["result"], verdict["reasons"]) == (result, reasons)
+    assert "open" not in verdict
+
+
+def verdict_of_small_exam(lost, prohibited, unasked=(), way="asked"):
+    """25 questions worth a point and four with prohibited picks worth none; unasked: ids, by the way given."""
     items = [Item(f"r{n}", "?", FIVE, ("a",), section="B", exam="2018") for n in range(5)]
     items += [Item(f"g{n}", "?", FIVE, ("a",), section="A", exam="2018") for n in range(20)]
     wrong = {f"r{n}" for n in range(lost[0])} | {f"g{n}" for n in range(lost[1])}
@@ -246,10 +253,59 @@ def test_the_official_rule_at_its_limits(lost, prohibited, result, reasons):
         **{"files": {}, "required_sections": ("B",), "cuts": {"2018": PassRule({"2018": 15}).cuts("2018", 5, 20)}},
         **{"prohibited_max": 3, "exam_sizes": {"2018": 29}, "dropped": {}, "note": ""},
     )
-    picks = [Prediction(item.id, ("e",) if item.id in wrong else ("a",)) for item in items]
-    verdicts = [judge(item, pick) for item, pick in zip(items, picks, strict=True)]
-    verdict = aggregate(task, items, verdicts, resamples=10)["by_exam"]["2018"]["verdict"]
+    verdicts = [judge(item, Prediction(item.id, ("e",) if item.id in wrong else ("a",))) for item in items]
+    missing = Verdict(False, 0, False, False, asked=way != "asked", too_long=way == "too_long")
+    verdicts = [missing if item.id in unasked else verdict for item, verdict in zip(items, verdicts, strict=True)]
+    return aggregate(task, items, verdicts, resamples=10)["by_exam"]["2018"]["verdict"]
+
+
+@pytest.mark.parametrize("way", ["asked", "too_long"])
+@pytest.mark.parametrize(
+    ("lost", "prohibited", "unasked", "result", "reasons"),
+    [
+        # required 4 are needed: 4 and one open, 3 and one open, 3 and none open, 2 and one open
+        ((0, 0), 0, ["r4"], "pass", []),
+        ((1, 0), 0, ["r4"], "incomplete", ["required 3 of 5 points, 4 needed, and questions worth 1 not asked"]),
+        ((2, 0), 0, ["g19"], "fail", ["required 3 of 5 points, 4 needed"]),
+        ((2, 0), 0, ["r4"], "fail", ["required 2 of 5 points, 4 needed"]),
+        # general 15 are needed: 15 with five open, 14 and one open, 13 and one open, 13 and two open
+        ((0, 0), 0, ["g15", "g16", "g17", "g18", "g19"], "pass", []),
+        (
+            (0, 5),
+            0,
+            ["g19"],
+            "incomplete",
+            ["general 14 of 20 points, 15 needed, and questions worth 1 not asked"],
+        ),
+        ((0, 6), 0, ["g19"], "fail", ["general 13 of 20 points, 15 needed"]),
+        (
+            (0, 5),
+            0,
+            ["g18", "g19"],
+            "incomplete",
+            ["general 13 of 20 points, 15 needed, and questions worth 2 not asked"],
+        ),
+        # a part that is lost decides, whatever the other could still become
+        ((1, 7), 0, ["r4"], "fail", ["general 13 of 20 points, 15 needed"]),
+        # four picks in all would be one too many
+        ((0, 0), 2, ["w3"], "pass", []),
+        (
+            (0, 0),
+            3,
+            ["w3"],
+            "incomplete",
+            ["3 questions with a prohibited pick, at most 3 allowed, and 1 with such a choice not asked"],
+        ),
+        ((0, 0), 4, ["g19"], "fail", ["4 questions with a prohibited pick, at most 3 allowed"]),
+    ],
+)
+def test_questions_that_were_not_asked_decide_nothing(lost, prohibited, unasked, result, reasons, way):
+    verdict = verdict_of_small_exam(lost, prohibited, unasked, way)
     assert (verdict["result"], verdict["reasons"]) == (result, reasons)
+    worth = {
+        part: sum(name.startswith(letter) for name in unasked) for part, letter in (("required", "r"), ("general", "g"))
+    }
+    assert verdict["open"] == worth | {"prohibited": sum(name.startswith("w") for name in unasked)}
 
 
 def test_a_part_of_an_exam_has_no_verdict(igakuqa):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medjax.eval.summary import print_summary
+from medjax.eval.summary import print_comparisons, print_summary
 
 
 def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
@@ -11,8 +11,8 @@ def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
         **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         "outcomes": {
-            **{"right": 25, "wrong": 75 - unparsed, "unparsed": unparsed - both, "cut_off": both},
-            **{"not_asked": 0, "too_long": 0},
+            **{"right": 25, "wrong": 75 - unparsed - no_reference, "unparsed": unparsed - both, "cut_off": both},
+            **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         },
     }
     evaluation = {
@@ -62,6 +62,38 @@ def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     assert not [line for line in _lines(capsys) if "reference" in line]
     (line,) = [line for line in _lines(capsys, no_reference=25) if "reference" in line]
     assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong")
+    (head,), (row,) = (
+        [line for line in _lines(capsys, no_reference=25) if line.startswith(start)] for start in ("set ", "exam (en)")
+    )
+    cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
+    shown = dict(zip(*cells, strict=True))
+    assert (shown["wrong"], shown["for people to judge"]) == ("50", "25")
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"), [({}, []), ({"open": {"required": 1}}, ["exam_en_strict-0shot 2018: incomplete (because)"])]
+)
+def test_a_verdict_that_hangs_on_questions_not_asked_is_said(capsys, more, shown):
+    results = _results()
+    verdict = {"result": "incomplete", "reasons": ["because"], **more}
+    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {"2018": {"verdict": verdict}}
+    print_summary(results)
+    assert [line for line in capsys.readouterr().out.splitlines() if "2018" in line] == shown
+
+
+def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
+    metric = {"metric": "mae", "items": 9, "first": 1.25, "second": None, "difference": None, "p_value": None}
+    metric |= {"difference_interval": None, "higher_is_better": False}
+    place = {"task": "exam", "language": "en", "protocol": "strict-0shot", "has_answers": False}
+    print_comparisons([place | {"metrics": [metric]}], ("base", "adapter"))
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith("exam (en)")]
+    assert [cell.strip() for cell in row.split("│")][2:] == [
+        *("mae, lower is better", "9", "1.250", "undefined", "undefined", "undefined"),
+    ]
+    assert not [line for line in lines if "percentage points" in line]
+    print_comparisons([place | {"metrics": []}], ("base", "adapter"))
+    assert capsys.readouterr().out.startswith("No question has a known right answer to compare by: people have to")
 
 
 def test_changed_data_are_named(capsys):

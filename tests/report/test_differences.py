@@ -4,9 +4,9 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from report_pages import SVG, cells, evaluation, page, results
+from report_pages import SVG, Node, cells, evaluation, page, results
 
-from medjax.report.exam import summary_figure
+from medjax.report.exam_figure import summary_figure
 
 
 def comparison(value=0.05, low=-0.0125, high=0.1125, **more):
@@ -83,6 +83,48 @@ def test_the_figure_maps_differences_to_its_axis():
     lowest = max(float(t.get("y")) for t in texts)
     assert lowest < height - 10
     assert {"+5.0", "−20.0", "−1.2 – +11.2", "−31.0 – −10.0"} <= {t.text for t in texts}
+
+
+def graded(name="kappa", difference=0.2, interval=(0.05, 0.35), *, bounds=(-1, 1), higher_is_better=True):
+    first = None if difference is None else 0.1
+    return {
+        **{"metric": name, "items": 90, "first": first, "second": 0.1 + (difference or 0), "difference": difference},
+        **{"difference_interval": interval and list(interval), "p_value": interval and 0.0123, "left_out": 0},
+        **{"bounds": list(bounds), "higher_is_better": higher_is_better},
+    }
+
+
+def test_other_figures_than_accuracy_have_a_table_on_their_scales():
+    mae = graded("mae", -0.3, (-0.6, 0.1), bounds=(0, 5), higher_is_better=False)
+    root = page(
+        both(
+            comparison(metrics=[graded()], has_answers=True),
+            comparison(metrics=[mae], has_answers=False, task="sts"),
+            comparison(metrics=[graded("pearson", None, None)], has_answers=False, task="flat"),
+        )
+    )
+    # right and wrong are no test of lists and similarities
+    assert [row[0] for row in cells(root.one("table", id="comparisons"))] == ["mini · ja strict-0shot"]
+    table = root.one("table", id="graded-comparisons")
+    first, second = table.all("tbody")
+    rows = [[c.text for c in row.children if isinstance(c, Node)] for row in [*first.all("tr"), *second.all("tr")]]
+    assert rows == [
+        ["mini · ja strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 – +0.350", "", "0.012"],
+        ["flat · ja strict-0shot", "Pearson", "90", "–", "0.100", "–", "", "–"],
+        ["", "−1 0 +1", ""],
+        ["sts · ja strict-0shot", "MAE (lower is better)", "90", "0.10", "−0.20", "−0.30 −0.60 – +0.10", "", "0.012"],
+    ]
+    drawn = table.all("svg", class_="plot")
+    assert [[c.attributes["cx"] for c in plot.all("circle")] for plot in drawn] == [["75.00%"], [], ["35.00%"]]
+    span = drawn[0].one("line", class_="interval").attributes
+    assert (span["x1"], span["x2"]) == ("56.25%", "93.75%")  # of an axis from -0.4 to 0.4
+    assert drawn[0].attributes["aria-label"] == "kappa +0.200, 95 % interval +0.050 to +0.350"
+
+
+def test_what_nobody_knows_is_not_compared():
+    root = page(both(comparison(metrics=[], has_answers=False)))
+    assert root.all("table", id="comparisons") == root.all("table", id="graded-comparisons") == []
+    assert "people have to judge" in root.text
 
 
 def test_nothing_of_it_without_a_comparison():

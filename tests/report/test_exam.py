@@ -9,7 +9,8 @@ from report_pages import FAIL, SVG, cells, evaluation, numbers, page, results, s
 
 from medjax.data.exams.tasks import load_task
 from medjax.eval.scoring import aggregate, judge_kasai
-from medjax.report.exam import exam_report, summary_figure, wilson_interval
+from medjax.report.exam import exam_report, wilson_interval
+from medjax.report.exam_figure import summary_figure
 from medjax.report.table import display_width
 
 HOSTILE = "</pre></style></title><script>alert('x')</script><img src=x onerror=\"y()\"> & {{ 7 * 7 }}"
@@ -223,9 +224,9 @@ def test_record_holds_every_leaf():
 
 def example(picked, answer=("a", "c"), **more):
     item = {"id": "q1", "question": "どれか。", "choices": ["一", "二", "三", ""], "answer": list(answer)}
-    correct = picked is not None and set(picked) == set(answer)
+    outcome = "unparsed" if picked is None else "right" if set(picked) == set(answer) else "wrong"
     item |= more.pop("item", {})
-    return {"evaluation": "mini_ja_strict-0shot", "item": item, "picked": picked, "text": "", "correct": correct} | more
+    return {"evaluation": "mini_ja_strict-0shot", "item": item, "picked": picked, "text": "", "outcome": outcome} | more
 
 
 def test_examples():
@@ -234,9 +235,10 @@ def test_examples():
         example(["b", "a"], item={"prohibited": ["b"]}),
         example(None, text="一行目\n二行目"),
         example(["12"], ["7.20"], item={"choices": [], "context": "表"}),
-        example(None, asked=False),
+        example(None, outcome="not_asked"),
+        example(["輸液"], [], item={"choices": []}, outcome="no_reference"),
     ]
-    first, second, third, fourth, fifth = page(results(examples=shown)).all("article")
+    first, second, third, fourth, fifth, sixth = page(results(examples=shown)).all("article")
 
     def marks(article):
         return [[span.text for span in row.all("span")] for row in article.all("li")]
@@ -248,8 +250,8 @@ def test_examples():
         ["d", "(blank)", ""],
     ]
     assert [row[2] for row in marks(second)] == ["✓ correct · picked", "prohibited · picked", "✓ correct", ""]
-    assert [a.one("span", class_="tag").text for a in (first, second, third, fourth, fifth)] == [
-        *("right", "wrong", "unparsed", "wrong", "not asked"),
+    assert [a.one("span", class_="tag").text for a in (first, second, third, fourth, fifth, sixth)] == [
+        *("right", "wrong", "unparsed", "wrong", "not asked", "for people to judge"),
     ]
     assert third.one("span", class_="read-answer").text == "nothing that could be read"
     assert third.one("pre").children == ["一行目\n二行目"]
@@ -284,7 +286,7 @@ def test_hostile_text_stays_text():
     assert root.one("table", id="summary").one("tr", class_="reasons").text == flat
     assert flat in root.one("title").text
     figure = ElementTree.fromstring(summary_figure(made))
-    assert figure.find(f"{SVG}title").text == f"Accuracy of {HOSTILE}"
+    assert figure.find(f"{SVG}title").text == f"Scores of {HOSTILE}"
     assert {node.tag.removeprefix(SVG) for node in figure.iter()} <= {"svg", "title", "rect", "text", "line", "circle"}
 
 

@@ -1,11 +1,14 @@
 """Counts and gauges: widths are the shares they stand for, and a cut is kept or missed as the numbers say."""
 
+import json
 import re
 from xml.etree import ElementTree
 
 import pytest
-from report_pages import FAIL, evaluation, page, results, score
+from exam_samples import doc, sample
+from report_pages import FAIL, Page, evaluation, page, results, score
 
+from medjax.report.exam import exam_report
 from medjax.report.outcomes import cards, stack, table
 
 COUNTS = {"right": 46, "wrong": 61, "unparsed": 6, "cut_off": 3, "not_asked": 4, "too_long": 0}
@@ -35,6 +38,33 @@ def test_columns_are_the_outcomes_that_were_met():
     assert found["outcomes"] == [(name, name.replace("_", " ")) for name in names]
     assert [row["counts"] for row in found["rows"]] == [[46, 61, 6, 3, 4], [2, 0, 0, 0, 0]]
     assert table([("c", "", {})]) is None
+
+
+def test_the_order_is_that_of_the_scores_and_a_new_outcome_is_shown():
+    counts = {"wrong": 1, "refused_by_all": 2, "right": 0, "no_reference": 5}
+    found = table([("a", "", {"outcomes": {"wrong": 3}}), ("b", "", {"outcomes": counts})])
+    assert found["outcomes"] == [
+        *(("wrong", "wrong"), ("refused_by_all", "refused by all"), ("right", "right")),
+        ("no_reference", "for people to judge"),
+    ]
+    assert [row["counts"] for row in found["rows"]] == [[3, 0, 0, 0], [1, 2, 0, 5]]
+    drawn = ElementTree.fromstring(stack(counts))
+    assert [r.get("class") for r in drawn] == ["wrong", "refused_by_all", "no_reference"]
+    assert drawn.get("aria-label") == "1 wrong, 2 refused by all, 5 for people to judge"
+
+
+def test_the_page_filters_by_the_outcomes_that_happened():
+    made = evaluation(scores=score(outcomes=COUNTS | {"no_reference": 1}, by_exam={}))
+    answer = sample(made["id"], doc(1, answer=[], choices=[], kind="text"), "no_reference")
+    root = Page(exam_report(results(made), [answer])).root
+    chips = root.one("fieldset", class_="chips").all("input")
+    names = [chip.attributes["value"] for chip in chips]
+    assert names == ["all", *(name for name in COUNTS if name != "too_long"), "no_reference", "prohibited"]
+    (store, _) = root.all("script")
+    assert json.loads(store.children[0])["outcomes"] == {
+        "no_reference": {"label": "for people to judge", "tone": "none"}
+    }
+    assert "For people to judge: an open question" in [p.text for p in root.all("p", class_="legend")][1]
 
 
 def gauges(card):
@@ -72,6 +102,28 @@ def test_cards_of_a_failed_a_passed_and_an_unfinished_exam():
     # the cut of the whole exam lies beyond what was asked of it
     assert [(tone, line) for _, tone, _, line in gauges(unfinished)][1:] == [("incomplete", False), picks[1::2]]
     assert gauges(harmful)[2][1:] == ("fail", 100, pytest.approx(100 * 3.5 / 9, abs=0.01))
+
+
+def test_a_card_shows_what_was_not_asked():
+    cut = {"required_min": 32, "general_min": 51, "prohibited_max": 3}
+    left = {"required": 2, "general": 6, "prohibited": 2}
+    made = {"2018": score(verdict={"result": "incomplete", "reasons": ["because"], **cut, "open": left})}
+    (card,) = cards(made)
+    # required 30 of 72 and 2 open reach 32, general 27.5 and 6 do not reach 51, 2 picks and 2 may be more than 3
+    assert [(gauge["tone"], gauge["needed"]) for gauge in card["gauges"]] == [
+        ("incomplete", "32 needed, 2 not asked"),
+        ("fail", "51 needed, 6 not asked"),
+        ("incomplete", "3 allowed, 2 not asked"),
+    ]
+    for gauge, reached, more in zip(card["gauges"], (30 / 72, 27.5 / 72, 2 / 6), (2 / 72, 6 / 72, 2 / 6), strict=True):
+        _, bar, rest = ElementTree.fromstring(gauge["bar"]).findall("rect")
+        assert float(bar.get("width")[:-1]) == pytest.approx(100 * reached, abs=0.01)
+        assert rest.get("class") == "open"
+        assert float(rest.get("x")[:-1]) == pytest.approx(100 * reached, abs=0.01)
+        assert float(rest.get("width")[:-1]) == pytest.approx(100 * more, abs=0.01)
+    # one point less is out of reach
+    made["2018"]["verdict"]["required_min"] = 33
+    assert cards(made)[0]["gauges"][0]["tone"] == "fail"
 
 
 def test_cards_and_outcomes_of_the_page():

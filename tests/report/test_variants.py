@@ -23,11 +23,11 @@ ENTRIES = [
 def test_marks_stand_where_their_numbers_are():
     found = rows(ENTRIES)
     assert variants(ENTRIES) == ["base", "adapter"]
-    assert [(row["name"], row["protocol"]) for row in found] == [
+    assert [(row.name, row.protocol) for row in found] == [
         ("mini · ja", "strict-0shot"),
         ("mini · ja", "cot-0shot"),
     ]
-    drawn = ElementTree.fromstring(found[0]["plot"])
+    drawn = ElementTree.fromstring(found[0].plot())
     assert drawn.find("line[@class='chance']").get("x1") == "17.00%"
     marks = [
         [part.get("y"), part.find("circle").get("cx"), part.find("line").get("x1"), part.find("line").get("x2")]
