@@ -13,10 +13,12 @@ from medjax.data.processes import single_threaded, uninterrupted
 
 @pytest.fixture
 def stopping():
-    """SIGTERM as Ctrl-C, as the commands have it."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM as Ctrl-C, as the commands have it; Ctrl-C itself may be ignored where tests run in the background."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -39,7 +39,7 @@ def engine(monkeypatch):
     state = SimpleNamespace(say=lambda prompt: ("c", "stop"), asked=[], scored=[])
 
     class FakeGenerator:
-        def __init__(self, programs, tokenizer, *, batch_size, row_tokens):
+        def __init__(self, programs, tokenizer, *, batch_size, row_tokens, int8_cache):
             self.work = Work()
 
         def generate(self, prompts, *, done, on_generations, **options):

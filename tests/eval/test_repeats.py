@@ -81,6 +81,7 @@ def test_outcomes_are_disjoint_and_complete():
     score = aggregate(made.task, made.items, [a.verdict for a in read_answers(made, outputs)], resamples=200)
     assert score["outcomes"] == {
         **{"right": 1, "wrong": 0, "unparsed": 0, "cut_off": 1, "not_asked": 0, "too_long": 1},
+        "no_reference": 0,
     }
     assert (score["accuracy"], score["points"], score["too_long"]) == (pytest.approx(1 / 3), 3, 1)
 
