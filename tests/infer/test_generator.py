@@ -207,25 +207,20 @@ def test_hundreds_of_prompts_are_answered_as_one_at_a_time(tiny, programs):
 
 @pytest.mark.slow
 def test_igakuqa_is_answered_as_one_at_a_time(shared_data, smollm2_gguf):
-    """200 questions, SmolLM2: every token is the likeliest by the scorer, or within 1e-4 of it where two nearly tie."""
+    """60 questions, SmolLM2: every token is the likeliest by the scorer, which has no cache."""
     from medjax.data.exams.tasks import load_task
     from medjax.infer.language_model import load_model
     from medjax.infer.packing import Request
     from medjax.infer.scorer import Scorer
 
     model = load_model(smollm2_gguf)
-    items = load_task("igakuqa", years=["2022"], text_only=True).items[:200]
+    items = load_task("igakuqa", years=["2022"], text_only=True).items[:60]
     prompts = [tuple(model.tokenizer.encode(item.question)) for item in items]
     found = Generator(model.programs, model.tokenizer, batch_size=32).generate(prompts, max_new_tokens=16)
-    asked = [(p, g.tokens) for p, g in zip(prompts, found, strict=True) if g.tokens]
-    scores = Scorer(model.programs).score([Request(*one) for one in asked])
-    differ = [one for one, score in zip(asked, scores, strict=True) if not score.is_greedy]
-    assert len(differ) <= 2
-    for prompt, tokens in differ:
-        single = Generator(model.programs, model.tokenizer, batch_size=1).generate([prompt], max_new_tokens=16)[0]
-        (alone,) = Scorer(model.programs).score([Request(prompt, single.tokens)])
-        (together,) = Scorer(model.programs).score([Request(prompt, tokens)])
-        assert abs(alone.token_logprobs[0] - together.token_logprobs[0]) < 1e-4
+    asked = [Request(p, g.tokens) for p, g in zip(prompts, found, strict=True) if g.tokens]
+    assert len(asked) > 50
+    scores = Scorer(model.programs).score(asked)
+    assert [i for i, score in enumerate(scores) if not score.greedy] == []
 
 
 def test_groups_of_slots_on_a_mesh(tiny_folder, programs):
