@@ -19,7 +19,7 @@ and these, for comparison with published tables only:
 
   entity_partial_f1_published  entities  JMED-LLM's partial F1, which may reach 2; mean over items
   entity_first_line_f1         text      JMedBench's F1 of entities on one line; mean over items
-  grade_pearson                choice    JMedBench's: of the grades 0, 1, 2 ... that letters stand for; unparsed as above
+  grade_pearson                choice    JMedBench's: of the grades 0, 1, 2 ... of the letters; unparsed as above
   bleu_sentences               text      JMedBench's: mean BLEU of the sentences
 
 `grade` gives values with 95 % bootstrap intervals over items, and chance levels where guessing has one. An answer that

@@ -3,8 +3,10 @@
 import builtins
 import math
 import random
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +97,30 @@ def test_kappa_of_several_letters_and_of_accepted_answers():
     assert [entry["value"] for entry in found.values()] == [1.0, 1.0]
     with pytest.raises(ValueError, match=r'kappa_linear: item 2: got the answer \["a", "b"\], expected one grade'):
         grade(["kappa_linear"], items, said, resamples=10)
+
+
+def test_any_two_of_the_letters_given_are_right():
+    """YakugakuQA's "any two of these": each of the pairs, and no one letter, nor all three."""
+    item = Item("109196", "?", GRADES, ("a", "b"), accepted=(("a", "b"), ("a", "d"), ("b", "d")))
+    said = [("a", "b"), ("d", "a"), ("b", "d"), ("a",), ("a", "b", "d"), ("a", "c"), None]
+    assert [item_metrics(["accuracy"], item, one)["accuracy"] for one in said] == [1, 1, 1, 0, 0, 0, 0]
+
+
+def test_every_published_rule_names_tests_that_there_are():
+    root = Path(__file__).resolve().parents[2]
+    table = (root / "docs" / "exams.md").read_text("utf-8").partition("### Published rules")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    there = {
+        name
+        for folder in ("eval", "data/exams")
+        for file in (root / "tests" / folder).glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.M)
+    }
+    assert len(rows) == 15
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row[-1]))
+        assert named, row[0]
+        assert named <= there
 
 
 def test_what_is_undefined_is_none():

@@ -1,6 +1,7 @@
 """Exams of the user's in .json and .csv: what is read, and what is said of what is not."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,16 @@ def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
         read_exam(path)
     with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected an exam: one JSON object a line"):
         read_exam(tmp_path / "none.csv")
+
+
+def test_the_table_in_the_docs_is_read(tmp_path):
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
+    table = docs.partition("```csv\n")[2].partition("```")[0]
+    one, two = read_exam(write(tmp_path, "ward.csv", table))
+    assert (one.choices, one.answer, one.points, one.section) == (
+        ("トロポニンT", "アミラーゼ", "CEA"),
+        ("a",),
+        3,
+        "required",
+    )
+    assert (two.is_numeric, two.answer) == (True, ("25.0",))
