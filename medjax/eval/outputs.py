@@ -118,7 +118,8 @@ class _Writing:
             # a line of an answer that was forced says so
             self._known[e.get("forced", False)][e["i"]] = Generation(tuple(e["tokens"]), e["text"], e["finish"])
         self._done = set(self._known[False])
-        self.reused = self._show()
+        self.reused = self._finished()
+        bar.begin(self.reused, len(self._own))
 
     def answers(self, prompts: Mapping[int, tuple[int, ...]], *, forced: bool) -> dict[int, Generation]:
         """Generations of answers by number of the ask; forced: after reasoning that had none."""
@@ -141,7 +142,7 @@ class _Writing:
         def keep(new: dict[int, Generation]) -> None:
             self._journal.append([{"i": numbers[i], **asdict(found), **mark} for i, found in new.items()])
             self._done.update(numbers[i] for i in new)
-            self._show()
+            self._bar.reach(self._finished(), len(self._own))
 
         found = self.generator.generate(
             list(prompts.values()),
@@ -164,10 +165,9 @@ class _Writing:
             drawn.append(Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed))
         return {"sampling": drawn}
 
-    def _show(self) -> int:
-        done = sum(self._done.issuperset(numbers) for numbers in self._own)
-        self._bar.reach(done, len(self._own))
-        return done
+    def _finished(self) -> int:
+        """How many items have all that they need."""
+        return sum(self._done.issuperset(numbers) for numbers in self._own)
 
 
 def _continued(
@@ -227,17 +227,16 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
         known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
         waiting = set(range(len(requests))) - set(known) - elsewhere
 
-        def show() -> int:
-            done = items - len({asks[owners[i]].item for i in waiting})
-            bar.reach(done, items)
-            return done
+        def finished() -> int:
+            return items - len({asks[owners[i]].item for i in waiting})
 
         def keep(new: dict[int, Score]) -> None:
             journal.append([{"i": i, **asdict(score)} for i, score in new.items()])
             waiting.difference_update(new)
-            show()
+            bar.reach(finished(), items)
 
-        reused = show() if known else 0
+        reused = finished() if known else 0
+        bar.begin(reused, items)
         found: list[Any] = [TOO_LONG] * len(asks)
         for number in sent:
             found[number] = []

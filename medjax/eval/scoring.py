@@ -149,10 +149,11 @@ def aggregate(
     too_long by themselves, withdrawn, no_reference (open questions whose right answer nobody gave, which count as
     wrong), chance, text_only, by_section, by_category, by_exam. Where no item reached the model, accuracy, points_share
     and their intervals are None and not_graded says why. With required sections also required_points, required_total,
-    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or
-    "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions were left out, and
-    one that those which the protocol cannot ask, or which are too long, would decide: they count as wrong, and `open`
-    says what they are worth: required and general points, and prohibited, questions with a pick that is prohibited.
+    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
+    "incomplete", or "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions
+    were left out, and one that those which the protocol cannot ask, or which are too long, would decide: they count as
+    wrong, and `open` says what they are worth: required and general points, and prohibited, questions with a pick that
+    is prohibited.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(

@@ -160,7 +160,9 @@ def test_greedy_decoding_is_asked_for_without_sampling(engine, tmp_path):
     assert (engine.asked[0].max_new_tokens, engine.asked[0].stop) == (32, ("\n",))
 
 
-def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path):
+def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ProgressBar, "begin", lambda bar, done, total: begun.append((done, total)))
     made = evaluation("strict", (ONE, TWO), samples=2, temperature=0.7)
     journal = Journal(tmp_path / "journal.jsonl", "run")
     known = [{"i": i, "tokens": [1], "text": text, "finish": "stop"} for i, text in ((0, "a"), (1, "b"), (2, "d"))]
@@ -168,6 +170,7 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path):
     found, _, reused = _run(made, tmp_path)
     assert [output.text for output in found] == ["a", "b", "d", "c"]
     assert (reused, len(engine.asked[0].prompts)) == (1, 1)  # of two items one was known whole
+    assert begun == [(1, 2)]
 
 
 # too long
