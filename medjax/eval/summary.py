@@ -34,6 +34,7 @@ def print_summary(results: dict[str, Any]) -> None:
     if languages := record.get("languages"):
         print()
         _print_languages(languages)
+    print()
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
@@ -167,15 +168,16 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """What repeated asks of the items say, a line each."""
     if forced := evaluation.get("forced"):
         yield f"{forced} of {evaluation.get('asks', evaluation['n_items'])} answers were forced after their reasoning"
+    prompt = "shift of each item" if "rotation" in evaluation else "item"
     if samples := evaluation.get("samples"):
         yield (
-            f"{samples['count']} answers drawn for each item at temperature {samples['temperature']:g}; one alone is "
-            f"right {samples['accuracy']:.1%} of the time"
+            f"{samples['count']} answers drawn for each {prompt} at temperature {samples['temperature']:g}; one alone "
+            f"is right {samples['accuracy']:.1%} of the time"
         )
     for name, score in evaluation.get("templates", {}).items():
         low, high = score["accuracy_interval"]
         yield f"template {name} alone: {score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-    if "agreement" in evaluation:
+    if evaluation.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{evaluation['agreement']:.1%} of an item's answers say what counts, on average"
     if rotation := evaluation.get("rotation"):
         low, high = rotation["mean_accuracy_interval"]

@@ -285,7 +285,7 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if rotation := entry.get("rotation"):
         mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
-    if (agreement := entry.get("agreement")) is not None:
+    if agreement := entry.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{drawing.percent(agreement)} of the replies say what the answer says"
     if forced := entry.get("forced"):
         yield f"{drawing.number(forced)} answers forced after reasoning"

@@ -5,6 +5,7 @@ beginning. The time that is shown as gone leaves compilation out, too; it stands
 """
 
 import io
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from medjax.report.drawing import cut_to
+from medjax.report.table import display_width
+
 _LOG_SECONDS = 30
+_METER = 70  # columns
 
 
 class ProgressBar:
@@ -25,11 +30,12 @@ class ProgressBar:
     def __init__(self, shown: bool, label: str, unit: str = "item"):
         self._live = sys.stderr.isatty()
         self._tqdm = tqdm(
-            desc=label,
+            # whatever the label, there is room for counts, rate and time left
+            desc=cut_to(label, max(20, shutil.get_terminal_size().columns - _METER)) if self._live else label,
             disable=not shown,
             unit=unit,
             dynamic_ncols=self._live,
-            ncols=None if self._live else 80,
+            ncols=None if self._live else max(80, display_width(label) + _METER),
             smoothing=0.1,
             file=sys.stderr if self._live else io.StringIO(),
         )

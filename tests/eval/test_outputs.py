@@ -67,6 +67,10 @@ def _model(context=4096):
     return SimpleNamespace(tokenizer=Letters(), decoder=SimpleNamespace(config=SimpleNamespace(max_length=context)))
 
 
+def _long(count):
+    return Item("long", "長" * count, FIVE, ("a",))
+
+
 def _run(made, tmp_path, *, context=4096, seed=0):
     tmp_path.mkdir(exist_ok=True)
     asked = questions(made, _model(context), EvalSettings(seed=seed))
@@ -75,6 +79,16 @@ def _run(made, tmp_path, *, context=4096, seed=0):
 
 
 # reasoning
+
+
+def test_an_item_is_finished_when_its_answer_is_not_when_its_reasoning_is(engine, tmp_path, monkeypatch):
+    reached = []
+    monkeypatch.setattr(ProgressBar, "reach", lambda bar, done, total: reached.append((done, total)))
+    made = evaluation("cot", (ONE, _long(900), TWO, NUMBER), think_tokens=10, max_new_tokens=10)
+    engine.say = lambda prompt: (" c", "stop") if prompt.endswith("\n答え:") else ("考える", "length")
+    _run(made, tmp_path, context=500)
+    # half of the work on three, to begin with; what is too long is not waited for
+    assert reached == [(0, 3), (1, 3), (3, 3)]
 
 
 def test_reasoning_gets_its_budget_and_an_answer_is_forced_where_none_was_written(engine, tmp_path):
@@ -174,10 +188,6 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path, monk
 
 
 # too long
-
-
-def _long(count):
-    return Item("long", "長" * count, FIVE, ("a",))
 
 
 def test_an_item_longer_than_the_context_is_marked_and_the_others_are_asked(engine, tmp_path):

@@ -168,3 +168,16 @@ def test_changed_data_are_named(capsys):
 def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_questions(capsys):
     (line,) = [line for line in _lines(capsys) if line.startswith("next ")]
     assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")
+
+
+def test_where_nothing_was_read_nothing_agrees(capsys):
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    entry |= {"agreement": 0.0, "samples": {"count": 3, "temperature": 0.8, "accuracy": 0.0}}
+    print_summary(results)
+    told = capsys.readouterr().out
+    assert "3 answers drawn for each item at temperature 0.8" in told
+    assert "say what counts" not in told
+    entry["agreement"] = 0.5
+    print_summary(results)
+    assert "50.0% of an item's answers say what counts" in capsys.readouterr().out

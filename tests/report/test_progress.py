@@ -62,3 +62,14 @@ def test_what_was_done_before_is_no_part_of_the_rate(capsys, clock):
         clock[0] += 10
         bar.reach(1010, 1040)
     assert capsys.readouterr().err.splitlines()[-1].endswith("1010/1040 [00:10<00:30,  1.00item/s]")
+
+
+def test_a_long_label_leaves_room_for_rate_and_time_left(capsys, clock):
+    label = "mini_ja_cot-4tokens-24think-rotated-2samples-t0.7-0shot_adapter"
+    with progress.ProgressBar(True, label) as bar, bar.compiling():
+        clock[0] += 5
+        bar.reach(10, 40)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{label}:  25%|")
+    assert "10/40 [00:00<" in line
+    assert line.endswith("+5s compiling]")
