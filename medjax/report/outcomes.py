@@ -145,7 +145,7 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
         needed = f"{most} allowed{_not_asked(more)}"
         gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
-        **{"exam": exam, "result": verdict["result"], "gauges": gauges},
+        **{"exam": exam, "result": verdict["result"], "gauges": [] if "not_graded" in score else gauges},
         **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
         "not_graded": score.get("not_graded", ""),
     }

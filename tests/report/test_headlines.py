@@ -158,12 +158,14 @@ def test_what_no_model_has_seen_has_no_score_anywhere():
     (graded,) = cells(root.one("table", id="summary-graded"))
     assert graded[3:5] == ["not graded too long 8/8", ""]
     assert (row[-3:-1], graded[-2:]) == (["0", "8"], ["0", "8"])
+    assert row[5:7] == ["– / 72 58 needed", "– / 72 51 needed"]
     detail = root.one("section", id="evaluation-1")
     assert detail.one("p", class_="remarks").text.startswith(
         "not graded: too long 8/8; 8 longer than the model's context, not sent; 1,234,567 tokens"
     )
-    assert detail.one("li", class_="card").one("p").text == "not graded: too long 8/8"
-    assert cells(detail.all("table", class_="bars")[-1]) == [["免疫", "0 / 8", "", "–", ""]]
+    card = detail.one("li", class_="card")
+    assert (card.one("p").text, card.all("svg", class_="gauge")) == ("not graded: too long 8/8", [])
+    assert cells(detail.all("table", class_="bars")[-1]) == [["免疫", "– / 8", "", "–", ""]]
     shown = [text for table in root.all("table", class_="results") for line in cells(table) for text in line]
     assert not [text for text in shown if text.startswith(("0.0\u00a0", "0.0 "))]
     drawn = root.one("table", id="summary").one("svg", class_="plot")
