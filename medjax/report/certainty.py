@@ -5,7 +5,7 @@ from typing import Any
 
 from medjax.report import drawing
 from medjax.report.curves import reliability_figure, with_interval
-from medjax.report.plane import Plane, as_percent
+from medjax.report.plane import LETTER, Plane, as_percent
 
 
 def figures(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def difficulty_figure(difficulty: Mapping[str, Any], chance: float) -> str:
     plane = Plane(
         "Accuracy by how hard the question is to people",
         "Accuracy of the model in bins of the share of examinees who were right, with 95 % intervals",
-        *("examinees who were right, %", "model right, %; bars: questions"),
+        *("examinees who were right, %", "model right, %; bars, and numbers on top: questions"),
         (0.0, 1.0),
         (0.0, 1.0),
         as_percent,
@@ -50,6 +50,9 @@ def difficulty_figure(difficulty: Mapping[str, Any], chance: float) -> str:
     most = max(part["items"] for part in difficulty["bins"])
     for part in difficulty["bins"]:
         plane.bar(part["from"] + 0.01, part["to"] - 0.01, 0, 0.14 * part["items"] / most, "muted", opacity=0.25)
+        count = drawing.number(part["items"])
+        # above the axes, where no interval crosses it
+        plane.note((part["from"] + part["to"]) / 2, 1.0, count, "muted", dx=-LETTER * len(count) / 2, dy=-4)
     plane.curve((0, 1), (0, 1), "muted", width=1.2, dashed=True)
     plane.curve((0, 1), (chance, chance), "held", width=1.2, dashed=True)
     for part in difficulty["bins"]:

@@ -204,6 +204,39 @@ def test_nothing_is_wider_than_the_window(tab, report, width):
     tab.resize(1280, 1600)
 
 
+def test_wide_windows_are_filled_and_narrow_ones_stacked(browser, tmp_path):
+    path = tmp_path / "report.html"
+    bins = [{"from": 0.4, "to": 0.5, "human_accuracy": 0.45, "items": 20, "accuracy": 0.25, "low": 0.1, "high": 0.5}]
+    path.write_text(
+        exam_report(
+            results(
+                evaluation(difficulty={"items": 20, "human_accuracy": 0.45, "accuracy": 0.25, "bins": bins}),
+                evaluation(),
+            )
+        ),
+        encoding="utf-8",
+    )
+    boxes = "['#evaluation-1 .card', '#evaluation-1 figure', '#evaluation-2 .card', '#summary']"
+    boxes += ".map((which) => document.querySelector(which).getBoundingClientRect())"
+    places = f"{boxes}.map((box) => [box.left, box.top, box.right])"
+    try:
+        browser.open(path)
+        card, figure, alone, whole = browser.value(places)
+        assert card[1] == figure[1]  # side by side
+        assert card[2] < figure[0]
+        # to the edge of the page: the figure with its caption, and a card that has no figure beside it
+        assert [figure[2], alone[2]] == [pytest.approx(whole[2], abs=1)] * 2
+        browser.resize(390, 844, phone=True)
+        browser.open(path)
+        card, figure, alone, whole = browser.value(places)
+        assert (card[0], alone[0]) == (whole[0], whole[0])
+        assert card[1] < figure[1]
+        name = browser.value("document.querySelector('#summary tbody th').getBoundingClientRect().width")
+        assert name > (whole[2] - whole[0]) / 2  # the verdict takes the rest of its line
+    finally:
+        browser.resize(1280, 1600)
+
+
 def test_colours_follow_the_system_and_the_reader(tab):
     ground = "getComputedStyle(document.body).backgroundColor"
     white, dark = "rgb(255, 255, 255)", "rgb(17, 22, 29)"

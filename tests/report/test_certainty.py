@@ -48,6 +48,15 @@ def test_dots_stand_at_their_numbers():
     assert places(drawn(1)) == [pytest.approx(pair, abs=1e-3) for pair in ((0.45, 0.25), (0.95, 0.5125))]
 
 
+def test_every_bin_of_difficulty_says_how_many_questions_it_holds():
+    group = drawn(1).find(f"{SVG}g")
+    said = [(text.text, float(text.get("x")), float(text.get("y"))) for text in group.findall(f"{SVG}text")]
+    assert [count for count, _, _ in said] == ["20", "80"]
+    # two digits of 7.2 pixels, centred on the bins, above the upper end of the axis
+    assert [x + 7.2 for _, x, _ in said] == [pytest.approx(46 + 338 * middle, abs=0.1) for middle in (0.45, 0.95)]
+    assert {y for _, _, y in said} == {-342}
+
+
 def test_bars_of_positions_are_shares():
     paths = [path.get("d") for path in drawn(2).find(f"{SVG}g").findall(f"{SVG}path")]
     heights = [-min(float(point.split(",")[1]) for point in path.strip("MZ").split()) for path in paths]
