@@ -4,10 +4,10 @@ A bootstrap of items that are all alike draws the same sample every time and giv
 that are both right on 8 of 8 items would differ by exactly nothing. A score interval holds every difference that its
 test does not refuse, and so keeps a width:
 
-  paired       two models on the same items. The test of a difference d is (b - c - n d) over its standard error under
-               d, where b and c of n items are those that only one of them got right (Tango, Statistics in Medicine 17
-               (1998) 891-908, equations 24 to 26); at d = 0 it is McNemar's without continuity correction. 8 of 8 alike:
-               0 (-0.32 to 0.32)
+  paired       two models on the same items. The test of a difference d is (c - b - n d) over its standard error under
+               d, where of n items b are those that only the first got right and c those of the second (Tango,
+               Statistics in Medicine 17 (1998) 891-908, equations 24 to 26); at d = 0 it is McNemar's without
+               continuity correction. 8 of 8 alike: 0 (-0.32 to 0.32)
   independent  one model on different items. The ends are made from the Wilson intervals of both shares, as the
                hypotenuse of what lies between share and end (Newcombe, Statistics in Medicine 17 (1998) 873-890,
                method 10)
@@ -82,4 +82,3 @@ def _crossing(test: Callable[[float], float], low: float, high: float, value: fl
             break
         low, high = (middle, high) if test(middle) > value else (low, middle)
     return (low + high) / 2
-
