@@ -25,7 +25,8 @@ from medjax.data.text.stretches import Stretch, size_of, stretches
 from medjax.eval.graded import GradedRun, called, labels
 from medjax.eval.metric_differences import headlines, reading_of
 from medjax.eval.metrics import grade
-from medjax.eval.subcommands import AuditSettings
+from medjax.eval.part_differences import part_differences
+from medjax.eval.subcommands import AuditSettings, counted
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
 
@@ -63,8 +64,8 @@ def audit(
     returns  tasks: items, items found by level, records that hold any, unchecked, for each set and language; matches:
              task, language, item, level, containment, jaccard, record, where, records, others, question, choices and
              excerpt with the spans that agree; runs: label, evaluation, and scores of all items, without those
-             found, and of those found, with the set's headline metric where that is not accuracy; records, letters;
-             thresholds
+             found, and of those found, with the set's headline metric where that is not accuracy, and the differences
+             of these scores (eval.part_differences); records, letters; thresholds
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
@@ -87,7 +88,7 @@ def audit(
     with tempfile.TemporaryDirectory() as folder:
         files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
         total = size_of(files)
-        say(f"looking for {len(items):,} items in {len(files):,} files, {total / _MEGABYTE:,.1f} MB")
+        say(f"looking for {counted(len(items), 'item')} in {counted(len(files), 'file')}, {total / _MEGABYTE:,.1f} MB")
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)
         pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
         with ProgressBar(progress, "reading", "MB") as bar:
@@ -322,6 +323,13 @@ def _rescored(
                 **{"label": label, "path": str(run.path), "evaluation": called(key)},
                 **{"task": task, "language": language, "protocol": protocol},
                 **{name: _score(part, asked[key[:2]], names[key[:2]], settings) for name, part in parts.items()},
+                "differences": part_differences(
+                    [(asked[key[:2]][item], sample) for item, sample in clean.items()],
+                    [(asked[key[:2]][item], sample) for item, sample in caught.items()],
+                    names[key[:2]],
+                    resamples=settings.resamples,
+                    seed=settings.seed,
+                ),
             }
 
 

@@ -119,7 +119,7 @@ def _difference(
         whole = np.ones((1, count))
         values = [float(statistic(whole)[0]) for statistic in (first, second)]
     is_defined = all(map(math.isfinite, values))
-    difference = values[1] - values[0] if is_defined else None
+    difference = values[1] - values[0]
     interval: list[float] | None = None
     p_value: float | None = None
     left_out = 0
@@ -135,7 +135,7 @@ def _difference(
         if len(drawn) and np.ptp(np.append(drawn, difference)) <= _SAME * span:
             # every resample tells the same, so nothing is known of how far new items would lie
             reason = CONSTANT
-            p_value = 1.0 if abs(values[1] - values[0]) <= _SAME * span else None
+            p_value = 1.0 if abs(difference) <= _SAME * span else None
         elif len(drawn):
             interval, reason = [float(end) for end in np.quantile(drawn, _ENDS)], ""
             p_value = bootstrap_p(drawn)
@@ -146,7 +146,7 @@ def _difference(
             name: value if math.isfinite(value) else None
             for name, value in zip(("first", "second"), values, strict=True)
         },
-        "difference": difference,
+        "difference": difference if is_defined else None,
         "difference_interval": interval,
         "p_value": p_value,
         "no_interval": reason,

@@ -241,7 +241,7 @@ def print_compared(found: Mapping[str, Any]) -> None:
     )
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
-            print(f"{entry['task']}: {count} {'item' if count == 1 else 'items'} that cannot be paired left out")
+            print(f"{entry['task']}: {counted(count, 'item')} that cannot be paired left out")
     for exam in found["exams"]:
         shown = ", ".join(
             f"{letter} {row['result'] if row else 'not asked'}"
@@ -336,7 +336,9 @@ def print_audited(found: Mapping[str, Any]) -> None:
     ]
     print()
     print(text_table(rows, ["set", "items", "exact", "normalised", "near", "records", "too short"]))
-    print(f"{found['records']:,} records, {found['letters'] / 1e6:,.1f} million letters read")
+    letters = found["letters"]
+    read = f"{letters / 1e6:,.1f} million letters" if letters >= 1e5 else counted(letters, "letter")
+    print(f"{counted(found['records'], 'record')}, {read} read")
     if not found["runs"]:
         return
     rows = []
@@ -350,11 +352,33 @@ def print_audited(found: Mapping[str, Any]) -> None:
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
             items = {"matched": "found in training"}.get(part, part)
             rows.append([name, items, str(entry["items"]), shown, points, graded])
+        for key, items in (("matched_minus_without", "found - without"), ("all_minus_without", "all - without")):
+            moved = {each["metric"]: each[key] for each in score["differences"]}
+            if moved:
+                accuracy = _moved(moved.pop("accuracy"), "+.1f", 100)
+                others = ", ".join(f"{name} {_moved(each, '+.3f', 1)}" for name, each in moved.items())
+                rows.append(["", items, "", accuracy, "", others])
     header = ["run", "items", "count", "accuracy (95 % interval)", "points", "graded by (95 % interval)"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     print()
     print(text_table(rows, header, align="llrrrl"[: len(header)]))
+    if any(score["differences"] for score in found["runs"]):
+        print("Differences in percentage points, Newcombe's interval of two samples; other figures: by bootstrap.")
+
+
+def counted(number: int, what: str) -> str:
+    """1 file, 2 files."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _moved(difference: Mapping[str, Any], form: str, factor: int) -> str:
+    """A difference of parts with its interval, as tables show it."""
+    if difference["value"] is None:
+        return "undefined"
+    ends = [f"{factor * end:{form}}" for end in difference["interval"] or ()]
+    reason = f"no interval: {difference['no_interval']}"
+    return f"{factor * difference['value']:{form}} ({' to '.join(ends) or reason})"
 
 
 def _graded(name: str, metric: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         print(text_table(rows, header, align="lllrrrrrrrr"))
     graded = [
-        _metric_row(entry | {"language": f"{entry['first']} / {entry['second']}"}, metric)
+        _metric_row({**entry, "language": f"{entry['first']} / {entry['second']}"}, metric)
         for entry in entries
         for metric in entry["metrics"]
     ]

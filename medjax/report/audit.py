@@ -14,6 +14,7 @@ from medjax.report import drawing, pages
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
 _LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate"}
+_MOVED = {"matched_minus_without": "found − others", "all_minus_without": "all − others"}
 _PARTS = {"all": "all items", "without": "without those found", "matched": "those found"}
 
 
@@ -25,7 +26,7 @@ def audit_report(found: Mapping[str, Any]) -> str:
         "train": found["train"],
         "tasks": found["tasks"],
         "records": found["records"],
-        "letters": f"{found['letters'] / 1e6:,.1f}",
+        "letters": f"{found['letters'] / 1e6:,.1f} million" if found["letters"] >= 1e5 else f"{found['letters']:,}",
         "thresholds": found["thresholds"],
         "axis": drawing.axis("0", "50", "100 %"),
         "runs": [_run(run) for run in found["runs"]],
@@ -66,7 +67,30 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     has_metrics = any(row["graded"] for row in rows)
-    return {"name": run["label"], "evaluation": run["evaluation"], "rows": rows, "has_metrics": has_metrics}
+    return {
+        **{"name": run["label"], "evaluation": run["evaluation"], "rows": rows, "has_metrics": has_metrics},
+        "differences": [_difference(run["differences"], *part) for part in _MOVED.items()]
+        if run["differences"]
+        else [],
+    }
+
+
+def _difference(entries: Sequence[Mapping[str, Any]], key: str, name: str) -> dict[str, Any]:
+    """By how much two of the scores above are apart."""
+    by_metric = {entry["metric"]: entry[key] for entry in entries}
+    accuracy = _signed(by_metric.pop("accuracy"), 100, 1)
+    graded = [{"name": metric.replace("_", " "), **_signed(each, 1, 3)} for metric, each in by_metric.items()]
+    return {"name": name, "accuracy": accuracy, "graded": graded}
+
+
+def _signed(difference: Mapping[str, Any], factor: int, digits: int) -> dict[str, str]:
+    def shown(value: float) -> str:
+        return f"{factor * value:+.{digits}f}".replace("-", "\u2212")
+
+    if difference["value"] is None:
+        return {"value": "–", "interval": ""}
+    ends = " – ".join(map(shown, difference["interval"] or ()))
+    return {"value": shown(difference["value"]), "interval": ends or f"no interval: {difference['no_interval']}"}
 
 
 def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
