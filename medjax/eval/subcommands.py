@@ -239,6 +239,14 @@ def print_compared(found: Mapping[str, Any]) -> None:
         "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval "
         "and p by bootstrap; p Holm: corrected over all rows; g: Cohen's g."
     )
+    reasons = {
+        metric["no_interval"]: None
+        for entry in found["comparisons"]
+        for metric in entry["metrics"]
+        if metric["difference"] is not None and metric["no_interval"]
+    }
+    if reasons:
+        print(f"No interval: {' or '.join(reasons)}.")
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
             print(f"{entry['task']}: {counted(count, 'item')} that cannot be paired left out")
@@ -286,7 +294,7 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
         if ends := metric["difference_interval"]:
             difference = f"{metric['difference']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
         elif metric["difference"] is not None:
-            difference = f"{metric['difference']:+.3f} (no interval: {metric['no_interval']})"
+            difference = f"{metric['difference']:+.3f} (no interval)"
         won_and_lost = "" if entry["has_answers"] else f"{entry['won_count']} / {entry['lost_count']}"
         yield [
             *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, "", ""),
@@ -343,14 +351,15 @@ def print_audited(found: Mapping[str, Any]) -> None:
         return
     rows = []
     for score in found["runs"]:
-        for part in ("all", "without", "matched"):
+        is_clean = not score["matched"]["items"]
+        for part in ("all",) if is_clean else ("all", "without", "matched"):
             entry = score[part]
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
             shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
             graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
-            items = {"matched": "found in training"}.get(part, part)
+            items = "all, none found" if is_clean else {"matched": "found in training"}.get(part, part)
             rows.append([name, items, str(entry["items"]), shown, points, graded])
         for key, items in (("matched_minus_without", "found - without"), ("all_minus_without", "all - without")):
             moved = {each["metric"]: each[key] for each in score["differences"]}

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medjax.report import drawing, pages
+from medjax.report.headlines import metric_label
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
 _LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate"}
@@ -51,7 +52,8 @@ def marked(text: str, spans: Sequence[Sequence[int]]) -> Markup:
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
-    for part, name in _PARTS.items():
+    parts = _PARTS if run["matched"]["items"] else {"all": "all items, none found"}
+    for part, name in parts.items():
         score = run[part]
         low, high = score["accuracy_interval"] or (0.0, 0.0)
         rows.append(
@@ -79,13 +81,14 @@ def _difference(entries: Sequence[Mapping[str, Any]], key: str, name: str) -> di
     """By how much two of the scores above are apart."""
     by_metric = {entry["metric"]: entry[key] for entry in entries}
     accuracy = _signed(by_metric.pop("accuracy"), 100, 1)
-    graded = [{"name": metric.replace("_", " "), **_signed(each, 1, 3)} for metric, each in by_metric.items()]
+    graded = [{"name": metric_label(metric), **_signed(each, 1, 3)} for metric, each in by_metric.items()]
     return {"name": name, "accuracy": accuracy, "graded": graded}
 
 
 def _signed(difference: Mapping[str, Any], factor: int, digits: int) -> dict[str, str]:
     def shown(value: float) -> str:
-        return f"{factor * value:+.{digits}f}".replace("-", "\u2212")
+        text = f"{factor * value:+.{digits}f}"
+        return text.replace("-", "\u2212") if float(text) else text.lstrip("+-")
 
     if difference["value"] is None:
         return {"value": "–", "interval": ""}
@@ -97,7 +100,7 @@ def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
     """What a set is graded by besides accuracy, over some of its items."""
     value, ends = metric["value"], metric["interval"]
     return {
-        "name": name.replace("_", " "),
+        "name": metric_label(name),
         "value": "–" if value is None else f"{value:.3f}",
         "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else "",
     }

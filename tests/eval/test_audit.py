@@ -119,10 +119,29 @@ def test_levels_places_and_scores(ward, tmp_path, capsys):
     part = f"{75 * gap.low:+.1f} to {75 * gap.high:+.1f}"
     assert next(line for line in lines if line[1:2] == ["all - without"])[3] == f"-25.0 ({part})"
     html = (out / "audit.html").read_text("utf-8")
-    assert f'<b>−33.3</b></td><td class="num">{shown.replace("-", "−").replace("to", "–")}</td>' in html
+    assert (
+        f'<b>−33.3</b></td><td class="num" data-label="95 %">{shown.replace("-", "−").replace("to", "–")}</td>' in html
+    )
     assert html.count('<article class="match">') == 3
     assert "&lt;b&gt;どこで" in html
     assert "<script" not in html
+
+
+def test_a_run_without_an_item_found_has_one_row(ward, tmp_path, capsys):
+    exam, data = ward
+    run, out = write_graded(tmp_path / "graded", exam), tmp_path / "out"
+    arguments = ["--train", str(data / "book.txt"), "--tasks", str(exam), "--run", str(run), "--out", str(out)]
+    assert main(["audit", *arguments, "--resamples", "50"]) == 0
+    (score,) = json.loads((out / "audit.json").read_text("utf-8"))["runs"]
+    assert (score["differences"], score["without"]["items"], score["matched"]["items"]) == ([], 4, 0)
+    printed = capsys.readouterr().out
+    assert [line.split("│")[1].strip() for line in printed.splitlines() if "│ 5 / 7" in line.replace("  ", " ")] == [
+        "all, none found"
+    ]
+    assert "found - without" not in printed
+    html = (out / "audit.html").read_text("utf-8")
+    assert "all items, none found" in html
+    assert "without those found" not in html
 
 
 def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(tmp_path, capsys):
@@ -176,7 +195,7 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     assert "entity_partial_f1 +0.667 (no interval: a single item)" in printed
     assert "graded by (95 % interval)" in printed
     assert "entity_partial_f1 0.333 (0.000 to 0.667)" in printed
-    assert "entity partial f1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
+    assert "entity partial F1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
         "utf-8"
     )
 

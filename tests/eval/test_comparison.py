@@ -375,11 +375,19 @@ def test_runs_that_agree_on_every_item_have_no_interval_of_other_figures(tmp_pat
     (entry,) = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparisons"]
     (metric,) = entry["metrics"]
     assert (metric["difference"], metric["difference_interval"], metric["p_value"]) == (0, None, 1)
-    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
-    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
+    printed = capsys.readouterr().out
+    rows = [[c.strip() for c in line.split("│")] for line in printed.splitlines()]
+    accuracy, kappa = [row for row in rows if row[0] == "ward (en)"]
     assert accuracy[6] == "+0.0 (-32.4 to +32.4)"
-    assert kappa[6] == "+0.000 (no interval: the same on every resample)"
+    assert kappa[6] == "+0.000 (no interval)"
+    assert "\nNo interval: the same on every resample.\n" in printed
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
+    (accuracy,) = root.one("table", id="comparisons").one("tbody").all("tr")
+    assert [cell.text for cell in accuracy.all("td")][3:] == [
+        *("0.0 −32.4 – +32.4", "", "0", "0 / 0", "–", "–", "1 1"),
+    ]
+    assert root.one("section", class_="pair").all("details") == []
+    assert "No question was right in one of them alone." in root.text
     (row,) = root.one("table", id="graded").one("tbody").all("tr")
     assert "no interval: the same on every resample" in row.text
     assert "Tango" in root.text
