@@ -9,7 +9,7 @@ answer is a tuple of texts whatever the kind:
   similarity  how close two texts are in meaning, a number from 0 to 5                ("3.5",)
   text        one reference text (a translation, an open answer), or no reference     ("The patient ...",)
 
-`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8:
+`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8 (medjax.data.exams.own_exam: .json and .csv too):
 
   {"id": "q1", "question": "Which two vessels ...?", "choices": ["...", "...", "...", "...", "..."],
    "answer": ["a", "d"], "points": 3, "section": "required", "category": "cardiology", "prohibited": ["e"]}
@@ -18,8 +18,8 @@ answer is a tuple of texts whatever the kind:
   kind        optional, one of the above; without it choice, or number where choices is []
   question    text
   choices     list of 2 to 26 different texts; [] for a number; left out for entities, similarity and text
-  answer      list of letters, upper or lower case, in any order; for a number: one text such as ["7.20"], half-width;
-              for the other kinds as above
+  answer      list of letters, upper or lower case, in any order, or whatever else medjax.data.gold reads without doubt;
+              for a number: one text such as ["7.20"]; for the other kinds as above
   points      optional number >= 0 (default 1); 0 means withdrawn: asked, but worth nothing
   section     optional text; "required" marks the part that has to be passed by itself
   category    optional text
@@ -42,6 +42,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from medjax.data.decoding import read_text
+from medjax.data.gold import read_letters, shown
+
 Kind = Literal["choice", "number", "entities", "similarity", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similarity
@@ -50,8 +53,8 @@ NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # kana, half-width ones too, and CJK ideographs
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its partner, which JSON can name
-_REQUIRED = ("id", "question", "choices", "answer")
-_OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
+REQUIRED = ("id", "question", "choices", "answer")
+OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
 _WITH_CHOICES = ("choice", "number")
 
 
@@ -97,7 +100,7 @@ class Item:
         if self.kind is None:
             object.__setattr__(self, "kind", "choice" if self.choices else "number")
         if not isinstance(self.id, str) or not self.id:
-            raise ValueError(f"id: got {self.id!r}, expected non-empty text")
+            raise ValueError(f"id: got {shown(self.id)}, expected non-empty text")
         for name in ("question", "section", "category", "context", "exam", "explanation"):
             if not isinstance(getattr(self, name), str):
                 raise self._error(name, getattr(self, name), "text")
@@ -113,7 +116,7 @@ class Item:
         self._check_answer("answer", self.answer)
         if self.accepted is not None:
             if self.answer not in self.accepted:
-                raise self._error("accepted", self.accepted, f"a list that holds the answer {self.answer}")
+                raise self._error("accepted", self.accepted, f"a list that holds the answer {shown(self.answer)}")
             for answer in self.accepted:
                 self._check_answer("accepted", answer)
         if isinstance(self.points, bool) or not isinstance(self.points, int | float):
@@ -125,7 +128,9 @@ class Item:
         self._check_letters("prohibited", self.prohibited)
         golds = set(self.answer).union(*(self.accepted or ()))
         if clash := golds & set(self.prohibited):
-            raise self._error("prohibited", self.prohibited, f"no letter of the answer; {sorted(clash)} is in both")
+            raise self._error(
+                "prohibited", self.prohibited, f"no letter of the answer; {', '.join(sorted(clash))} is in both"
+            )
         if self.image is not None and (not isinstance(self.image, str) or not self.image):
             raise self._error("image", self.image, "a path or nothing")
 
@@ -150,7 +155,7 @@ class Item:
         return self.context, self.question, self.choices
 
     def _error(self, field: str, got: object, expected: str) -> ValueError:
-        return ValueError(f"item {self.id}: {field}: got {got!r}, expected {expected}")
+        return ValueError(f"item {self.id}: {field}: got {shown(got)}, expected {expected}")
 
     def _check_letters(self, field: str, letters: tuple[str, ...]) -> None:
         if not isinstance(letters, tuple) or not set(letters) <= set(self.letters) or len(set(letters)) < len(letters):
@@ -162,7 +167,7 @@ class Item:
             self._check_gold_letters(field, answer)
             return
         if not isinstance(answer, tuple) or not _texts(answer):
-            raise self._error(field, answer, "a tuple of texts")
+            raise self._error(field, answer, "a list of texts")
         blank = any(not text.strip() for text in answer)
         if self.kind == "entities" and (blank or len(set(answer)) < len(answer)):
             raise self._error(field, answer, "different texts, none of them blank")
@@ -193,41 +198,36 @@ def read_jsonl(path: str | Path) -> list[Item]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an exam with one JSON object a line")
+    return items_of(((f"{path}, line {number}", row) for number, row in json_lines(path)), path)
+
+
+def items_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[Item]:
+    """Items of an exam's rows, each with file and line; `exam` of every item is the file's name without ending.
+
+    Raises ValueError naming file, line, item and field for anything malformed, and where there are no rows.
+    """
     items: list[Item] = []
-    first_line: dict[str, int] = {}
-    for number, row in json_lines(path):
+    first: dict[str, str] = {}
+    for where, row in rows:
         try:
             item = _item(row, path)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        if item.id in first_line:
+            raise ValueError(f"{where}: {error}") from None
+        if item.id in first:
             raise ValueError(
-                f"{path}, line {number}: id: got {item.id!r} again (first on line {first_line[item.id]}), "
-                "expected every id once; rename one of them"
+                f"{where}: id: got {shown(item.id)} again (first on {first[item.id]}), expected every id once; rename "
+                "one of them"
             )
-        first_line[item.id] = number
+        first[item.id] = where.removeprefix(f"{path}, ")
         items.append(item)
     if not items:
-        raise ValueError(f"{path}: got no items, expected one JSON object a line")
+        raise ValueError(f"{path}: got no items, expected one JSON object a line, or one row an item")
     return items
 
 
 def is_japanese(text: str) -> bool:
     """Whether a text holds kana or a Chinese character."""
     return bool(_JAPANESE.search(text))
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises ValueError naming file and line of other bytes."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: got bytes that are not UTF-8 ({error.reason}: {data[error.start]:#04x}), expected "
-            "UTF-8; save the file as UTF-8"
-        ) from None
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -245,30 +245,47 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_fields)
+        row = json.loads(line, object_pairs_hook=fields)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"got a JSON {type(row).__name__}, expected one object a line")
-    if "\\u" in line and (half := _HALF.search(json.dumps(row, ensure_ascii=False))):
+    if "\\u" in line:
+        check_characters(row)
+    return row
+
+
+def check_characters(value: object) -> None:
+    """Raise ValueError for half a character, which JSON can name and no file can hold."""
+    if half := _HALF.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError(
             f"got half a character (\\u{ord(half[0]):04x}), which cannot be written as UTF-8, expected both halves; "
             "write the character itself"
         )
-    return row
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
+def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON decoder's pairs. Raises ValueError for a name that comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice}: got this field twice, expected it once; drop one of them")
-    return fields
+    return found
 
 
 def _item(row: dict[str, Any], path: Path) -> Item:
-    known = _REQUIRED + _OPTIONAL
+    """Raises ValueError naming the item, where its id is known, and the field."""
+    name = row.get("id")
+    try:
+        return _checked(row, path)
+    except ValueError as error:
+        known = f"item {name}: " if isinstance(name, str) and name else ""
+        raise ValueError(f"{'' if str(error).startswith(known) else known}{error}") from None
+
+
+def _checked(row: dict[str, Any], path: Path) -> Item:
+    known = REQUIRED + OPTIONAL
     for key in row:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -276,8 +293,8 @@ def _item(row: dict[str, Any], path: Path) -> Item:
             raise ValueError(f"{key}: unknown field{hint} Known are {', '.join(known)}.")
     kind = row.get("kind")
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    needed = [key for key in _REQUIRED if key != "choices" or kind is None or kind in _WITH_CHOICES]
+        raise ValueError(f"kind: got {shown(kind)}, expected one of {', '.join(KINDS)}")
+    needed = [key for key in REQUIRED if key != "choices" or kind is None or kind in _WITH_CHOICES]
     for key in needed:
         if key not in row:
             raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
@@ -288,19 +305,20 @@ def _item(row: dict[str, Any], path: Path) -> Item:
     for letter, choice in zip(string.ascii_lowercase, choices, strict=False):
         if first.setdefault(choice.strip(), letter) != letter:
             same = first[choice.strip()]
-            raise ValueError(f"choices: choice {letter} repeats choice {same} ({choice!r}), expected different texts")
-    letters = bool(choices)
-    answer = _list(row, "answer")
+            raise ValueError(
+                f"choices: choice {letter} repeats choice {same} ({shown(choice)}), expected different texts"
+            )
+    answer = _answer(row, choices, kind)
     image = row.get("image")
     return Item(
         id=row["id"],
         question=row["question"],
         choices=choices,
-        answer=tuple(sorted(letter.lower() for letter in answer)) if letters else answer,
+        answer=answer,
         points=row.get("points", 1),
         section=row.get("section", ""),
         category=row.get("category", ""),
-        prohibited=tuple(sorted(letter.lower() for letter in _list(row, "prohibited"))),
+        prohibited=_letters(row, "prohibited", choices) if choices else _list(row, "prohibited"),
         context=row.get("context", ""),
         image=None if image is None else _image(image, path.parent),
         exam=path.stem,
@@ -310,19 +328,50 @@ def _item(row: dict[str, Any], path: Path) -> Item:
     )
 
 
+def _answer(row: dict[str, Any], choices: tuple[str, ...], kind: object) -> tuple[str, ...]:
+    """The gold answer in the form of `Item.answer`, from every form in which it has one meaning."""
+    if choices and kind in (None, "choice"):
+        return _letters(row, "answer", choices)
+    if kind in (None, "number", "similarity"):
+        given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        return tuple(_number(value, row["answer"], exact=kind != "similarity") for value in given)
+    if kind == "text" and isinstance(row["answer"], str):
+        return (row["answer"],)
+    return _list(row, "answer")
+
+
+def _letters(row: dict[str, Any], key: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return read_letters(row.get(key, []), choices)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def _number(value: object, answer: object, *, exact: bool) -> str:
+    """A number as text, half-width; exact: 7.20 is not 7.2, so that JSON's own decimal numbers will not do."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and not (exact and isinstance(value, float)):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f'answer: got {shown(answer)}, expected one number written as text, such as ["7.20"]')
+    plain = unicodedata.normalize("NFKC", value).strip()
+    return plain if NUMBER.fullmatch(plain) else value
+
+
 def _list(row: dict[str, Any], key: str) -> tuple[str, ...]:
     value = row.get(key, [])
     if not isinstance(value, list) or not _texts(value):
-        raise ValueError(f'{key}: got {value!r}, expected a list of texts such as ["a"]')
+        raise ValueError(f'{key}: got {shown(value)}, expected a list of texts such as ["a"]')
     return tuple(value)
 
 
 def _image(image: object, folder: Path) -> str:
     if not isinstance(image, str) or not image:
-        raise ValueError(f"image: got {image!r}, expected a path relative to the file")
+        raise ValueError(f"image: got {shown(image)}, expected a path relative to the file")
     resolved = (folder / image).resolve()
     if not resolved.is_relative_to(folder.resolve()):
-        raise ValueError(f"image: got {image!r}, which leads out of {folder}; keep images in the folder of the exam")
+        raise ValueError(
+            f"image: got {shown(image)}, which leads out of {folder}; keep images in the folder of the exam"
+        )
     if not resolved.is_file():
         raise ValueError(f"image: {folder / image} does not exist; expected a file beside the exam")
     return str(folder / image)

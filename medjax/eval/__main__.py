@@ -1,5 +1,6 @@
 """python -m medjax.eval: grade a language model on medical exams, or a model of ECGs on recordings."""
 
+import shutil
 import signal
 import sys
 
@@ -17,7 +18,7 @@ with medjax, by choice log-probabilities and by generation, and writes a run fol
 folder and has other keys: see --model RUN --help."""
 
 _EPILOG = """examples:
-  python -m medjax.eval --tasks list     (every set: what it is graded by, licence, where it comes from)
+  python -m medjax.eval --tasks list     (every set: is it here, what it is graded by, licence, origin)
   python -m medjax.eval --model DIR --tasks igakuqa --protocol kasai --num-fewshot 3 --limit 50
   python -m medjax.eval configs/eval/igakuqa_kasai.toml --model model.gguf --years 2022
   python -m medjax.eval --tasks my_exam.jsonl --protocol choice-logprob
@@ -90,7 +91,8 @@ def _language(argv: list[str]) -> int:
 def _list_tasks(settings: EvalSettings) -> None:
     from medjax.data.exams.groups import task_table
 
-    print(task_table())
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(task_table(settings.task.data_dir, width=width))
 
 
 def _grade(settings: EvalSettings) -> None:

@@ -17,10 +17,17 @@ Two scores of one item, both macro-averaged over items:
               of overlaps is largest; overlap(g, p) = 2 * longest common run of characters / (characters of g and p),
               after NFKC, lower case and without blanks; precision = sum / predicted, recall = sum / gold
 
-Overlaps are at most 1 and pairs at most min(gold, predicted), so partial F1 never exceeds 1. The published partial F1
-of JMED-LLM (sociocom/JMED-LLM@3774a34, src/utils.py) counts every gold entity as found once one prediction is exactly
-right: one right answer of four gets 1.6 there and 0.4 here. With nothing to find, saying so scores 1. Of an output
-that names more than a thousand entities the first thousand are matched; all of them count in the precision.
+Overlaps are at most 1 and pairs at most min(gold, predicted), so partial F1 never exceeds 1. With nothing to find,
+saying so scores 1. Of an output that names more than a thousand entities the first thousand are matched; all of them
+count in the precision.
+
+Two published scores, kept for comparison with published tables; for anything new use those above:
+
+  partial F1 of JMED-LLM (sociocom/JMED-LLM@3774a34, src/utils.py)  looks in sets for whole members, never for parts of
+             texts, and counts every gold entity as found once one prediction is exactly right: one right answer of four
+             gets 1.6 there and 0.4 here
+  F1 of JMedBench (nii-nlp/med-eval@9e03013, evaluate_ner.py)  of the first line of an output, split at ", " and
+             nowhere else; "none" is an entity like any other, and an empty line says it
 """
 
 import re
@@ -147,6 +154,31 @@ def exact_f1(gold: Iterable[str], predicted: Iterable[str]) -> float:
     """F1 of two sets of texts; 1 when both are empty."""
     one, two = {text.strip() for text in gold}, {text.strip() for text in predicted}
     return _f1(len(one & two), len(one), len(two))
+
+
+def published_partial_f1(gold: Iterable[str], predicted: Iterable[str]) -> float:
+    """JMED-LLM's partial F1 of one item, up to 2: every gold entity is found as soon as one prediction is a gold one.
+
+    1 where both are empty; its authors divide by zero where there is no gold.
+    """
+    one, two = set(gold), set(predicted)
+    if not one or not two:
+        return float(one == two)
+    recall, precision = (1.0, len(one) / len(two)) if one & two else (0.0, 0.0)
+    return 2 * recall * precision / (recall + precision) if recall else 0.0
+
+
+def first_line_f1(gold: str, output: str) -> float:
+    """JMedBench's F1 of one item: the sets of what stands between ", ", in lower case, on the first line of an output.
+
+    gold  entities joined by ", ", or "none"
+    """
+    one, two = ({part.strip().lower() for part in text.split(", ")} for text in (gold, _first_line(output) or "none"))
+    return _f1(len(one & two), len(one), len(two))
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n")[0].strip()
 
 
 def partial_f1(gold: Iterable[str], predicted: Iterable[str]) -> float:

@@ -15,6 +15,13 @@ than a wrong one:
                               farther from the gold
   bleu, chrf      text        of the corpus (medjax.eval.translation); items without a reference are left out
 
+and these, for comparison with published tables only:
+
+  entity_partial_f1_published  entities  JMED-LLM's partial F1, which may reach 2; mean over items
+  entity_first_line_f1         text      JMedBench's F1 of entities on one line; mean over items
+  grade_pearson                choice    JMedBench's: of the grades 0, 1, 2 ... of the letters; unparsed as above
+  bleu_sentences               text      JMedBench's: mean BLEU of the sentences
+
 `grade` gives values with 95 % bootstrap intervals over items, and chance levels where guessing has one. An answer that
 an item accepts beside its gold one counts as the gold label in kappa and F1.
 
@@ -29,6 +36,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from medjax.data.gold import shown
 from medjax.data.qa import NUMBER, SIMILARITY, Item
 from medjax.eval import entities, translation
 from medjax.eval.scoring import Prediction, chance, judge
@@ -171,10 +179,14 @@ def _kappa(items: Items, readings: Readings) -> Statistic:
     return _weighted_kappa(_tables(gold, picked, labels), distance)
 
 
-def _kappa_linear(items: Items, readings: Readings) -> Statistic:
+def _one_grade(name: str, items: Items) -> None:
     for item in items:
         if item.num_answers != 1:
-            raise ValueError(f"kappa_linear: item {item.id}: got the answer {item.answer}, expected one grade")
+            raise ValueError(f"{name}: item {item.id}: got the answer {shown(item.answer)}, expected one grade")
+
+
+def _kappa_linear(items: Items, readings: Readings) -> Statistic:
+    _one_grade("kappa_linear", items)
     gold, picked = _labels(items, readings)
     labels = max((item.letters for item in items), key=len)
     grades = np.arange(len(labels))
@@ -220,6 +232,17 @@ def _similarities(items: Items, readings: Readings) -> tuple[Floats, Floats]:
 
 def _pearson(items: Items, readings: Readings) -> Statistic:
     return error_statistics(*_similarities(items, readings))["r"]
+
+
+def _grade_pearson(items: Items, readings: Readings) -> Statistic:
+    _one_grade("grade_pearson", items)
+    gold = [item.letters.index(item.answer[0]) for item in items]
+    said = []
+    for item, place, reading in zip(items, gold, readings, strict=True):
+        last = len(item.choices) - 1
+        known = reading is not None and len(reading) == 1 and reading[0] in item.letters
+        said.append(item.letters.index(reading[0]) if known and reading else last if 2 * place < last else 0)
+    return error_statistics(np.array(gold, float), np.array(said, float))["r"]
 
 
 def _spearman(items: Items, readings: Readings) -> Statistic:
@@ -280,6 +303,18 @@ def _exact(item: Item, reading: Reading) -> float:
     return entities.exact_f1(item.answer, reading) if reading is not None else 0.0
 
 
+def _published_partial(item: Item, reading: Reading) -> float:
+    return entities.published_partial_f1(item.answer, reading or ())
+
+
+def _first_line(item: Item, reading: Reading) -> float:
+    return entities.first_line_f1(item.answer[0], _text(reading))
+
+
+def _sentence_bleu(item: Item, reading: Reading) -> float:
+    return translation.sentence_bleu(_text(reading), item.answer[0])
+
+
 _CHOICE, _SIMILARITY, _ENTITIES, _TEXT = ("choice",), ("similarity",), ("entities",), ("text",)
 _SHARE, _AGREEMENT, _PERCENT = (0.0, 1.0), (-1.0, 1.0), (0.0, 100.0)
 METRICS = {
@@ -291,6 +326,10 @@ METRICS = {
         Metric("f1_macro", _CHOICE, _SHARE, _f1_macro, is_mean=False),
         Metric("entity_partial_f1", _ENTITIES, _SHARE, _mean_of(_partial), _partial),
         Metric("entity_exact_f1", _ENTITIES, _SHARE, _mean_of(_exact), _exact),
+        Metric("entity_partial_f1_published", _ENTITIES, (0.0, 2.0), _mean_of(_published_partial), _published_partial),
+        Metric("entity_first_line_f1", _TEXT, _SHARE, _mean_of(_first_line), _first_line),
+        Metric("grade_pearson", _CHOICE, _AGREEMENT, _grade_pearson, chance=_zero, is_mean=False),
+        Metric("bleu_sentences", _TEXT, _PERCENT, _mean_of(_sentence_bleu), _sentence_bleu),
         Metric("pearson", _SIMILARITY, _AGREEMENT, _pearson, chance=_zero, is_mean=False),
         Metric("spearman", _SIMILARITY, _AGREEMENT, _spearman, chance=_zero, is_mean=False),
         Metric(
@@ -299,7 +338,7 @@ METRICS = {
         ),
         Metric(
             *("bleu", _TEXT, _PERCENT, _of_corpus(translation.bleu_statistic)),
-            item_value=lambda item, reading: translation.sentence_bleu(_text(reading), item.answer[0]),
+            item_value=_sentence_bleu,
             is_mean=False,
         ),
         Metric(

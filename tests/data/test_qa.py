@@ -56,37 +56,36 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answr": ["a"]}, "line 2: answr: unknown field; did you mean answer?"),
-        ({"zzz": 1}, "line 2: zzz: unknown field. Known are id, question, choices"),
+        ({"answr": ["a"]}, "line 2: item q2: answr: unknown field; did you mean answer?"),
+        ({"zzz": 1}, "line 2: item q2: zzz: unknown field. Known are id, question, choices"),
         ({"id": 7}, "line 2: id: got 7, expected non-empty text"),
         ({"explanation": 7}, "line 2: item q2: explanation: got 7, expected text"),
-        ({"question": "  "}, "line 2: item q2: question: got '  ', expected non-empty text"),
-        ({"choices": ["x"], "answer": ["a"], "prohibited": []}, "choices: got ('x',), expected no choice"),
+        ({"question": "  "}, 'line 2: item q2: question: got "  ", expected non-empty text'),
+        ({"choices": ["x"], "answer": ["a"], "prohibited": []}, 'choices: got ["x"], expected no choice'),
         ({"choices": ["x", " "], "answer": ["a"], "prohibited": []}, "choices: choice b is blank"),
-        ({"choices": "abc"}, "choices: got 'abc', expected a list of texts"),
-        ({"answer": "a"}, "answer: got 'a', expected a list of texts such as [\"a\"]"),
-        ({"answer": []}, "answer: got (), expected at least one letter"),
-        ({"answer": ["f"]}, "answer: got ('f',), expected different lower-case letters of a to e"),
-        ({"answer": ["a", "A"]}, "answer: got ('a', 'a'), expected different"),
-        ({"choices": [], "prohibited": [], "answer": ["about 7"]}, "answer: got ('about 7',), expected one number"),
+        ({"choices": "abc"}, 'item q2: choices: got "abc", expected a list of texts'),
         (
-            {"choices": [], "prohibited": [], "answer": ["２５．０"]},
-            "answer: got ('２５．０',), expected one number written as text, because the item has no choices; "
-            "write it half-width: 25.0",
+            {"answer": "f"},
+            'item q2: answer: got "f", expected letters from a to e such as ["a"], places from 1 to 5, or ',
         ),
-        ({"choices": [], "prohibited": [], "answer": ["٢٥"]}, "answer: got ('٢٥',), expected one number"),
+        ({"answer": {"a": 1}}, 'item q2: answer: got {"a": 1}, expected letters from a to e'),
+        ({"answer": []}, "answer: got [], expected at least one letter"),
+        ({"answer": ["f"]}, 'answer: got ["f"], expected letters from a to e'),
+        ({"answer": ["a", "A"]}, 'answer: got ["a", "A"], expected every choice once'),
+        ({"choices": [], "prohibited": [], "answer": ["about 7"]}, 'answer: got ["about 7"], expected one number'),
+        ({"choices": [], "prohibited": [], "answer": ["٢٥"]}, 'answer: got ["٢٥"], expected one number'),
         (
             {"choices": ["一", "二", "一 ", "四", "五"]},
-            "choices: choice c repeats choice a ('一 '), expected different texts",
+            'choices: choice c repeats choice a ("一 "), expected different texts',
         ),
-        ({"choices": [], "prohibited": [], "answer": [7]}, "answer: got [7], expected a list of texts"),
-        ({"points": "3"}, "points: got '3', expected a number"),
-        ({"points": True}, "points: got True, expected a number"),
+        ({"choices": [], "prohibited": [], "answer": [7.2]}, "answer: got [7.2], expected one number written as text"),
+        ({"points": "3"}, 'points: got "3", expected a number'),
+        ({"points": True}, "points: got true, expected a number"),
         ({"points": -1}, "points: got -1, expected a number >= 0"),
-        ({"prohibited": ["de"]}, "prohibited: got ('de',), expected different lower-case letters"),
-        ({"prohibited": ["a"]}, "prohibited: got ('a',), expected no letter of the answer; ['a'] is in both"),
-        ({"image": "../secret.png"}, "image: got '../secret.png', which leads out of"),
-        ({"image": "/etc/passwd"}, "image: got '/etc/passwd', which leads out of"),
+        ({"prohibited": ["de"]}, 'prohibited: got ["de"], expected letters from a to e'),
+        ({"prohibited": ["a"]}, 'prohibited: got ["a"], expected no letter of the answer; a is in both'),
+        ({"image": "../secret.png"}, 'image: got "../secret.png", which leads out of'),
+        ({"image": "/etc/passwd"}, 'image: got "/etc/passwd", which leads out of'),
         ({"image": "none.png"}, "none.png does not exist"),
     ],
 )
@@ -99,13 +98,15 @@ def test_a_malformed_line_names_file_line_and_field(tmp_path, change, message):
 
 
 def test_other_mistakes_in_a_file(tmp_path):
-    with pytest.raises(ValueError, match=r"line 3: id: got 'q1' again \(first on line 1\)"):
+    with pytest.raises(ValueError, match=r'line 3: id: got "q1" again \(first on line 1\)'):
         read_jsonl(write(tmp_path, ROW, "", ROW))
     with pytest.raises(ValueError, match="line 1: not JSON"):
         read_jsonl(write(tmp_path, "{oops"))
     with pytest.raises(ValueError, match="line 1: got a JSON list, expected one object a line"):
         read_jsonl(write(tmp_path, "[1]"))
-    with pytest.raises(ValueError, match="line 1: answer: missing; every line needs id, question, choices, answer"):
+    with pytest.raises(
+        ValueError, match="line 1: item q1: answer: missing; every line needs id, question, choices, answer"
+    ):
         read_jsonl(write(tmp_path, {k: v for k, v in ROW.items() if k != "answer"}))
     with pytest.raises(ValueError, match="got no items"):
         read_jsonl(write(tmp_path, ""))
@@ -156,7 +157,7 @@ def test_item_checks_order_and_alternatives():
     assert Item("x", "?", five, ("a",), accepted=(("a",), ("d",))).num_answers == 1
     with pytest.raises(ValueError, match=r"item x: accepted: .* holds the answer"):
         Item("x", "?", five, ("a",), accepted=(("b",), ("d",)))
-    with pytest.raises(ValueError, match=r"item x: prohibited: .*'d'"):
+    with pytest.raises(ValueError, match=r'item x: prohibited: got .*"d"'):
         Item("x", "?", five, ("a",), accepted=(("a",), ("d",)), prohibited=("d",))
     assert Item("h", "?", five, ("a",), human_accuracy=0.0).human_accuracy == 0
     with pytest.raises(ValueError, match=r"item h: human_accuracy: got 94.2, expected a share from 0 to 1, or nothing"):
@@ -193,18 +194,18 @@ def test_lines_of_every_kind(tmp_path):
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (0, {"kind": "entity"}, "kind: got 'entity', expected one of choice, number, entities, similarity, text"),
-        (0, {"kind": ["entities"]}, "kind: got ['entities'], expected one of"),
-        (0, {"answer": ["発熱", "発熱"]}, "answer: got ('発熱', '発熱'), expected different texts, none of them blank"),
-        (0, {"answer": [" "]}, "answer: got (' ',), expected different texts, none of them blank"),
-        (0, {"choices": ["a", "b"]}, "choices: got ('a', 'b'), expected no choice for an item of kind entities"),
-        (2, {"answer": ["5.5"]}, "answer: got ('5.5',), expected a number from 0 to 5"),
-        (2, {"answer": ["３"]}, "because a similarity is asked for; write it half-width: 3"),
-        (2, {"answer": []}, "answer: got (), expected one number written as text"),
-        (3, {"answer": ["one", "two"]}, "answer: got ('one', 'two'), expected one reference text, or none"),
-        (3, {"prohibited": ["a"]}, "prohibited: got ('a',), expected different lower-case letters (none: the item has"),
-        (5, {"choices": []}, "choices: got (), expected 2 to 26 texts for an item of kind choice"),
-        (6, {"choices": ["a", "b"]}, "choices: got ('a', 'b'), expected no choice for an item of kind number"),
+        (0, {"kind": "entity"}, 'kind: got "entity", expected one of choice, number, entities, similarity, text'),
+        (0, {"kind": ["entities"]}, 'kind: got ["entities"], expected one of'),
+        (0, {"answer": ["発熱", "発熱"]}, 'answer: got ["発熱", "発熱"], expected different texts, none of them blank'),
+        (0, {"answer": [" "]}, 'answer: got [" "], expected different texts, none of them blank'),
+        (0, {"choices": ["a", "b"]}, 'choices: got ["a", "b"], expected no choice for an item of kind entities'),
+        (2, {"answer": ["5.5"]}, 'answer: got ["5.5"], expected a number from 0 to 5'),
+        (2, {"answer": ["高い"]}, "expected one number written as text, because a similarity is asked for"),
+        (2, {"answer": []}, "answer: got [], expected one number written as text"),
+        (3, {"answer": ["one", "two"]}, 'answer: got ["one", "two"], expected one reference text, or none'),
+        (3, {"prohibited": ["a"]}, 'prohibited: got ["a"], expected different lower-case letters (none: the item has'),
+        (5, {"choices": []}, "choices: got [], expected 2 to 26 texts for an item of kind choice"),
+        (6, {"choices": ["a", "b"]}, 'choices: got ["a", "b"], expected no choice for an item of kind number'),
     ],
 )
 def test_a_malformed_line_of_a_kind_names_file_line_and_field(tmp_path, index, change, message):
@@ -216,20 +217,48 @@ def test_a_malformed_line_of_a_kind_names_file_line_and_field(tmp_path, index, c
 
 
 def test_a_kind_without_choices_needs_no_such_field(tmp_path):
-    with pytest.raises(ValueError, match="line 1: answer: missing; every line needs id, question, answer"):
+    with pytest.raises(ValueError, match="line 1: item e: answer: missing; every line needs id, question, answer"):
         read_jsonl(write(tmp_path, {"id": "e", "kind": "entities", "question": "?"}))
-    with pytest.raises(ValueError, match="line 1: choices: missing; every line needs id, question, choices, answer"):
+    with pytest.raises(
+        ValueError, match="line 1: item e: choices: missing; every line needs id, question, choices, answer"
+    ):
         read_jsonl(write(tmp_path, {"id": "e", "kind": "number", "question": "?", "answer": ["1"]}))
-
-
-def test_bytes_that_are_not_utf8_are_found_by_line(tmp_path):
-    path = tmp_path / "sjis.jsonl"
-    path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + '{"id": "問題"}'.encode("shift_jis"))
-    with pytest.raises(ValueError) as error:
-        read_jsonl(path)
-    assert str(error.value).startswith(f"{path}, line 3: got bytes that are not UTF-8 (invalid start byte: 0x96)")
 
 
 def test_choices_may_hold_commas(tmp_path):
     (item,) = read_jsonl(write(tmp_path, {"id": "c", "question": "?", "choices": ["1,000", "a, b"], "answer": ["b"]}))
     assert item.choices == ("1,000", "a, b")
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"answer": "アスピリン"}, ("a",)),
+        ({"answer": "ac"}, ("a", "c")),
+        ({"answer": [3, "Ａ"], "prohibited": "b"}, ("a", "c")),
+        ({"choices": [], "answer": ["２５．０"]}, ("25.0",)),
+        ({"choices": [], "answer": "7.20"}, ("7.20",)),
+        ({"choices": [], "answer": 120}, ("120",)),
+        ({"kind": "similarity", "choices": [], "answer": 3.5}, ("3.5",)),
+        ({"kind": "text", "choices": [], "answer": "It hurts."}, ("It hurts.",)),
+    ],
+)
+def test_golds_in_other_forms_that_have_one_meaning(tmp_path, change, answer):
+    row = {"id": "q", "question": "?", "choices": ["アスピリン", "ヘパリン", "ワルファリン"], "answer": ["b"]}
+    (item,) = read_jsonl(write(tmp_path, row | change))
+    assert (item.answer, item.prohibited) == (answer, ("b",) if "prohibited" in change else ())
+
+
+def test_no_message_shows_a_python_tuple(tmp_path):
+    for change in (
+        *({"answer": value} for value in (["f"], [], ["a", "a"], None, [None], ["a", 9], {"x": ("a",)})),
+        *({"choices": value} for value in (["x"], [], "abc", None, [1, 2], ["x", "x"])),
+        *({"prohibited": value} for value in (["a"], ["D"], ["9"], [["a"]])),
+        *({"choices": [], "prohibited": [], "answer": value} for value in ([], ["x"], ["1", "2"], [[1]])),
+        *({"id": ["q"]}, {"question": ["?"]}, {"points": [1]}, {"section": ("s",)}, {"image": ["x"]}, {"kind": ["c"]}),
+    ):
+        with pytest.raises(ValueError) as error:
+            read_jsonl(write(tmp_path, {**ROW, **change}))
+        assert "('" not in str(error.value)
+        assert "()" not in str(error.value)
+        assert "['" not in str(error.value)

@@ -46,27 +46,34 @@ def test_help_lists_every_key(capsys):
     assert text.rstrip().endswith("75 stopped by Ctrl-C or SIGTERM: the same command goes on.")
 
 
-def test_the_sets_are_listed_with_licence_and_origin(capsys):
-    assert main(["--tasks", "list"]) == 0
+def test_the_sets_are_listed_with_place_licence_and_origin(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert main(["--tasks", "list", "--data-dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for name, licence, origin in (
-        ("igakuqa  (ja, en)  accuracy", "none stated; exam texts by", "github.com/jungokasai/IgakuQA@2bc4c3d"),
-        ("crade  (ja)  kappa_linear, accuracy", "CC BY 4.0", "github.com/sociocom/JMED-LLM@3774a34"),
-        ("clinicalqa25  (ja, en)  chrf", "its authors'", "github.com/stardust-coder/japanese-lm-med-harness"),
+        ("fetch    igakuqa  (ja, en)  accuracy", "none stated; exam texts by", "github.com/jungokasai/IgakuQA@2bc4c3d"),
+        ("fetch    crade  (ja)  kappa_linear, accuracy", "CC BY 4.0", "github.com/sociocom/JMED-LLM@3774a34"),
+        ("yours    clinicalqa25  (ja, en)  chrf", "its authors'", "github.com/stardust-coder/japanese-lm-med-harness"),
     ):
         lines = printed.partition(f"{name}\n")[2].splitlines()
-        assert lines[1].startswith(f"    licence: {licence}")
-        assert lines[2].startswith(f"    origin: {origin}")
-    assert printed.endswith("\nenglish-medical\n    stands for those on this machine of igakuqa:en, medqa, medmcqa, "
-                            "pubmedqa, mmlu-medical\n")  # fmt: skip
+        assert lines[1].startswith(f"             licence: {licence}")
+        assert lines[2].startswith(f"             origin: {origin}")
+    assert printed.endswith(
+        "\ngroup    english-medical\n"
+        "             stands for those on this machine of igakuqa:en, medqa, medmcqa, pubmedqa, mmlu-medical\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "x", "question": "?", "choices": ["1", "2"], "answer": ["c"]}', "item x: answer: got ('c',)"),
-        ('{"id": "x", "question": "?", "choices": ["1", "2"], "anwser": ["a"]}', "anwser: unknown field; did you mean"),
-        ('{"id": "x", "question": "?", "choices": ["1", "2"]}', "answer: missing"),
+        ('{"id": "x", "question": "?", "choices": ["1", "2"], "answer": ["c"]}', 'item x: answer: got ["c"]'),
+        (
+            '{"id": "x", "question": "?", "choices": ["1", "2"], "anwser": ["a"]}',
+            "item x: anwser: unknown field; did you mean",
+        ),
+        ('{"id": "x", "question": "?", "choices": ["1", "2"]}', "item x: answer: missing"),
         ('{"id": "x", ', "not JSON"),
     ],
 )

@@ -3,8 +3,10 @@
 import builtins
 import math
 import random
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,8 +95,32 @@ def test_kappa_of_several_letters_and_of_accepted_answers():
     said = [("c",), ("d",), ("b", "a"), ("c",)]
     found = grade(["kappa", "accuracy"], items, said, resamples=10)
     assert [entry["value"] for entry in found.values()] == [1.0, 1.0]
-    with pytest.raises(ValueError, match=r"kappa_linear: item 2: got the answer .* expected one grade"):
+    with pytest.raises(ValueError, match=r'kappa_linear: item 2: got the answer \["a", "b"\], expected one grade'):
         grade(["kappa_linear"], items, said, resamples=10)
+
+
+def test_any_two_of_the_letters_given_are_right():
+    """YakugakuQA's "any two of these": each of the pairs, and no one letter, nor all three."""
+    item = Item("109196", "?", GRADES, ("a", "b"), accepted=(("a", "b"), ("a", "d"), ("b", "d")))
+    said = [("a", "b"), ("d", "a"), ("b", "d"), ("a",), ("a", "b", "d"), ("a", "c"), None]
+    assert [item_metrics(["accuracy"], item, one)["accuracy"] for one in said] == [1, 1, 1, 0, 0, 0, 0]
+
+
+def test_every_published_rule_names_tests_that_there_are():
+    root = Path(__file__).resolve().parents[2]
+    table = (root / "docs" / "exams.md").read_text("utf-8").partition("### Published rules")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    there = {
+        name
+        for folder in ("eval", "data/exams")
+        for file in (root / "tests" / folder).glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.M)
+    }
+    assert len(rows) == 15
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row[-1]))
+        assert named, row[0]
+        assert named <= there
 
 
 def test_what_is_undefined_is_none():
@@ -140,6 +166,51 @@ def test_entity_metrics_are_means_over_items():
     assert value("entity_partial_f1", golds, [("a",), None, ("xy",)], "entities") == pytest.approx(
         (0.4 + 0 + 2 / 3) / 3
     )
+
+
+def test_the_published_f1_of_jmedbench():
+    """Cases worked out by hand from evaluate_ner.py of nii-nlp/med-eval@9e03013."""
+    golds = [("発熱, 咳嗽",), ("none",), ("none",), ("Fever",), ("a, b",), ("a, b",), ("a, b, c",), ("1,\u00a02-x, y",)]
+    outputs = [
+        *("発熱, 咳嗽\n段落: 次の例 => 疾患: 頭痛", None, "なし", " fever ", "a,b", "a、b"),
+        *("a, a, x", "1, 2-x, y"),
+    ]
+    expected = [1, 1, 0, 1, 0, 0, 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3), 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)]
+    said = [None if text is None else (text.strip(),) for text in outputs]
+    items = items_of(golds, "text")
+    found = [item_metrics(["entity_first_line_f1"], item, one) for item, one in zip(items, said, strict=True)]
+    assert [one["entity_first_line_f1"] for one in found] == pytest.approx(expected)
+    assert value("entity_first_line_f1", golds, said, "text") == pytest.approx(sum(expected) / 8)
+
+
+def test_the_published_pearson_of_jmedbench_is_of_grades():
+    grades = ("0", "1", "2", "3", "4", "5")
+    gold, said = "afcbedab", "afdbe-ca"
+    items = [Item(str(n), "?", grades, (letter,)) for n, letter in enumerate(gold)]
+    found = grade(["grade_pearson"], items, letters(said), resamples=10)["grade_pearson"]
+    places = [["abcdef".index(letter) for letter in text] for text in (gold, said.replace("-", "a"))]
+    assert found["value"] == pytest.approx(stats.pearsonr(*places).statistic)
+    assert (found["chance"], found["unparsed"]) == (0.0, 1)
+    with pytest.raises(ValueError, match=r'grade_pearson: item 2: got the answer \["a", "b"\], expected one grade'):
+        grade(["grade_pearson"], [Item("2", "?", grades, ("a", "b"))], [None])
+
+
+def test_the_published_bleu_of_jmedbench_is_the_mean_of_the_sentences():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references, outputs = REFERENCES["en"], OUTPUTS["en"]
+    first = [text.split("\n")[0].strip() for text in outputs]
+    alone = [sacrebleu.corpus_bleu([one], [[two]]).score for one, two in zip(first, references, strict=True)]
+    golds, said = [(text,) for text in references], [(text,) for text in outputs]
+    assert value("bleu_sentences", golds, said, "text") == pytest.approx(np.mean(alone))
+    assert value("bleu", golds, said, "text") != pytest.approx(np.mean(alone), abs=1)
+
+
+def test_the_published_partial_f1_of_jmed_llm_on_its_own_items(shared_data):
+    """What answering only the first gold entity scores by the definition of src/utils.py at 3774a34."""
+    for task, published in (("mrner-disease", 1.71), ("mrner-medicine", 1.29)):
+        items = load_task(task, data_dir=shared_data).items
+        found = grade(["entity_partial_f1_published"], items, [item.answer[:1] for item in items], resamples=10)
+        assert found["entity_partial_f1_published"]["value"] == pytest.approx(published, abs=0.005)
 
 
 REFERENCES = {

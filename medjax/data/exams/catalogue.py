@@ -22,8 +22,17 @@ _CUTS = {"2018": 208, "2019": 209, "2020": 217, "2021": 209, "2022": 214}
 _LICENSING = PassRule(_CUTS)
 FURTHER_LICENSING = PassRule(_CUTS | {"2023": 220, "2024": 230, "2025": 221}, sections=frozenset("ABCDEF"))
 REQUIRED_LICENSING = ("B", "E")
-_BENCHMARK = ("medllm_qa_benchmark",)
 _NER_METRICS = ("entity_partial_f1", "entity_exact_f1")
+_JMED_LLM_NER_METRICS = (*_NER_METRICS, "entity_partial_f1_published")
+_TRANSLATION_METRICS = ("bleu", "bleu_sentences", "chrf")
+_BLURB = {
+    "bc2gm": "genes in abstracts (BLURB)",
+    "bc5chem": "chemicals in abstracts (BLURB)",
+    "bc5disease": "diseases in abstracts (BLURB)",
+    "jnlpba": "molecular biology in abstracts (BLURB)",
+    "ncbi_disease": "diseases in abstracts (BLURB)",
+}
+_AS_PUBLISHED = "asked and graded as nii-nlp/med-eval does, for comparison with its tables; docs/exams.md"
 
 
 def _commit(name: str) -> str:
@@ -47,6 +56,7 @@ def _jmedbench(
         remark=remark,
         licence=licence,
         origin=f"huggingface.co/datasets/{jmedbench.HUB_ID}, {config}",
+        hub=config,
         metrics=metrics,
     )
 
@@ -81,7 +91,8 @@ _LICENSING_EXAMS = (
     Task(
         *("igakuqa", ("ja", "en"), sources.igakuqa),
         split="physician licensing exams 2018 to 2022, all 2,000 questions; English by machine translation",
-        sets=("igakuqa",),
+        files=tuple(f"igakuqa/{file}" for file in sources.igakuqa_files("ja")),
+        years=tuple(_CUTS),
         required_sections=REQUIRED_LICENSING,
         pass_rule=_LICENSING,
         licence=f"none stated; exam {_MINISTRY}",
@@ -90,14 +101,16 @@ _LICENSING_EXAMS = (
     Task(
         *("denqa", ("ja",), partial(sources.benchmark, file="denqa.jsonl")),
         split="dentist licensing exams 116 and 117, 699 of 720 questions",
-        sets=_BENCHMARK,
+        files=("medllm_qa_benchmark/denqa.jsonl",),
+        years=("116", "117"),
         licence=f"repository MIT; exam {_MINISTRY}",
         origin=_commit("medllm_qa_benchmark"),
     ),
     Task(
         *("yakugakuqa", ("ja",), sources.yakugakuqa),
         split="pharmacist licensing exams 2012 to 2024, those of 4,485 questions whose choices are texts",
-        sets=("yakugakuqa",),
+        files=tuple(f"yakugakuqa/{file}" for file in sources.YAKUGAKUQA_FILES),
+        years=tuple(map(str, range(2012, 2025))),
         remark="text_only marks what can be answered without a figure",
         licence=f"{_BY_SA} on the model hub, none stated in the repository; exam {_MINISTRY}",
         origin=_commit("yakugakuqa"),
@@ -108,7 +121,7 @@ _JMED_LLM = (
     Task(
         *("jmmlu-medical", ("ja",), partial(jmed_llm.jmmlu, file="all/JMMLU-Med.csv")),
         split="five medical subjects, 681 questions",
-        sets=("jmed-llm",),
+        files=("jmed-llm/all/JMMLU-Med.csv",),
         licence=_BY_SA,
         origin=_commit("jmed-llm"),
         metrics=("accuracy", "kappa"),
@@ -116,6 +129,7 @@ _JMED_LLM = (
     Task(
         *("jmmlu-medical-11", ("ja",), jmed_llm.jmmlu_folder),
         split="all eleven medical subjects, from a folder of JMMLU's own csv files",
+        own_files=tuple(f"JMMLU/{subject}.csv" for subject in jmed_llm.JMMLU_SUBJECTS),
         remark="not checked against a published version; JMMLU states its licence",
         licence=_BY_SA,
         origin="github.com/nlp-waseda/JMMLU, the user's copy",
@@ -124,7 +138,7 @@ _JMED_LLM = (
     Task(
         *("jmmlu-medical-100", ("ja",), partial(jmed_llm.jmmlu, file="jmmlu_med.csv")),
         split="100 questions of JMED-LLM, 20 a subject; demonstrations from the other 581",
-        sets=("jmed-llm",),
+        files=("jmed-llm/jmmlu_med.csv", "jmed-llm/all/JMMLU-Med.csv"),
         licence=_BY_SA,
         origin=_commit("jmed-llm"),
         metrics=("accuracy", "kappa"),
@@ -132,7 +146,7 @@ _JMED_LLM = (
     Task(
         *("smdis", ("ja",), jmed_llm.smdis),
         split="100 posts of JMED-LLM, 50 yes and 50 no; demonstrations from its other posts, as many of each",
-        sets=("jmed-llm",),
+        files=("jmed-llm/smdis.csv", "jmed-llm/all/SMDIS.csv"),
         remark="posts of NTCIR-13 MedWeb, CC BY 4.0",
         licence=_BY,
         origin=_commit("jmed-llm"),
@@ -141,7 +155,7 @@ _JMED_LLM = (
     Task(
         *("crade", ("ja",), partial(jmed_llm.reports, file="crade.csv", full="all/CRADE.csv")),
         split="100 questions of JMED-LLM: how likely is an adverse drug event, in four grades",
-        sets=("jmed-llm",),
+        files=("jmed-llm/crade.csv", "jmed-llm/all/CRADE.csv"),
         remark="case reports of NTCIR-16 Real-MedNLP MedTxt-CR; demonstrations from other reports",
         licence=_BY,
         origin=_commit("jmed-llm"),
@@ -150,7 +164,7 @@ _JMED_LLM = (
     Task(
         *("rrtnm", ("ja",), partial(jmed_llm.reports, file="rrtnm.csv", full="all/RRTNM.csv")),
         split="100 questions of JMED-LLM: the T, N or M stage in a radiology report",
-        sets=("jmed-llm",),
+        files=("jmed-llm/rrtnm.csv", "jmed-llm/all/RRTNM.csv"),
         remark="reports of NTCIR-17 MedNLP-SC MedTxt-RR; demonstrations from other reports",
         licence=_BY,
         origin=_commit("jmed-llm"),
@@ -160,11 +174,11 @@ _JMED_LLM = (
         Task(
             *(name, ("ja",), partial(jmed_llm.entities, file=file, full=full)),
             split=split,
-            sets=("jmed-llm",),
+            files=tuple(f"jmed-llm/{each}" for each in (file, *full)),
             remark="NTCIR-16 Real-MedNLP MedTxt-CR and MedTxt-RR",
             licence=_BY,
             origin=_commit("jmed-llm"),
-            metrics=_NER_METRICS,
+            metrics=_JMED_LLM_NER_METRICS,
         )
         for name, file, full, split in (
             (
@@ -182,13 +196,15 @@ _JMED_LLM = (
     Task(
         *("nrner", ("ja",), jmed_llm.nrner),
         split="nursing records of JMED-LLM: findings and medicines",
+        own_files=("jmed-llm/nrner.csv",),
         licence=_BY_NC_SA,
         origin="github.com/sociocom/JMED-LLM, the user's copy",
-        metrics=_NER_METRICS,
+        metrics=_JMED_LLM_NER_METRICS,
     ),
     Task(
         *("jcsts", ("ja",), jmed_llm.jcsts),
         split="pairs of sentences of JMED-LLM: how alike, in six grades",
+        own_files=("jmed-llm/jcsts.csv",),
         licence=_BY_NC_SA,
         origin="github.com/sociocom/JMED-LLM, the user's copy",
         metrics=("kappa_linear", "accuracy"),
@@ -199,28 +215,28 @@ _ENGLISH = (
     Task(
         *("medqa", ("en",), partial(sources.benchmark, file="medqa_en.jsonl")),
         split="MedQA-USMLE test, 1,273 questions with 5 choices",
-        sets=_BENCHMARK,
+        files=("medllm_qa_benchmark/medqa_en.jsonl",),
         licence="MIT",
         origin=_commit("medllm_qa_benchmark"),
     ),
     Task(
         *("medqa-4op", ("en",), partial(sources.benchmark, file="medqa_en_4op.jsonl")),
         split="MedQA-USMLE test, the same 1,273 questions with 4 choices",
-        sets=_BENCHMARK,
+        files=("medllm_qa_benchmark/medqa_en_4op.jsonl",),
         licence="MIT",
         origin=_commit("medllm_qa_benchmark"),
     ),
     Task(
         *("medmcqa", ("en",), partial(sources.benchmark, file="medmcqa.jsonl")),
         split="MedMCQA validation, 4,183 questions",
-        sets=_BENCHMARK,
+        files=("medllm_qa_benchmark/medmcqa.jsonl",),
         licence="MIT",
         origin=_commit("medllm_qa_benchmark"),
     ),
     Task(
         *("pubmedqa", ("en",), sources.pubmedqa),
         split="PubMedQA labelled test, 500 questions with abstract; demonstrations from the 500 others",
-        sets=(*_BENCHMARK, "pubmedqa"),
+        files=("medllm_qa_benchmark/pubmedqa.jsonl", "pubmedqa/ori_pqal.json"),
         licence="MIT",
         origin=f"{_commit('medllm_qa_benchmark')}, {_commit('pubmedqa')}",
         metrics=("accuracy", "f1_macro"),
@@ -228,7 +244,7 @@ _ENGLISH = (
     Task(
         *("pubmedqa-conclusion", ("en",), sources.pubmedqa_conclusion),
         split="PubMedQA labelled test, 500 questions with the conclusion; demonstrations from the 500 others",
-        sets=(*_BENCHMARK, "pubmedqa"),
+        files=("medllm_qa_benchmark/pubmedqa.jsonl", "pubmedqa/ori_pqal.json"),
         licence="MIT",
         origin=f"{_commit('medllm_qa_benchmark')}, {_commit('pubmedqa')}",
         metrics=("accuracy", "f1_macro"),
@@ -236,7 +252,7 @@ _ENGLISH = (
     Task(
         *("mmlu-medical", ("en",), partial(sources.benchmark, file="mmlu_en_medical.jsonl")),
         split="medical subjects of MMLU test, 1,089 questions",
-        sets=_BENCHMARK,
+        files=("medllm_qa_benchmark/mmlu_en_medical.jsonl",),
         licence="MIT",
         origin=_commit("medllm_qa_benchmark"),
     ),
@@ -250,22 +266,30 @@ _JMEDBENCH = (
     _jmedbench("mmlu-medical-ja", "mmlu_medical_jp", jmedbench.choices, "medical subjects of MMLU in Japanese"),
     *(
         _jmedbench(f"{name}-ja", f"{name}_jp", jmedbench.entities, f"{what}, in Japanese", _NER_METRICS)
-        for name, what in {
-            "bc2gm": "genes in abstracts (BLURB)",
-            "bc5chem": "chemicals in abstracts (BLURB)",
-            "bc5disease": "diseases in abstracts (BLURB)",
-            "jnlpba": "molecular biology in abstracts (BLURB)",
-            "ncbi_disease": "diseases in abstracts (BLURB)",
-        }.items()
+        for name, what in _BLURB.items()
+    ),
+    *(
+        _jmedbench(
+            *(f"{name}-ja-published", f"{name}_jp", jmedbench.as_published, f"{what}, in Japanese, as a line of text"),
+            ("entity_first_line_f1",),
+            remark=_AS_PUBLISHED,
+        )
+        for name, what in _BLURB.items()
     ),
     _jmedbench(
         *("jcsts-similarity", "jcsts", jmedbench.similarity, "pairs of clinical sentences: how alike, from 0 to 5"),
         metrics=("pearson", "spearman", "mae"),
         licence=_BY_NC_SA,
     ),
-    _jmedbench("ejmmt-en-ja", "ejmmt", _into("japanese"), "medical sentences into Japanese", ("bleu", "chrf")),
     _jmedbench(
-        *("ejmmt-ja-en", "ejmmt", _into("english"), "medical sentences into English", ("bleu", "chrf")),
+        *("jcsts-similarity-published", "jcsts", jmedbench.graded, "the same pairs, as a choice of the grades 0 to 5"),
+        metrics=("grade_pearson", "accuracy"),
+        licence=_BY_NC_SA,
+        remark=f"{_AS_PUBLISHED}, with --protocol choice-logprob",
+    ),
+    _jmedbench("ejmmt-en-ja", "ejmmt", _into("japanese"), "medical sentences into Japanese", _TRANSLATION_METRICS),
+    _jmedbench(
+        *("ejmmt-ja-en", "ejmmt", _into("english"), "medical sentences into English", _TRANSLATION_METRICS),
         language="en",
     ),
 )
@@ -278,6 +302,7 @@ _OF_THE_USER = tuple(
             partial(sources.harness_file, set_name="harness", file=f"{name}.jsonl", how=_NOT_PUBLIC),
         ),
         split=what,
+        own_files=(f"harness/{name}.jsonl",),
         licence="its authors'",
         origin=_HARNESS,
         metrics=metrics,
@@ -291,7 +316,7 @@ _OF_THE_USER = tuple(
 TASKS = {task.name: task for task in (*_SHIPPED, *_LICENSING_EXAMS, *_JMED_LLM, *_ENGLISH, *_JMEDBENCH, *_OF_THE_USER)}
 
 # every set of a language, each question once: without the 4-choice editions of MedQA, the small edition of medical
-# JMMLU and the full sets that hold a smaller one
+# JMMLU, what is asked as published a second time, and the full sets that hold a smaller one
 GROUPS: dict[str, tuple[str, ...]] = {
     "japanese-medical": (
         *("igakuqa:ja", "denqa", "yakugakuqa", "jmmlu-medical"),

@@ -39,7 +39,10 @@ class Task:
     """A question set.
 
     read               Files, language -> Rows
-    sets               folders of question sets it reads, see medjax.assets.ORIGINS; none for what only the user has
+    files              that it reads in its first language, as "set/file", of the sets in medjax.assets.ORIGINS
+    hub                its folder in JMedBench, on the model hub; "": it is no part of that
+    own_files          that only the user can provide, as "set/file"
+    years              what --years may choose from: years or numbers of exams; none: the set knows no years
     split              which part of the set is asked
     required_sections  sections that have to be passed by themselves
     remark             what else to know about the texts
@@ -52,13 +55,21 @@ class Task:
     languages: tuple[str, ...]
     read: Callable[[Files, str], Rows]
     split: str
-    sets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    hub: str = ""
+    own_files: tuple[str, ...] = ()
+    years: tuple[str, ...] = ()
     required_sections: tuple[str, ...] = ()
     pass_rule: PassRule | None = None
     remark: str = ""
     licence: str = ""
     origin: str = ""
     metrics: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Folders of the published question sets it reads, see medjax.assets.ORIGINS; none for other sets."""
+        return tuple(dict.fromkeys(file.partition("/")[0] for file in self.files))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from medjax import assets
 from medjax.data.exams.rows import Files, Rows, choice_items, csv_rows, located, sha256_of_question
 from medjax.data.qa import Item
 
@@ -36,13 +37,13 @@ def jmmlu(files: Files, language: str, *, file: str) -> Rows:
 
 
 def jmmlu_folder(files: Files, language: str) -> Rows:
-    """The medical subjects of JMMLU from its own <subject>.csv files: in data_dir or data_dir/JMMLU."""
+    """The medical subjects of JMMLU from its own <subject>.csv files: in data_dir, or JMMLU/ of the data folder."""
     names = [f"{subject}.csv" for subject in JMMLU_SUBJECTS]
-    if files.data_dir is None:
+    folder = Path(files.data_dir) if files.data_dir else assets.data_folder("JMMLU")
+    if folder is None:
         raise FileNotFoundError(
             f"jmmlu-medical-11: got no data folder, expected one with {', '.join(names)}; name it by --data-dir"
         )
-    folder = Path(files.data_dir)
     # an incomplete folder is still the one that is meant
     folder = next((f for f in (folder, folder / "JMMLU") if any((f / name).is_file() for name in names)), folder)
     if missing := [name for name in names if not (folder / name).is_file()]:

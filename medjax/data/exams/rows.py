@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medjax import assets
-from medjax.data.qa import Item, json_lines, read_text
+from medjax.data.decoding import read_text
+from medjax.data.qa import Item, json_lines
 
 
 @dataclass
@@ -43,14 +44,17 @@ class Files:
 
         how  to get it, one sentence for the FileNotFoundError
         """
-        folders = [assets.data_folder(name, self.data_dir), Path(self.data_dir) if self.data_dir else None]
-        for folder in folders:
-            if folder and (folder / file).is_file():
-                self.record(f"{name}/{file}", folder / file)
-                return folder / file
+        if path := self.own_at_hand(name, file):
+            self.record(f"{name}/{file}", path)
+            return path
         raise FileNotFoundError(
             f"{name}/{file}: not in the folder of the question sets (--data-dir, MEDJAX_DATA). {how}"
         )
+
+    def own_at_hand(self, name: str, file: str) -> Path | None:
+        """Where a file lies that only the user can provide; None where it is missing."""
+        folders = [assets.data_folder(name, self.data_dir), Path(self.data_dir) if self.data_dir else None]
+        return next((folder / file for folder in folders if folder and (folder / file).is_file()), None)
 
     def record(self, label: str, path: Path) -> str:
         self.sha256[label] = assets.sha256_file(path)

@@ -21,8 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medjax.data.decoding import read_text
+from medjax.data.exams.own_exam import read_exam
 from medjax.data.exams.rows import Files, Rows, check_new, json_rows, located, unique
-from medjax.data.qa import Item, read_jsonl, read_text
+from medjax.data.gold import shown
+from medjax.data.qa import Item
 
 EXAMS = Path(__file__).parent
 _YES_NO_MAYBE = ("yes", "no", "maybe")
@@ -32,22 +35,28 @@ _LAYOUT = "119-A.jsonl, 119-A_metadata.jsonl, 119-B.jsonl"
 _ANY_OF = re.compile(r"いずれか([1-9一二三])つ")
 _DIGITS = {"一": 1, "二": 2, "三": 3}
 _EXAMS = range(97, 110)
+YAKUGAKUQA_FILES = tuple(f"data/{exam + 1915}/{part}{exam:03}.jsonl" for exam in _EXAMS for part in ("", "metadata_"))
 # the last question of each part of the pharmacists' exam
 _YAKUGAKU_PARTS = ((90, "必須"), (195, "理論"), (345, "実践"))
 
 
 def igakuqa(files: Files, language: str) -> Rows:
     """Physician licensing exams 112 to 116 (2018 to 2022), jungokasai/IgakuQA, with the authors' demonstrations."""
-    sections = [f"data/{exam + 1906}/{exam}-{section}" for exam in range(112, 117) for section in "ABCDEF"]
     english = language == "en"
-    endings = (".jsonl", "_metadata.jsonl", *(["_translate.jsonl"] if english else []))
-    prompt = "scripts/prompts/prompt_translate.jsonl" if english else "scripts/prompts/prompt.jsonl"
-    *paths, prompt_path = files.find("igakuqa", *(s + ending for s in sections for ending in endings), prompt)
+    *paths, prompt_path = files.find("igakuqa", *igakuqa_files(language))
     return Rows(
         _igakuqa_items(paths, english),
         tuple(_igakuqa_item(row, where, english) for row, where in json_rows(prompt_path)),
         pool_by_authors=True,
     )
+
+
+def igakuqa_files(language: str) -> tuple[str, ...]:
+    """The files of IgakuQA in its repository, the demonstrations last."""
+    sections = [f"data/{exam + 1906}/{exam}-{section}" for exam in range(112, 117) for section in "ABCDEF"]
+    endings = (".jsonl", "_metadata.jsonl", *(["_translate.jsonl"] if language == "en" else []))
+    prompt = "scripts/prompts/prompt_translate.jsonl" if language == "en" else "scripts/prompts/prompt.jsonl"
+    return (*(section + ending for section in sections for ending in endings), prompt)
 
 
 def igakuqa_folder(files: Files, language: str, *, folder: Path) -> Rows:
@@ -185,8 +194,7 @@ def _pubmedqa_item(name: str, row: dict[str, Any]) -> Item:
 
 def yakugakuqa(files: Files, language: str) -> Rows:
     """Pharmacist licensing exams 97 to 109 (2012 to 2024), EQUES-Inc/pharma-LLM-eval; 2012's is `Item.exam` "2012"."""
-    exams = [(f"data/{exam + 1915}/{exam:03}.jsonl", f"data/{exam + 1915}/metadata_{exam:03}.jsonl") for exam in _EXAMS]
-    paths = files.find("yakugakuqa", *itertools.chain.from_iterable(exams))
+    paths = files.find("yakugakuqa", *YAKUGAKUQA_FILES)
     items: list[tuple[Item, str]] = []
     dropped = {}
     for problems, metadata in zip(paths[::2], paths[1::2], strict=True):
@@ -252,12 +260,14 @@ def _harness_item(row: dict[str, Any], where: str, number: int) -> Item:
         name, choices = str(row.get("problem_id", number)), tuple(row["choices"])
         answer = row.get("answer") or ""
         if not isinstance(answer, str):
-            raise ValueError(f"item {name}: answer: got {answer!r}, expected one text")
+            raise ValueError(f"item {name}: answer: got {shown(answer)}, expected one text")
         if not any(choice.strip() for choice in choices):
             gold = (answer,) if answer.strip() else ()
             return Item(id=name, question=row["problem_text"], choices=(), answer=gold, kind="text")
         if choices.count(answer) != 1:
-            raise ValueError(f"item {name}: answer: got {answer!r}, expected the text of one of the choices {choices}")
+            raise ValueError(
+                f"item {name}: answer: got {shown(answer)}, expected the text of one of the choices {shown(choices)}"
+            )
         letter = chr(ord("a") + choices.index(answer))
         return Item(id=name, question=row["problem_text"], choices=choices, answer=(letter,))
 
@@ -266,7 +276,7 @@ def exam_file(files: Files, language: str, *, path: Path) -> Rows:
     """An exam in the schema of medjax.data.qa; "{language}" in the name stands for the language."""
     exam = path.stem.removesuffix("_{language}")
     path = Path(str(path).replace("{language}", language))
-    items = tuple(replace(item, exam=exam) for item in read_jsonl(path))
+    items = tuple(replace(item, exam=exam) for item in read_exam(path))
     files.record(path.name, path)
     return Rows(items)
 

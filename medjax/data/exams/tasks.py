@@ -4,8 +4,8 @@ IgakuQA comes with its authors' three demonstrations; sets with a training part,
 questions outside the test set. The other published files hold nothing more: there the pool is the set itself
 (`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
 
-An exam of your own is a task too: give the path of a .jsonl file (schema: medjax.data.qa). Section "required" is its
-required part; no pass rule is known for it.
+An exam of your own is a task too: give the path of a .jsonl, .json or .csv file (medjax.data.exams.own_exam). Section
+"required" is its required part; no pass rule is known for it.
 """
 
 import difflib
@@ -18,6 +18,7 @@ from pathlib import Path
 from medjax.data.exams import sources
 from medjax.data.exams.catalogue import FURTHER_LICENSING, GROUPS, REQUIRED_LICENSING, TASKS
 from medjax.data.exams.definition import LoadedTask, PassRule, Task
+from medjax.data.exams.own_exam import ENDINGS, is_exam_file
 from medjax.data.exams.rows import Files, Rows
 from medjax.data.qa import Item, Kind, is_japanese
 
@@ -46,17 +47,17 @@ def load_task(
 ) -> LoadedTask:
     """Read a task and keep the items asked for.
 
-    name       a name in TASKS, the path of a .jsonl exam, or igakuqa-folder:PATH, a folder in IgakuQA's layout (the
+    name       a name in TASKS, the path of an exam file, or igakuqa-folder:PATH, a folder in IgakuQA's layout (the
                path alone will do)
     years, sections, categories   keep only these (empty: all); a year is what `Item.exam` says
     text_only  leave out items that need an image
-    language   "ja" or "en"; None: the task's first, and for a .jsonl exam the one its questions are written in
+    language   "ja" or "en"; None: the task's first, and for an exam file the one its questions are written in
     data_dir   folder that holds the question sets; None: MEDJAX_DATA, ../shared/data, the cache, the network
 
     Raises ValueError for an unknown task, language, year, section or category and for a malformed file, and
     FileNotFoundError when the data cannot be had.
     """
-    is_own = name.endswith(".jsonl")
+    is_own = is_exam_file(name)
     task = _own_exam(Path(name)) if is_own else _named(name)
     if language is not None and language not in task.languages:
         known = " or ".join(task.languages)
@@ -64,11 +65,13 @@ def load_task(
             f"task {task.name}: language: got {language!r}, expected {known}; write for example "
             f"{name}:{task.languages[0]}."
         )
+    wanted = {"exam": {str(y) for y in years}, "section": set(sections), "category": set(categories)}
+    if is_own or name in TASKS:
+        _check_years(task, wanted["exam"])  # before anything is fetched
     files = Files(data_dir)
     rows = task.read(files, language or task.languages[0])
     language = language or (_language(rows.items) if is_own else task.languages[0])
     required = {item.section for item in rows.items} & set(task.required_sections)
-    wanted = {"exam": {str(y) for y in years}, "section": set(sections), "category": set(categories)}
     items = rows.items
     for kind, keep in wanted.items():
         have = {getattr(item, kind) for item in rows.items}
@@ -102,6 +105,20 @@ def load_task(
     )
 
 
+def _check_years(task: Task, years: set[str]) -> None:
+    """Raise ValueError for years that a set does not have, or that none of its items can have."""
+    unknown = sorted(years - set(task.years))
+    if unknown and task.years:
+        known = ", ".join(task.years)
+        raise ValueError(f"task {task.name}: years: got {', '.join(unknown)}, expected some of {known}")
+    if unknown:
+        have = ", ".join(f"{each.name} ({each.years[0]} to {each.years[-1]})" for each in TASKS.values() if each.years)
+        raise ValueError(
+            f"task {task.name}: years: got {', '.join(unknown)} for a set that knows no years, expected none; leave "
+            f"--years out, or ask a set that has them: {have}, or a folder of exams in IgakuQA's layout."
+        )
+
+
 def _metrics(items: Iterable[Item]) -> tuple[str, ...]:
     kinds = {item.kind for item in items}
     return tuple(dict.fromkeys(name for kind, names in _METRICS.items() if kind in kinds for name in names))
@@ -117,11 +134,16 @@ def _named(name: str) -> Task:
             f"task: got the group {name}, expected one set; name the group without a language, or some of its sets: "
             f"{', '.join(GROUPS[name])}."
         )
+    if Path(name).is_file():
+        raise ValueError(
+            f"task: got the file {name}, expected an exam that ends in {', '.join(ENDINGS)}; save a table as CSV in "
+            'UTF-8 (Excel: "CSV UTF-8"), with the columns of docs/exams.md.'
+        )
     near = difflib.get_close_matches(name, (*TASKS, *GROUPS), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(
-        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of a "
-        f".jsonl exam, or {FOLDER}PATH."
+        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of an "
+        f"exam ({', '.join(ENDINGS)}), or {FOLDER}PATH."
     )
 
 

@@ -69,7 +69,7 @@ def _record(item: Item, language: str, chat: bool, explanations: bool) -> dict[s
 def asked_items(names: tuple[str, ...], data_dir: str | Path | None = None) -> Iterator[Asked]:
     """The items of exam sets, in all their languages, as texts to look for in training data.
 
-    names  of sets or paths of .jsonl exams; "auto" stands for every set whose files are at hand
+    names  of sets or paths of exam files; "auto" stands for every set whose files are at hand
     Raises what load_task raises.
     """
     auto = [name for name in TASKS if missing(name, data_dir) is None] if "auto" in names else []

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from medjax.data.exams.groups import GROUPS, expand, missing, task_table
+from medjax.data.exams.groups import GROUPS, expand, missing, place, task_table
+from medjax.data.exams.rows import Files
 from medjax.data.exams.tasks import TASKS, load_task
 from medjax.data.exams.wording import answer, question
 
@@ -61,7 +62,7 @@ def test_prohibited_letters_are_read_in_every_form_and_none_is_dropped(exam):
         lines(path, {"problem_id": "119A1", "kinki": kinki})
         assert load_task(str(exam)).items[0].prohibited == ("d", "e")
     lines(path, {"problem_id": "119A1", "kinki": ["i"]})
-    with pytest.raises(ValueError, match=r"119-A.jsonl, line 1: item 119A1: prohibited: got \('i',\), .* of a to e"):
+    with pytest.raises(ValueError, match=r'119-A.jsonl, line 1: item 119A1: prohibited: got \["i"\], .* of a to e'):
         load_task(str(exam))
 
 
@@ -77,7 +78,7 @@ def test_a_translation_does_not_change_the_answer(exam):
     ("change", "message"),
     [
         ({}, r"line 3: id: got '119A1' again \(first in .*119-A.jsonl, line 1\), expected every id once"),
-        ({"problem_id": "119A3", "answer": ["f"]}, r"line 3: item 119A3: answer: got \('f',\), .* letters of a to e"),
+        ({"problem_id": "119A3", "answer": ["f"]}, r'line 3: item 119A3: answer: got \["f"\], .* letters of a to e'),
         ({"problem_id": "x"}, r"line 3: problem_id: got 'x', expected exam, section and number such as 119A1"),
         ({"problem_id": "119A3", "points": "many"}, r"line 3: could not convert string to float"),
     ],
@@ -256,7 +257,9 @@ def test_open_questions_and_specialist_exams_in_the_schema_of_the_harness(tmp_pa
     (item,) = load_task("cardioexam", data_dir=tmp_path).items
     assert (item.choices, item.answer, answer(item, as_letters=False)) == (("1,5 mg", "2 mg"), ("a",), "1,5 mg")
     lines(tmp_path / "cardioexam.jsonl", row, row | {"answer": "3 mg"})
-    with pytest.raises(ValueError, match=r"cardioexam.jsonl, line 2: item k: answer: got '3 mg', expected the text"):
+    with pytest.raises(
+        ValueError, match=r'line 2: item k: answer: got "3 mg", expected the text of one of the choices \["1,5 m'
+    ):
         load_task("cardioexam", data_dir=tmp_path)
 
 
@@ -275,7 +278,7 @@ def test_sets_of_jmed_llm_that_only_the_user_may_have(tmp_path):
     with pytest.raises(ValueError, match=r"jcsts.csv, row 2: got 9 columns, .* a text that holds a comma stands"):
         load_task("jcsts", data_dir=tmp_path)
     (folder / "jcsts.csv").write_text(f"{head}甲,0,1,2,3,4,5,G\n", "utf-8")
-    with pytest.raises(ValueError, match=r"jcsts.csv, row 2: item jcsts-1: answer: got \('g',\), .* letters of a to f"):
+    with pytest.raises(ValueError, match=r'jcsts.csv, row 2: item jcsts-1: answer: got \["g"\], .* letters of a to f'):
         load_task("jcsts", data_dir=tmp_path)
     (folder / "nrner.csv").write_text("tag,question,answer\nd,症状は？,\"['発熱', '咳']\"\nd,薬は？,[]\n", "utf-8")
     first, second = load_task("nrner", data_dir=tmp_path).items
@@ -337,6 +340,90 @@ def test_every_set_names_its_licence_and_origin():
     for task in TASKS.values():
         assert task.licence
         assert task.origin
-        assert f"\n{task.name}  (" in f"\n{table}"
-        assert f"    licence: {task.licence}\n    origin: {task.origin}" in table
+        assert f"  {task.name}  (" in table
+        assert f"    licence: {task.licence}\n             origin: {task.origin}" in table
     assert {name.partition(":")[0] for members in GROUPS.values() for name in members} <= set(TASKS)
+
+
+def test_the_files_named_are_those_that_are_read(shared_data):
+    for task in TASKS.values():
+        if task.files and place(task, shared_data) == "data":
+            files = Files(shared_data, fetch=False)
+            task.read(files, task.languages[0])
+            assert set(files.sha256) == set(task.files), task.name
+
+
+def test_where_a_set_is_is_known_without_reading_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("medjax.assets.hub_dataset", lambda *_, **__: tmp_path / "hub")
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def put(*paths):
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("nothing that could be read")
+
+    def places(*names):
+        return [place(TASKS[name], data) for name in names]
+
+    names = (
+        "mini",
+        "smdis",
+        "pubmedqa",
+        "igakuqa",
+        "medqa-ja",
+        "ejmmt-en-ja",
+        "nrner",
+        "cardioexam",
+        "jmmlu-medical-11",
+    )
+    assert places(*names) == ["shipped", *["fetch"] * 5, *["yours"] * 3]
+    put(data / "jmed-llm" / "smdis.csv", data / "jmed-llm" / "nrner.csv", data / "cardioexam.jsonl")
+    put(data / "medllm_qa_benchmark" / "pubmedqa.jsonl", data / "JMedBench" / "medqa_jp" / "test.jsonl")
+    put(*(data / file for file in TASKS["jmmlu-medical-11"].own_files[1:]))
+    assert places("smdis", "pubmedqa", "jmmlu-medical-11") == ["fetch", "fetch", "yours"]  # a file is missing
+    assert places("medqa-ja", "nrner", "cardioexam") == ["data"] * 3
+    put(data / "jmed-llm" / "all" / "SMDIS.csv", data / "JMMLU" / "anatomy.csv")
+    fetched = tmp_path / "cache" / "github" / "pubmedqa+pubmedqa" / "1cbae8e92f72"
+    put(fetched / "data" / "ori_pqal.json", tmp_path / "hub" / "ejmmt" / "test.jsonl")
+    assert places("smdis", "jmmlu-medical-11", "pubmedqa", "ejmmt-en-ja") == ["data", "data", "cache", "cache"]
+    assert place(TASKS["pubmedqa"], tmp_path / "data") == "cache"
+    with pytest.raises(FileNotFoundError, match=r"the data folder: got .*none, which is not a folder"):
+        task_table(tmp_path / "none")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_sets_fits_a_terminal_and_says_the_same(tmp_path, monkeypatch, width):
+    monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    whole, wrapped = task_table(tmp_path), task_table(tmp_path, width=width)
+    assert max(map(len, wrapped.splitlines())) <= width
+    assert wrapped.split() == whole.split()
+    assert "\nshipped  mini  (ja, en)  accuracy\n" in wrapped
+    assert "\nfetch    crade  (ja)  kappa_linear, accuracy\n" in wrapped
+    assert "\nyours    nrner  (ja)  entity_partial_f1" in wrapped
+    assert wrapped.startswith("shipped  part of medjax\ndata     in the folder of the question sets")
+
+
+def test_sets_of_jmedbench_as_its_harness_asks_and_grades_them(tmp_path):
+    rows = [
+        {"sample_id": 1, "text": "発熱。", "labels": ["none"], "entity_type": "疾患"},
+        {"sample_id": 2, "text": "X と Y。", "labels": ["X", "1, 2-Y", "X"], "entity_type": "Disease"},
+    ]
+    jmedbench(tmp_path, "bc5disease_jp", rows)
+    first, second = load_task("bc5disease-ja-published", data_dir=tmp_path).items
+    assert (first.kind, first.answer) == ("text", ("none",))
+    assert first.question == "以下の段落において、疾患は？\n段落: 発熱。 => 疾患:"
+    assert second.answer == ("X, 1,\u00a02-Y, X",)
+    asked = "患者に実際に認められた病変や症状の存在を示す異常などの所見を表す表現"
+    assert second.question == f"以下の段落において、{asked}は？\n段落: X と Y。 => {asked}:"
+    row = {"sample_id": "1", "premise": "甲", "hypothesis": "乙", "label": 4}
+    jmedbench(tmp_path, "jcsts", [row])
+    task = load_task("jcsts-similarity-published", data_dir=tmp_path)
+    (item,) = task.items
+    assert (item.choices, item.answer, task.metrics) == (tuple("012345"), ("e",), ("grade_pearson", "accuracy"))
+    assert item.question == "テキスト1：甲\nテキスト2：乙\n類似度 (0-5)："
+    jmedbench(tmp_path, "jcsts", [row | {"label": 3.5}])
+    with pytest.raises(ValueError, match=r"line 1: item 1: label: got 3.5, expected a whole number from 0 to 5"):
+        load_task("jcsts-similarity-published", data_dir=tmp_path)

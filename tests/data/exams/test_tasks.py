@@ -146,8 +146,24 @@ def test_filters(shared_data):
     ):
         with pytest.raises(ValueError, match=message):
             ids(**{option: value})
-    with pytest.raises(ValueError, match="years: got 2018, expected some of none: this set has no such field"):
-        load_task("medqa", years=[2018], data_dir=shared_data)
+
+
+@pytest.mark.parametrize("name", ["mini", "medqa", "ward.csv"])
+def test_years_of_a_set_that_knows_none(name, tmp_path):
+    with pytest.raises(ValueError) as error:  # before any file is looked for
+        load_task(name, years=[2018], data_dir=tmp_path / "none")
+    assert str(error.value) == (
+        f"task {name.removesuffix('.csv')}: years: got 2018 for a set that knows no years, expected none; leave "
+        "--years out, or ask a set that has them: igakuqa (2018 to 2022), denqa (116 to 117), yakugakuqa (2012 to "
+        "2024), or a folder of exams in IgakuQA's layout."
+    )
+
+
+def test_the_years_named_are_those_of_the_items(shared_data):
+    for name in ("igakuqa", "denqa"):
+        assert {item.exam for item in load_task(name, data_dir=shared_data).items} == set(TASKS[name].years)
+    with pytest.raises(ValueError, match="task denqa: years: got 2022, expected some of 116, 117"):
+        load_task("denqa", years=["2022"], data_dir=shared_data)
 
 
 def test_the_digest_covers_every_file_read(shared_data):
@@ -173,7 +189,7 @@ def test_a_changed_local_file_is_named(shared_data, tmp_path):
     assert task.unpinned == ("medllm_qa_benchmark/denqa.jsonl",)
     assert load_task("denqa", data_dir=shared_data).unpinned == ()
     (folder / "denqa.jsonl").write_text(lines[0] + lines[1].replace('"answer": ["d"]', '"answer": ["x"]'), "utf-8")
-    with pytest.raises(ValueError, match=r"denqa.jsonl, line 2: item 116A2: answer: got \('x',\)"):
+    with pytest.raises(ValueError, match=r'denqa.jsonl, line 2: item 116A2: answer: got \["x"\]'):
         load_task("denqa", data_dir=tmp_path)
     (folder / "denqa.jsonl").write_text(lines[0].replace("problem_text", "text"), "utf-8")
     with pytest.raises(ValueError, match=r"denqa.jsonl, line 1: problem_text: missing"):
@@ -281,3 +297,32 @@ def test_the_pool_of_smdis_is_balanced_and_shares_no_post_with_the_test(shared_d
     assert {disease: found[disease, ("a",)] for disease, _ in found} == {
         disease: found[disease, ("b",)] for disease, _ in found
     }
+
+
+def test_a_file_with_another_ending_is_told_what_is_read(tmp_path):
+    (tmp_path / "ward.xlsx").write_bytes(b"PK")
+    with pytest.raises(
+        ValueError, match=r"task: got the file .*ward.xlsx, .* ends in .jsonl, .json, .csv; save a table"
+    ):
+        load_task(str(tmp_path / "ward.xlsx"))
+
+
+def test_an_exam_is_the_same_in_every_format(tmp_path):
+    rows = [
+        {
+            "id": "1",
+            "question": "どれか。",
+            "choices": ["ア", "イ"],
+            "answer": ["b"],
+            "points": 3,
+            "section": "required",
+        },
+        {"id": "2", "question": "いくつ?", "choices": [], "answer": ["04"]},
+    ]
+    (tmp_path / "ward.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "ward.json").write_text(json.dumps({"name": "ward", "items": rows}, indent=2), "utf-8")
+    table = "id,question,a,b,answer,points,section\n1,どれか。,ア,イ,イ,3,required\n2,いくつ?,,,04,,\n"
+    (tmp_path / "ward.CSV").write_text(table, "utf-8-sig")
+    one, two, three = (load_task(str(tmp_path / f"ward.{ending}")) for ending in ("jsonl", "json", "CSV"))
+    assert one.items == two.items == three.items
+    assert (three.name, three.required_sections, three.language) == ("ward", ("required",), "ja")

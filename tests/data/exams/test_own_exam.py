@@ -1,0 +1,144 @@
+"""Exams of the user's in .json and .csv: what is read, and what is said of what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medjax.data.exams.own_exam import is_exam_file, read_exam
+
+ROW = {"id": "q1", "question": "正しいのは？", "choices": ["ア", "イ", "ウ"], "answer": "イ"}
+HEADER = "id,question,a,b,c,answer"
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, indent=1), "utf-8")
+    return path
+
+
+def test_the_endings_that_are_exams():
+    assert [is_exam_file(name) for name in ("a.jsonl", "b/c.JSON", "d.csv", "igakuqa", "e.tsv")] == [True] * 3 + [
+        False
+    ] * 2
+
+
+def test_an_array_and_an_object_with_one_array(tmp_path):
+    rows = [ROW, ROW | {"id": "q2", "answer": 3}]
+    for whole in (rows, {"title": "[", "years": [2024], "items": rows, "notes": []}):
+        items = read_exam(write(tmp_path, "ward.json", whole))
+        assert [(item.id, item.answer, item.exam) for item in items] == [("q1", ("b",), "ward"), ("q2", ("c",), "ward")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            [ROW, ROW | {"id": "q2", "answer": "エ"}],
+            ', line 12: item q2: answer: got "エ", expected letters from a to c',
+        ),
+        ({"n": 1, "items": [ROW, ROW]}, ', line 14: id: got "q1" again (first on line 4), expected every id once'),
+        ([ROW, 5], ", line 12: got 5, expected an object with the fields of a question"),
+        ('[{"id": "a",\n "id": "b"}]', ", line 1: id: got this field twice"),
+        ('[\n{"id": "\\ud842"}]', ", line 2: got half a character (\\ud842)"),
+        (
+            {"q1": ROW},
+            ": got an object without an array of objects, expected an array of objects or an object in which",
+        ),
+        ({"a": [ROW], "b": [ROW]}, ": got an object with several arrays of objects, expected an array of objects or"),
+        ('"x"', ": got a JSON str, expected an array of objects or"),
+        (
+            '{"id": 1}\n{"id": 2}\n',
+            ", line 2: got a second object, expected one array of objects; name a file with one",
+        ),
+        ("[{]", ", line 1: not JSON (Expecting property name"),
+        ("", ", line 1: not JSON (Expecting value"),
+        ("[" * 100_000, ": got JSON that is nested too deeply"),
+        ([], ": got no items, expected one JSON object a line, or one row an item"),
+    ],
+)
+def test_a_json_that_cannot_be_used(tmp_path, text, message):
+    path = write(tmp_path, "ward.json", text)
+    with pytest.raises(ValueError) as error:
+        read_exam(path)
+    assert str(error.value).startswith(f"{path}{message}")
+
+
+def test_a_table(tmp_path):
+    table = "ID,Question,選択肢１,選択肢２,option_3,answer,points,kind,section\n"
+    table += 'q1,"ア, それとも\nイ？",ア,イ,,1,0.5,,required\n,,,,,,,,\nq2,いくつ？,,,,7.20,3,,\n'
+    table += "q3,訳せ。,,,,It hurts.,,text,\nq4,述べよ。,,,,,,text,\nq5,似ているか。,,,,3.5,,similarity,\n"
+    items = read_exam(write(tmp_path, "ward.csv", table))
+    assert [(item.id, item.kind, item.choices, item.answer, item.points, item.section) for item in items] == [
+        ("q1", "choice", ("ア", "イ"), ("a",), 0.5, "required"),
+        ("q2", "number", (), ("7.20",), 3, ""),
+        ("q3", "text", (), ("It hurts.",), 1, ""),
+        ("q4", "text", (), (), 1, ""),
+        ("q5", "similarity", (), ("3.5",), 1, ""),
+    ]
+    assert items[0].question == "ア, それとも\nイ？"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "id;question;a;answer\n",
+            ', row 1: got the column "id;question;a;answer", expected some of id, question, answer',
+        ),
+        ("id,question,a,c,answer\n", ", row 1: got the choices a, c, expected a, b, c ... without a gap, each once"),
+        ("id,question,a,b,a,answer\n", ", row 1: got the choices a, a, b, expected a, b, c ... without a gap"),
+        ("id,question,a,b,answer,answer\n", ", row 1: got a column twice in id, question, a, b, answer, answer"),
+        ("id,question,a,b\n", ", row 1: got no column answer in id, question, a, b, expected one of each"),
+        ("id,question,a,b,anwser\n", ', row 1: got the column "anwser", expected some of id'),
+        (
+            f"{HEADER}\n1,?,x,y\n",
+            ", row 2: got 4 columns, expected 6 as in the header; a text that holds a comma stands",
+        ),
+        (f"{HEADER}\n1,?,x,,z,a\n", ", row 2: item 1: choices: choice b is blank"),
+        (f"{HEADER}\n1,?,x,y,z,w\n", ', row 2: item 1: answer: got "w", expected letters from a to c'),
+        (f"{HEADER}\n1,?,x,y,,\n", ", row 2: item 1: answer: missing; every line needs id, question, choices, answer"),
+        (f"{HEADER},points\n1,?,x,y,,a,three\n", ', row 2: points: got "three", expected a number'),
+        (
+            f"{HEADER},kind\n1,?,,,,発熱,entities\n",
+            ", row 2: kind: got entities, expected another kind in a .csv; give",
+        ),
+        (
+            f"{HEADER},kind\n1,?,x,y,,x,text\n",
+            ', row 2: item 1: choices: got ["x", "y"], expected no choice for an item',
+        ),
+        (f"{HEADER}\n1,?,x,y,,a\n1,?,x,y,,a\n", ', row 3: id: got "1" again (first on row 2), expected every id once'),
+        ("", ": got no items, expected one JSON object a line, or one row an item"),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path, table, message):
+    path = write(tmp_path, "ward.csv", table)
+    with pytest.raises(ValueError) as error:
+        read_exam(path)
+    assert str(error.value).startswith(f"{path}{message}")
+    if ";" in table:
+        assert str(error.value).endswith("; separate the columns by commas")
+
+
+def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
+    path = tmp_path / "ward.csv"
+    path.write_bytes(f"{HEADER}\r\n1,どれか。,ア,イ,,a\r\n".encode("cp932"))
+    with pytest.raises(
+        ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: iconv"
+    ):
+        read_exam(path)
+    with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected an exam: one JSON object a line"):
+        read_exam(tmp_path / "none.csv")
+
+
+def test_the_table_in_the_docs_is_read(tmp_path):
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
+    table = docs.partition("```csv\n")[2].partition("```")[0]
+    one, two = read_exam(write(tmp_path, "ward.csv", table))
+    assert (one.choices, one.answer, one.points, one.section) == (
+        ("トロポニンT", "アミラーゼ", "CEA"),
+        ("a",),
+        3,
+        "required",
+    )
+    assert (two.is_numeric, two.answer) == (True, ("25.0",))
