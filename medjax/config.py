@@ -107,7 +107,8 @@ def parse_command(
     """Read `[CONFIG.toml] [--section.key value ...]` into a `cls`, as `python -m <prog>` does.
 
     Options are `--key value`, `--key=value`, `--flag`, `--no-flag`; lists are `a,b,c` or a TOML array; `none` is None.
-    `--help` prints every key and exits with status 0; a wrong call puts one message on stderr and exits with status 2.
+    `--help` prints every key and exits with status 0; a wrong call puts one message, after the first word of prog, on
+    stderr and exits with status 2.
     argv is without the program name; None takes that of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -121,7 +122,7 @@ def parse_command(
     try:
         return load(cls, None, argv, prog=prog)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"{prog.partition(' ')[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -303,10 +303,11 @@ def test_errors_in_a_file(write, text, expected):
 )
 def test_errors_on_the_command_line(argv, expected, capsys):
     assert message(None, argv) == expected
-    with pytest.raises(SystemExit) as caught:
-        parse_command(Config, argv, prog="medjax.train")
-    assert caught.value.code == 2
-    assert capsys.readouterr() == ("", f"{expected}\n")
+    for prog in ("medjax.train", "medjax.train what"):
+        with pytest.raises(SystemExit) as caught:
+            parse_command(Config, argv, prog=prog)
+        assert caught.value.code == 2
+        assert capsys.readouterr() == ("", f"medjax.train: {expected.replace('medjax.train', prog)}\n")
 
 
 def test_errors_from_python_name_the_key_and_list_the_keys():

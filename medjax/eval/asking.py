@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 from medjax.data.exams.tasks import LoadedTask
 from medjax.data.qa import Item
@@ -86,8 +87,8 @@ class Evaluation:
 def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -> tuple[Evaluation, Demonstrations]:
     """An evaluation without its asks, and where its worked examples come from.
 
-    Raises ValueError where the protocol asks nothing, where the items cannot be graded, or the pool of examples is too
-    small.
+    Raises ValueError where the protocol asks nothing, where the items cannot be graded, where a template hides the
+    choices of an item whose letters are asked for, or the pool of examples is too small.
     """
     asked = [item for item in task.items if protocol.asks(item, task.language)]
     items = tuple(asked[: settings.task.limit])
@@ -97,6 +98,15 @@ def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -
             "(docs/protocols.md says which it leaves out); choose another protocol for this set."
         )
     check(task.metrics, items)
+    if protocol.picks_letters:
+        for template, item in product(protocol.templates, items):
+            if item.kind == "choice" and not template.shows_choices(item):
+                raise ValueError(
+                    f"{template.name}: task {task.name}: item {item.id}: got a prompt with none of the texts of its "
+                    f"{len(item.choices)} choices, while protocol {protocol.id} asks for their letters; write "
+                    "{{input}} where they belong, or a line for each: {% for letter in letters %}{{letter}}. "
+                    "{{choices[loop.index0]}}{{'\\n'}}{% endfor %}"
+                )
     p = settings.protocol
     shots = Demonstrations(task, p.num_fewshot, p.fewshot, settings.seed)
     return Evaluation(task, protocol, items, asks=(), unasked=len(task.items) - len(asked)), shots

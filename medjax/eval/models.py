@@ -102,10 +102,11 @@ def scores(chosen: Sequence[Entrant], graded: Sequence[Mapping[str, Any]]) -> li
 
 
 def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation is graded by first: metric, value, interval, chance, items."""
+    """What an evaluation is graded by first: metric, value, interval, chance, items, and why it has no value."""
     for name, metric in evaluation.get("metrics", {}).items():
         if name != "accuracy":
-            return {"metric": name} | {key: metric[key] for key in ("value", "interval", "chance", "items")}
+            kept = ("value", "interval", "chance", "items", "not_graded")
+            return {"metric": name} | {key: metric[key] for key in kept if key in metric}
         break
     score = evaluation["scores"]
     return {
@@ -114,6 +115,7 @@ def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "interval": score["accuracy_interval"],
         "chance": score["chance"]["accuracy"],
         "items": score["items"],
+        **({"not_graded": score["not_graded"]} if "not_graded" in score else {}),
     }
 
 
@@ -127,7 +129,7 @@ def shown(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     if value["value"] is None:
-        return "undefined"
+        return f"not graded: {value['not_graded']}" if "not_graded" in value else "undefined"
     unit, digits, end = (100, 1, " %") if value["metric"] == "accuracy" else (1, 3, "")
     text = f"{unit * value['value']:.{digits}f}{end}"
     if not value["interval"]:

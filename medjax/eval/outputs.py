@@ -66,13 +66,14 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
     sent = _fitting(evaluation, [len(prompt) + room for prompt in prompts], model)
 
     def run(programs: Programs, journal: Journal, bar: ProgressBar, shard: Shard) -> tuple[list[Any], Work, int]:
-        writing = _Writing(evaluation, model, settings, programs, journal, bar, shard)
+        writing = _Writing(evaluation, model, settings, programs, journal, bar, shard, sent)
         found: list[Any] = [TOO_LONG] * len(prompts)
         if protocol.reasons:
             is_chat = any(ask.prompt.is_chat for ask in evaluation.asks)
             limit, stop = protocol.settings.think_tokens, protocol.reasoning_stop(is_chat)
             reasoned = writing.step({i: prompts[i] for i in sent}, limit, stop, forced=False)
             more = {i: _continued(evaluation, model, evaluation.asks[i], text) for i, text in reasoned.items()}
+            writing.settle(i for i, (_, ids) in more.items() if not ids)
             forced = writing.answers({i: ids for i, (_, ids) in more.items() if ids}, forced=True)
             written: dict[int, Generation] = {
                 i: _joined(text, more[i][0], forced[i]) if i in forced else text for i, text in reasoned.items()
@@ -89,6 +90,7 @@ def _generation(evaluation: Evaluation, model: LanguageModel, settings: EvalSett
 class _Writing:
     """What one model writes for an evaluation, journalled.
 
+    sent    asks that fit the context
     reused  items whose first step the journal already had
     """
 
@@ -101,8 +103,9 @@ class _Writing:
         journal: Journal,
         bar: ProgressBar,
         shard: Shard,
+        sent: Sequence[int],
     ):
-        engine = settings.engine
+        engine, protocol = settings.engine, evaluation.protocol
         self.generator = Generator(
             programs,
             model.tokenizer,
@@ -111,14 +114,23 @@ class _Writing:
             int8_cache=settings.model.kv_cache == "int8",
         )
         self._evaluation, self._journal, self._bar, self._seed = evaluation, journal, bar, settings.seed
-        self._own = [numbers for item, numbers in enumerate(evaluation.by_item) if shard.has(item)]
+        fitting = set(sent)
+        items = enumerate(evaluation.by_item)
+        self._own = [numbers for item, numbers in items if shard.has(item) and fitting.issuperset(numbers)]
         self._mine = {number for numbers in self._own for number in numbers}
         self._known: dict[bool, dict[int, Generation]] = {False: {}, True: {}}
         for e in journal.read(("i", "tokens", "text", "finish")):
             # a line of an answer that was forced says so
             self._known[e.get("forced", False)][e["i"]] = Generation(tuple(e["tokens"]), e["text"], e["finish"])
+        # what reasoning is of the work on an ask, as far as an answer has to be forced after it
+        self._reasoning = 0.0
+        if protocol.reasons:
+            think = protocol.settings.think_tokens
+            self._reasoning = think / (think + evaluation.max_new_tokens)
         self._done = set(self._known[False])
-        self.reused = self._show()
+        self._settled = set(self._known[True] if protocol.reasons else self._done)
+        self.reused = sum(self._done.issuperset(numbers) for numbers in self._own)
+        bar.begin(self._finished(), len(self._own))
 
     def answers(self, prompts: Mapping[int, tuple[int, ...]], *, forced: bool) -> dict[int, Generation]:
         """Generations of answers by number of the ask; forced: after reasoning that had none."""
@@ -141,7 +153,9 @@ class _Writing:
         def keep(new: dict[int, Generation]) -> None:
             self._journal.append([{"i": numbers[i], **asdict(found), **mark} for i, found in new.items()])
             self._done.update(numbers[i] for i in new)
-            self._show()
+            if forced or not self._reasoning:
+                self.settle(numbers[i] for i in new)
+            self._bar.reach(self._finished(), len(self._own))
 
         found = self.generator.generate(
             list(prompts.values()),
@@ -164,10 +178,15 @@ class _Writing:
             drawn.append(Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed))
         return {"sampling": drawn}
 
-    def _show(self) -> int:
-        done = sum(self._done.issuperset(numbers) for numbers in self._own)
-        self._bar.reach(done, len(self._own))
-        return done
+    def settle(self, numbers: Iterable[int]) -> None:
+        """Nothing more is asked in these asks."""
+        self._settled.update(numbers)
+
+    def _finished(self) -> int:
+        """How many items the work that is done amounts to."""
+        settled, reasoned = len(self._settled & self._mine), len((self._done - self._settled) & self._mine)
+        share = (settled + self._reasoning * reasoned) / max(1, len(self._mine))
+        return int(len(self._own) * share + 1e-9)
 
 
 def _continued(
@@ -227,17 +246,16 @@ def _scoring(evaluation: Evaluation, model: LanguageModel, settings: EvalSetting
         known = {e["i"]: Score(tuple(e["token_logprobs"]), e["greedy"]) for e in entries}
         waiting = set(range(len(requests))) - set(known) - elsewhere
 
-        def show() -> int:
-            done = items - len({asks[owners[i]].item for i in waiting})
-            bar.reach(done, items)
-            return done
+        def finished() -> int:
+            return items - len({asks[owners[i]].item for i in waiting})
 
         def keep(new: dict[int, Score]) -> None:
             journal.append([{"i": i, **asdict(score)} for i, score in new.items()])
             waiting.difference_update(new)
-            show()
+            bar.reach(finished(), items)
 
-        reused = show() if known else 0
+        reused = finished() if known else 0
+        bar.begin(reused, items)
         found: list[Any] = [TOO_LONG] * len(asks)
         for number in sent:
             found[number] = []

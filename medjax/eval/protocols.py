@@ -111,6 +111,14 @@ class Protocol:
         """Whether an answer comes after reasoning, within a budget of its own."""
         return self.name == "cot"
 
+    @property
+    def picks_letters(self) -> bool:
+        """Whether a choice is named by its letter, which means nothing where the choices are not shown.
+
+        A choice that is scored by its text, or found by its likeness to what was written, need not stand in the prompt.
+        """
+        return self.name != "gestalt" if self.generates else self.settings.continuation == "letter"
+
     def room(self, items: Iterable[Item]) -> int:
         """New tokens of an answer to any of these items: lists of entities and texts get more."""
         return self.settings.max_new_tokens or max(_KIND_ROOM.get(item.kind or "", _ROOM[self.name]) for item in items)

@@ -207,7 +207,8 @@ def _read_generation(evaluation: Evaluation, ask: Ask, output: Generation) -> Re
     else:
         picked = parse_answer(text, item, reasoned=evaluation.protocol.reasons)
         verdict = judge(item, Prediction(item.id, picked))
-        filtered = "[unparsed]" if picked is None else ",".join(picked)
+        unread = "[cut off]" if truncated else "[unparsed]"
+        filtered = unread if picked is None else ",".join(picked)
         metrics = {"exact_match": float(verdict.correct)} | item_metrics(_further(evaluation), item, picked)
     return Reply(
         *(picked, output.text, replace(verdict, truncated=truncated), metrics, [[output.text]], [filtered]),

@@ -64,7 +64,7 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
 
 
 def _template(run: Finished, settings: EvalSettings, name: str) -> dict[str, Any]:
-    unparsed = [reply.verdict.unparsed for reply in _replies(run, lambda ask: ask.template == name)]
+    unparsed = [reply.verdict.outcome == "unparsed" for reply in _replies(run, lambda ask: ask.template == name)]
     found = _accuracy(run, settings, lambda ask: ask.template == name)
     return {**found, "unparsed": sum(unparsed)}
 

@@ -9,6 +9,7 @@ Layout after EleutherAI/lm-evaluation-harness@4e7e0d4.
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from medjax.eval.reading import LM_EVAL
 from medjax.eval.record import sha256_text
 from medjax.eval.repeats import repeats
 from medjax.eval.samples import Finished, doc_hash, shown_doc
-from medjax.eval.scoring import aggregate, chance
+from medjax.eval.scoring import aggregate, chance, not_graded
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
 from medjax.statistics.intervals import share_interval
@@ -38,6 +39,7 @@ def results_json(
     summaries = {run.evaluation.id: _summary(run, settings) for run in finished}
     by_id = {run.evaluation.id: run for run in finished}
     versions = record["versions"]
+    paired = languages_compared([run for run in finished if _is_graded(run)], settings)
     compared = {"comparisons": _comparisons(finished, settings)} if any(r.evaluation.variant for r in finished) else {}
     return {
         "results": {name: _lm_eval_metrics(by_id[name], summaries[name]) for name in by_id},
@@ -88,7 +90,7 @@ def results_json(
             **record,
             "evaluations": list(summaries.values()),
             **compared,
-            **({"languages": paired} if (paired := languages_compared(finished, settings)) else {}),
+            **({"languages": paired} if paired else {}),
             "examples": _examples(finished),
         },
     }
@@ -98,6 +100,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     """One entry of medjax.evaluations."""
     e = run.evaluation
     verdicts = [answer.verdict for answer in run.answers]
+    reason = not_graded(verdicts)
     summary = {
         "id": e.id,
         "task": e.task.name,
@@ -107,7 +110,6 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         "n_items": len(e.items),
         "limit": settings.task.limit,
         "truncated": sum(answer.truncated for answer in run.answers),
-        "truncated_unparsed": sum(answer.truncated and answer.verdict.unparsed for answer in run.answers),
         "headline": headline_names(e.task.metrics, e.items),
         "scores": aggregate(
             *(e.task, e.items, verdicts),
@@ -116,8 +118,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
             seed=settings.seed,
         ),
         **({"metrics": graded} if (graded := _graded(run, settings)) else {}),
-        **repeats(run, settings),
-        **certainty(run, settings),
+        **({} if reason else repeats(run, settings) | certainty(run, settings)),
         "data": {
             "digest": e.task.digest,
             "files": e.task.files,
@@ -136,7 +137,7 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
             "items_per_second": round((len(e.items) - run.reused) / max(run.seconds, 1e-9), 2),
         },
     }
-    if not e.protocol.generates and len(e.asks) == len(e.items):
+    if not e.protocol.generates and len(e.asks) == len(e.items) and not reason:
         kinds = {kind: [answer.metrics[name] for answer in run.answers] for kind, name in LM_EVAL.items()}
         summary["normalised"] = {kind: sum(values) / len(values) for kind, values in kinds.items()}
     return summary
@@ -145,8 +146,9 @@ def _summary(run: Finished, settings: EvalSettings) -> dict[str, Any]:
 def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     """What the set is graded by, the headline first (medjax.eval.metrics.grade); {} where that is accuracy alone.
 
-    Accuracy and the count of unparsed answers are those of the scores. A text that no reference is known for is not
-    graded, only written down.
+    Accuracy is that of the scores. Counts of answers that are unparsed, cut off and too long stand beside each figure;
+    where none of its items reached the model it has no value, and not_graded says why. A text that no reference is
+    known for is not graded, only written down.
     """
     e = run.evaluation
     if e.task.metrics == ("accuracy",):
@@ -156,8 +158,11 @@ def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     pairs = list(zip(e.items, (answer.verdict for answer in run.answers), strict=True))
     for name, found in graded.items():
         taken = [(item, verdict) for item, verdict in pairs if METRICS[name].takes(item)]
-        found["unparsed"] = sum(verdict.unparsed for _, verdict in taken)
-        if name == "accuracy":
+        outcomes = Counter(verdict.outcome for _, verdict in taken)
+        found |= {outcome: outcomes[outcome] for outcome in ("unparsed", "cut_off", "too_long")}
+        if reason := not_graded(verdict for _, verdict in taken):
+            found |= {"value": None, "interval": None, "not_graded": reason}
+        elif name == "accuracy":
             # by the protocol's verdict: an answer may be wrong by its form (kasai) or under another shift
             right = [verdict.correct for _, verdict in taken]
             share = share_interval(right, resamples=settings.resamples, seed=settings.seed)
@@ -170,11 +175,14 @@ def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
 def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[dict[str, Any]]:
     """One entry a task and protocol: the adapter against its base on the same items, by answers and by headline.
 
+    Where none of the items reached the models there is nothing to compare.
     Each holds what `compare` returns; metrics, what `metric_differences` returns; and has_answers, whether right and
     wrong are a test.
     """
     found = []
     for base, adapter in zip(finished[::2], finished[1::2], strict=True):
+        if not _is_graded(base):
+            continue
         e = base.evaluation
         first, second = ([(a.verdict.correct, a.verdict.points) for a in run.answers] for run in (base, adapter))
         readings = [[answer.picked for answer in run.answers] for run in (base, adapter)]
@@ -195,6 +203,10 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
     return found
 
 
+def _is_graded(run: Finished) -> bool:
+    return not not_graded(answer.verdict for answer in run.answers)
+
+
 def _names(run: Finished, summary: dict[str, Any]) -> list[str]:
     """Metrics that some item has, and those of the set alone."""
     of_items = [name for answer in run.answers for name in answer.metrics]
@@ -212,7 +224,11 @@ def _lm_eval_metrics(run: Finished, summary: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, Any] = {"alias": run.evaluation.id, "sample_len": len(run.answers)}
     of_set = _of_set(summary)
     for name in _names(run, summary):
-        values = [answer.metrics[name] for answer in run.answers if name in answer.metrics]
+        graded = [answer for answer in run.answers if name in answer.metrics]
+        values = [answer.metrics[name] for answer in graded]
+        if not_graded(answer.verdict for answer in graded):
+            metrics |= {f"{name},none": None, f"{name}_stderr,none": "N/A"}
+            continue
         is_mean = name not in METRICS or METRICS[name].is_mean
         mean = sum(values) / len(values) if values else math.nan
         metrics[f"{name},none"] = of_set.get(name, mean)

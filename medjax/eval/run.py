@@ -168,7 +168,7 @@ def _make(settings: EvalSettings, shard: Shard, say: Callable[[str], None], prog
         seconds = {}
         for asked, tokens, programs in run.jobs:
             began = time.time()
-            with ProgressBar(progress, f"{shard} {asked.id}") as bar:
+            with ProgressBar(progress, f"{shard} {asked.id}") as bar, programs.watched(bar.compiling):
                 tokens.call(programs, folder.journal(asked.id), bar, shard)
             seconds[asked.id] = round(time.time() - began, 2)
         took = {"resumed": folder.resumed, "compiled_seconds": run.compiled, "seconds": seconds}
@@ -202,7 +202,7 @@ def _write(run: _Prepared, count: int, start: float, say: Callable[[str], None],
             began, journal = time.time(), folder.journal(asked.id)
             if merging:
                 gather(run.place, count, journal)
-            with ProgressBar(progress and not merging, asked.id) as bar:
+            with ProgressBar(progress and not merging, asked.id) as bar, programs.watched(bar.compiling):
                 outputs, work, reused = tokens.call(programs, journal, bar, WHOLE)
             answers = read_answers(asked, outputs)
             seconds = max((part["seconds"][asked.id] for part in parts), default=time.time() - began)

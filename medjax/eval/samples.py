@@ -63,7 +63,7 @@ def _sample(run: Finished, number: int) -> dict[str, Any]:
         "correct": answer.verdict.correct,
         "points": answer.verdict.points,
         "prohibited": answer.verdict.prohibited,
-        "unparsed": answer.verdict.unparsed,
+        "unparsed": answer.verdict.outcome == "unparsed",
         "asked": answer.verdict.asked,
         "truncated": answer.truncated,
         "outcome": answer.verdict.outcome,

@@ -15,7 +15,8 @@ points possible.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ _Pairs = list[tuple[Item, "Verdict"]]
 # what can become of an item, in the order of tables; every item is one of them. Cut off: at the limit of new tokens,
 # with nothing to read. No reference: an open question whose right answer nobody gave, answered, for people to judge.
 OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long", "no_reference")
+_UNSEEN = ("not_asked", "too_long")  # outcomes of items that no model has seen
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Prediction:
 class Verdict:
     """How one prediction scored.
 
+    unparsed   nothing could be read; the outcome is "cut_off" where that is since the answer was truncated
     asked      False: the protocol cannot put the item, which counts as wrong
     truncated  the answer ended at the limit of new tokens
     too_long   the prompt is longer than the model's context and was not sent; worth nothing
@@ -116,6 +119,15 @@ def chance(item: Item, *, rotated: bool = False) -> float:
     return float(guess ** len(item.choices)) if rotated else guess
 
 
+def not_graded(verdicts: Iterable[Verdict]) -> str:
+    """Why there is no score where no item reached the model, such as "too long 8/8"; "" where one did."""
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    if not outcomes or not outcomes.keys() <= set(_UNSEEN):
+        return ""
+    items = outcomes.total()
+    return ", ".join(f"{name.replace('_', ' ')} {count}/{items}" for name, count in sorted(outcomes.items()))
+
+
 def aggregate(
     task: LoadedTask,
     items: Sequence[Item],
@@ -133,13 +145,15 @@ def aggregate(
     resamples  of the bootstrap over items behind the 95 % intervals [low, high] (statistics.intervals)
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, outcomes (how many items had each of OUTCOMES), unparsed, not_asked, too_long, withdrawn,
-    no_reference (open questions whose right answer nobody gave, which count as wrong), chance, text_only, by_section,
-    by_category, by_exam; with required sections also required_points, required_total, general_points and
-    general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or
-    "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions were left out, and
-    one that those which the protocol cannot ask, or which are too long, would decide: they count as wrong, and `open`
-    says what they are worth: required and general points, and prohibited, questions with a pick that is prohibited.
+    prohibited_ids, outcomes (how many items had each of OUTCOMES), of these also unparsed, cut_off, not_asked and
+    too_long by themselves, withdrawn, no_reference (open questions whose right answer nobody gave, which count as
+    wrong), chance, text_only, by_section, by_category, by_exam. Where no item reached the model, accuracy, points_share
+    and their intervals are None and not_graded says why. With required sections also required_points, required_total,
+    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
+    "incomplete", or "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions
+    were left out, and one that those which the protocol cannot ask, or which are too long, would decide: they count as
+    wrong, and `open` says what they are worth: required and general points, and prohibited, questions with a pick that
+    is prohibited.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
@@ -157,9 +171,13 @@ def aggregate(
 def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed: int) -> dict[str, Any]:
     score = _totals(pairs)
     right = [verdict.correct for _, verdict in pairs]
-    interval = intervals.share_interval(right, resamples=resamples, seed=seed)
-    score["accuracy_interval"] = [interval.low, interval.high]
-    if score["points_total"]:
+    reason = not_graded(verdict for _, verdict in pairs)
+    if reason:
+        score |= {"not_graded": reason, "accuracy_interval": None, "points_share_interval": None}
+    else:
+        interval = intervals.share_interval(right, resamples=resamples, seed=seed)
+        score["accuracy_interval"] = [interval.low, interval.high]
+    if score["points_total"] and not reason:
         won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]
         interval = intervals.ratio_interval(won, worth, resamples=resamples, seed=seed)
         score["points_share_interval"] = [interval.low, interval.high]
@@ -171,9 +189,8 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["prohibited_ids"] = [item.id for item, verdict in pairs if verdict.prohibited]
     score["prohibited"] = len(score["prohibited_ids"])
     score["outcomes"] = {name: sum(verdict.outcome == name for _, verdict in pairs) for name in OUTCOMES}
-    score["unparsed"] = sum(verdict.unparsed for _, verdict in pairs)
+    score |= {name: score["outcomes"][name] for name in ("unparsed", "cut_off", "too_long")}
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
-    score["too_long"] = sum(verdict.too_long for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
     score["no_reference"] = sum(_has_no_reference(item) for item, _ in pairs)
     guesses = [chance(item, rotated=rotated) for item, _ in pairs]
@@ -190,13 +207,14 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
 def _totals(pairs: _Pairs) -> dict[str, Any]:
     correct = sum(verdict.correct for _, verdict in pairs)
     points, total = sum(verdict.points for _, verdict in pairs), sum(item.points for item, _ in pairs)
+    is_graded = bool(pairs) and not not_graded(verdict for _, verdict in pairs)
     return {
         "items": len(pairs),
         "correct": correct,
-        "accuracy": correct / len(pairs) if pairs else None,
+        "accuracy": correct / len(pairs) if is_graded else None,
         "points": points,
         "points_total": total,
-        "points_share": points / total if total else None,
+        "points_share": points / total if total and is_graded else None,
     }
 
 

@@ -9,12 +9,13 @@ from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
+_UNREAD = ("cut_off", "too_long")  # columns beside unparsed, where some hold more than zeros
 _MANY = 0.05  # share of unread answers, cut off, that is worth a hint
 _FEW_SHOT_CONTEXT = 4096  # tokens that the longest IgakuQA question needs after three demonstrations, with room
 
 
 def print_summary(results: dict[str, Any]) -> None:
-    """Print the table of a results.json, and how the adapter differs from its base where both were graded."""
+    """Print the tables of a results.json: scores, how the adapter differs from its base, other figures, verdicts."""
     record = results["medjax"]
     both = "comparisons" in record
     counts = [evaluation["scores"]["outcomes"] for evaluation in record["evaluations"]]
@@ -25,25 +26,18 @@ def print_summary(results: dict[str, Any]) -> None:
     header += [named(name) for name in outcomes] + ["prohibited"]
     print()
     print(text_table(rows, header, align=("lll" if both else "ll") + "rrrr" + "r" * (len(outcomes) + 1)))
-    if both:
+    if record.get("comparisons"):
         print()
         print_comparisons(record["comparisons"], ("base", "adapter"))
-    if graded := [row for evaluation in record["evaluations"] for row in _graded_rows(evaluation)]:
-        print()
-        header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", "unparsed"]
-        print(text_table(graded, header, align="lllrrrr"))
+    _print_graded(record["evaluations"])
+    _print_verdicts(record["evaluations"])
     if languages := record.get("languages"):
         print()
         _print_languages(languages)
+    print()
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
-        for exam, score in evaluation["scores"]["by_exam"].items():
-            verdict = score["verdict"]
-            # of an exam asked in part there is nothing to say
-            if verdict["result"] in ("pass", "fail") or "open" in verdict:
-                reasons = f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else ""
-                print(f"{evaluation['id']} {exam}: {verdict['result']}{reasons}")
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
             print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
@@ -55,11 +49,12 @@ def print_summary(results: dict[str, Any]) -> None:
             )
         if count := evaluation["scores"]["too_long"]:
             items = "1 item is" if count == 1 else f"{count} items are"
+            worth = "there is no score" if "not_graded" in evaluation["scores"] else "they are worth nothing"
             print(
-                f"{evaluation['id']}: {items} longer than the model's context with the answer, not asked and worth "
-                "nothing; ask with fewer examples (--num-fewshot) or new tokens, or take a model with a longer context"
+                f"{evaluation['id']}: {items} longer than the model's context with the answer and not asked; {worth}; "
+                "ask with fewer examples (--num-fewshot) or new tokens, or take a model with a longer context"
             )
-        cut_off = evaluation["truncated_unparsed"]
+        cut_off = evaluation["scores"]["cut_off"]
         if cut_off > _MANY * evaluation["n_items"]:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
             print(
@@ -139,30 +134,62 @@ def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
     print("other figures than accuracy from resamples of the questions, the same for both languages.")
 
 
-def _graded_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
-    """What a set is graded by, the headline first, where that is not accuracy alone."""
-    names = " ".join(evaluation[key] for key in ("protocol", "variant") if key in evaluation)
-    for name, graded in evaluation.get("metrics", {}).items():
-        value = "undefined" if graded["value"] is None else f"{graded['value']:.3f}"
+def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """What sets are graded by, the headline first, where that is not accuracy alone."""
+    found = [(each, name, graded) for each in evaluations for name, graded in each.get("metrics", {}).items()]
+    if not found:
+        return
+    counts = ["unparsed", *(name for name in _UNREAD if any(graded[name] for _, _, graded in found))]
+    rows = []
+    for evaluation, name, graded in found:
+        value = _none(graded, "undefined") if graded["value"] is None else f"{graded['value']:.3f}"
         interval = f" ({graded['interval'][0]:.3f} to {graded['interval'][1]:.3f})" if graded["interval"] else ""
         chance = "" if graded["chance"] is None else f"{graded['chance']:.3f}"
-        row = [f"{evaluation['task']} ({evaluation['language']})", names, name, str(graded["items"])]
-        yield [*row, value + interval, chance, str(graded["unparsed"])]
+        row = [*_place(evaluation), name, str(graded["items"]), value + interval, chance]
+        rows.append([*row, *(str(graded[count]) for count in counts)])
+    header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", *map(named, counts)]
+    print()
+    print(text_table(rows, header, align="lllrrr" + "r" * len(counts)))
+
+
+def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Pass or fail of every exam whose cut-offs are known."""
+    rows = [
+        [*_place(evaluation), exam, score["verdict"]["result"], "; ".join(score["verdict"]["reasons"])]
+        for evaluation in evaluations
+        for exam, score in evaluation["scores"]["by_exam"].items()
+        if score["verdict"]["result"] != "none"
+    ]
+    if rows:
+        print()
+        print(text_table(rows, ["set", "protocol", "exam", "verdict", "why"], align="lllll"))
+
+
+def _place(evaluation: Mapping[str, Any]) -> list[str]:
+    """Set and protocol, with the variant where a run grades two."""
+    names = " ".join(evaluation[key] for key in ("protocol", "variant") if key in evaluation)
+    return [f"{evaluation['task']} ({evaluation['language']})", names]
+
+
+def _none(score: Mapping[str, Any], otherwise: str) -> str:
+    """What stands in place of a value that is not there."""
+    return f"not graded: {score['not_graded']}" if "not_graded" in score else otherwise
 
 
 def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """What repeated asks of the items say, a line each."""
     if forced := evaluation.get("forced"):
         yield f"{forced} of {evaluation.get('asks', evaluation['n_items'])} answers were forced after their reasoning"
+    prompt = "shift of each item" if "rotation" in evaluation else "item"
     if samples := evaluation.get("samples"):
         yield (
-            f"{samples['count']} answers drawn for each item at temperature {samples['temperature']:g}; one alone is "
-            f"right {samples['accuracy']:.1%} of the time"
+            f"{samples['count']} answers drawn for each {prompt} at temperature {samples['temperature']:g}; one alone "
+            f"is right {samples['accuracy']:.1%} of the time"
         )
     for name, score in evaluation.get("templates", {}).items():
         low, high = score["accuracy_interval"]
         yield f"template {name} alone: {score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-    if "agreement" in evaluation:
+    if evaluation.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{evaluation['agreement']:.1%} of an item's answers say what counts, on average"
     if rotation := evaluation.get("rotation"):
         low, high = rotation["mean_accuracy_interval"]
@@ -211,15 +238,19 @@ def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> lis
 
 def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> list[str]:
     score = evaluation["scores"]
-    low, high = score["accuracy_interval"]
+    accuracy, points = _none(score, ""), f"– / {score['points_total']:g}"
+    if score["accuracy"] is not None:
+        low, high = score["accuracy_interval"]
+        accuracy = f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})"
+        points = f"{score['points']:g} / {score['points_total']:g}"
     return [
         f"{evaluation['task']} ({evaluation['language']})",
         evaluation["protocol"],
         *([evaluation["variant"]] if both else []),
         str(score["items"]),
-        f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})",
+        accuracy,
         f"{score['chance']['accuracy']:.1%}",
-        f"{score['points']:g} / {score['points_total']:g}",
+        points,
         *(str(score["outcomes"][name]) for name in outcomes),
         str(score["prohibited"]),
     ]

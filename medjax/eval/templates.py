@@ -58,6 +58,11 @@ class PromptTemplate:
         except OSError as error:
             raise FileNotFoundError(f"{path}: {error.strerror}; expected a file with a prompt template.") from None
 
+    def shows_choices(self, item: Item) -> bool:
+        """Whether some choice of the item stands in its prompt, by its text; case and blanks do not matter."""
+        shown = "".join(self.render(item).casefold().split())
+        return any("".join(choice.casefold().split()) in shown for choice in item.choices)
+
     def render(self, item: Item) -> str:
         values = (stem(item), ",".join(item.choices), item.question, list(item.choices), list(item.letters))
         try:

@@ -5,7 +5,8 @@ rows have one length a job; `Programs.shapes` lists them with the seconds each t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -77,6 +78,7 @@ class Programs:
         self.precision = "highest" if self.dtype == jnp.float32 else "default"
         self.shapes: dict[str, float] = {}
         self._compiled: dict[str, Callable] = {}
+        self._compiling: Callable[[], AbstractContextManager[None]] = nullcontext
         batch = model.rules.batch
         self.data_shards = ways(self.mesh, batch)
         self.by_row = NamedSharding(self.mesh, PartitionSpec(batch))
@@ -100,6 +102,15 @@ class Programs:
 
         return {name: {**tree, "layers": split(tree["layers"])} for name, tree in self.variables.items()}
 
+    @contextmanager
+    def watched(self, compiling: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Until it ends, every compilation runs within a `compiling()`, which may stop a clock."""
+        self._compiling = compiling
+        try:
+            yield
+        finally:
+            self._compiling = nullcontext
+
     def put(self, array: jax.Array | np.ndarray | np.int32, by_row: bool = True) -> jax.Array:
         """Host array -> device, split along its first axis over the data axes, or whole on every device."""
         return jax.device_put(array, self.by_row if by_row else self.whole)
@@ -115,7 +126,8 @@ class Programs:
         """
         if name not in self._compiled:
             start = time.perf_counter()
-            self._compiled[name] = self.lower(function, args, donate, out).compile()
+            with self._compiling():
+                self._compiled[name] = self.lower(function, args, donate, out).compile()
             self.shapes[name] = time.perf_counter() - start
         return self._compiled[name](*args)
 

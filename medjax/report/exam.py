@@ -18,7 +18,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from medjax.report import certainty, differences, drawing, outcomes, pages, questions, variants
-from medjax.report.headlines import ACCURACY, by_scale, called, checked_record, headlines, metric_label
+from medjax.report.headlines import ACCURACY, accuracy, by_scale, called, checked_record, headlines, metric_label
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -70,6 +70,7 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         "with_sections": any(e["whole"]["parts"] for e in evaluations if e["by_accuracy"] or e["exams"]),
         "graded": _by_figure(evaluations),
         "fold": len(evaluations) > _FOLD_ABOVE,
+        "unread": outcomes.unread(_counted(record["evaluations"])),
         "axis": drawing.axis("0", "50", "100 %"),
         "key": drawing.plot(0.6, 0.3, 0.9, 0.05),
         "outcome_colours": outcomes.colours(),
@@ -121,7 +122,7 @@ def _evaluation(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     if right := next((each for each in figures if each.name == ACCURACY), None):
         # of a set with other questions too the accuracy is of those that it takes
         whole |= {"items": right.items, "accuracy": right.value, "low": right.low, "high": right.high}
-        whole |= {"chance": right.chance, "plot": right.plot()}
+        whole |= {"plot": right.plot(), "unread": right.unread, "not_graded": right.not_graded}
     if len(exams) == 1:  # cut-offs are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
@@ -145,6 +146,12 @@ def _evaluation(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _counted(entries: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """All that counts answers which could not be read: scores, and figures beside accuracy."""
+    for entry in entries:
+        yield from (entry["scores"], *entry.get("metrics", {}).values())
+
+
 def _by_figure(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the sets that are not graded by accuracy, a group for each scale with its axis."""
     rows = [(each, evaluation) for evaluation in evaluations for each in evaluation["headlines"]]
@@ -156,16 +163,13 @@ def _by_figure(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the summary or of the table of exams."""
-    low, high = score["accuracy_interval"]
-    cuts = score.get("verdict", {})
+    right, cuts = accuracy(score), score.get("verdict", {})
     return {
-        **{key: score[key] for key in ("items", "correct", "accuracy", "prohibited", "unparsed")},
+        **{key: score[key] for key in ("items", "correct", "accuracy", "prohibited")},
         **{key: score[key] for key in ("points", "points_total", "points_share")},
-        "low": low,
-        "high": high,
-        "chance": score["chance"]["accuracy"],
+        **{"low": right.low, "high": right.high, "unread": right.unread, "not_graded": right.not_graded},
         "prohibited_max": cuts.get("prohibited_max"),
-        "plot": drawing.plot(score["accuracy"], low, high, score["chance"]["accuracy"]),
+        "plot": right.plot(),
         "parts": {
             name: {"points": score[f"{name}_points"], "total": score[f"{name}_total"], "cut": cuts.get(f"{name}_min")}
             for name in ("required", "general")
@@ -201,16 +205,22 @@ def _breakdowns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _bars(groups: Mapping[str, Mapping[str, Any]], guess: float) -> list[dict[str, Any]]:
     rows = []
     for label, total in groups.items():
+        if total["accuracy"] is None:  # no model has seen any of its questions
+            plot = drawing.marks((None, None, None), guess, "not graded", bar=True)
+            rows.append({"label": label, **total, "low": None, "plot": plot})
+            continue
         low, high = wilson_interval(total["correct"], total["items"])
-        share = total["correct"] / total["items"]
-        plot = drawing.plot(share, low, high, guess, bar=True)
-        rows.append({"label": label, **total, "accuracy": share, "low": low, "high": high, "plot": plot})
+        plot = drawing.plot(total["accuracy"], low, high, guess, bar=True)
+        rows.append({"label": label, **total, "low": low, "high": high, "plot": plot})
     return rows
 
 
 def _normalised(entry: Mapping[str, Any], items: int) -> dict[str, dict[str, int]]:
     shares = entry.get("normalised") or {}
-    return {_NORMALISATIONS.get(k, k): {"items": items, "correct": round(v * items)} for k, v in shares.items()}
+    return {
+        _NORMALISATIONS.get(k, k): {"items": items, "correct": round(v * items), "accuracy": v}
+        for k, v in shares.items()
+    }
 
 
 def _variants(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -226,9 +236,8 @@ def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, found in entry.get("metrics", {}).items():
         interval = found["interval"]
         yield {
-            **{key: found[key] for key in ("items", "unparsed")},
-            "name": metric_label(name),
-            "value": _three_digits(found["value"]),
+            **{"items": found["items"], "unread": found, "name": metric_label(name)},
+            "value": "not graded" if found.get("not_graded") else _three_digits(found["value"]),
             "interval": "–" if interval is None else " – ".join(map(_three_digits, interval)),
             "chance": _three_digits(found["chance"]),
             "bounds": " to ".join(f"{bound:g}".replace("inf", "∞").replace("-", "−") for bound in found["bounds"]),
@@ -242,7 +251,9 @@ def _three_digits(value: float | None) -> str:
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     scores, work = entry["scores"], entry.get("work") or {}
     unknown = scores.get("no_reference", 0)
-    if unknown < scores["items"]:
+    if reason := scores.get("not_graded"):
+        yield f"not graded: {reason}"
+    elif unknown < scores["items"]:
         yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
         yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
     if unknown:
@@ -252,13 +263,15 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if not_asked := scores.get("not_asked"):
-        yield f"{drawing.number(not_asked)} without choices not asked, which counts as wrong"
+        counts = "" if "not_graded" in scores else ", which counts as wrong"
+        yield f"{drawing.number(not_asked)} without choices not asked{counts}"
     if too_long := scores.get("too_long"):
-        yield f"{drawing.number(too_long)} longer than the model's context, not sent and worth nothing"
+        worth = "" if "not_graded" in scores else " and worth nothing"
+        yield f"{drawing.number(too_long)} longer than the model's context, not sent{worth}"
     if cut_off := entry.get("truncated"):
         yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
-    if 0 < plain["items"] < scores["items"]:
+    if 0 < plain["items"] < scores["items"] and plain["accuracy"] is not None:
         share, shown = drawing.percent(plain["accuracy"]), drawing.number(plain["items"])
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
@@ -276,7 +289,7 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if rotation := entry.get("rotation"):
         mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
-    if (agreement := entry.get("agreement")) is not None:
+    if agreement := entry.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{drawing.percent(agreement)} of the replies say what the answer says"
     if forced := entry.get("forced"):
         yield f"{drawing.number(forced)} answers forced after reasoning"

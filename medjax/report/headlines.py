@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from markupsafe import Markup
 
 from medjax.report import drawing
+from medjax.report.outcomes import UNREAD
 
 ACCURACY = "accuracy"
 _WORDS = {"f1": "F1", "bleu": "BLEU", "chrf": "chrF", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
@@ -71,7 +72,11 @@ SHARE = Scale(0, 1, percent=True)
 
 @dataclass(frozen=True)
 class Headline:
-    """One figure of an evaluation; None where undefined. unparsed: answers that could not be read."""
+    """One figure of an evaluation; None where undefined.
+
+    unread      counts of report.outcomes.UNREAD: answers that could not be read, and items that were not sent
+    not_graded  why there is no value, where no item reached the model
+    """
 
     name: str
     value: float | None
@@ -79,9 +84,10 @@ class Headline:
     high: float | None
     chance: float | None
     items: int
-    unparsed: int
+    unread: Mapping[str, int]
     scale: Scale
     higher_is_better: bool = True
+    not_graded: str = ""
 
     @property
     def label(self) -> str:
@@ -94,7 +100,12 @@ class Headline:
 
     @property
     def shown(self) -> str:
-        return self.scale.shown(self.value)
+        return self.missing if self.value is None else self.scale.shown(self.value)
+
+    @property
+    def missing(self) -> str:
+        """What stands in place of a value that is not there."""
+        return "not graded" if self.not_graded else "undefined"
 
     @property
     def interval(self) -> str:
@@ -107,10 +118,9 @@ class Headline:
     @property
     def said(self) -> str:
         """Value and interval for readers who do not see them drawn."""
-        value = "undefined" if self.value is None else self.shown
         if self.low is None or self.high is None:
-            return value
-        return f"{value}, 95 % interval {self.scale.shown(self.low)} to {self.scale.shown(self.high)}"
+            return f"{self.shown}: {self.not_graded}" if self.not_graded else self.shown
+        return f"{self.shown}, 95 % interval {self.scale.shown(self.low)} to {self.scale.shown(self.high)}"
 
     @property
     def places(self) -> tuple[float | None, float | None, float | None]:
@@ -154,7 +164,7 @@ def headlines(entry: Mapping[str, Any]) -> list[Headline]:
     names = entry.get("headline", ())
     if not names and scores.get("no_reference", 0) < scores["items"]:
         names = (ACCURACY,)
-    return [_graded(name, graded[name]) if name in graded else _accuracy(scores) for name in names]
+    return [_graded(name, graded[name]) if name in graded else accuracy(scores) for name in names]
 
 
 class _Scaled(Protocol):
@@ -186,16 +196,25 @@ def scale_of(name: str, bounds: Sequence[float]) -> Scale:
 def _graded(name: str, found: Mapping[str, Any]) -> Headline:
     low, high = found["interval"] or (None, None)
     return Headline(
-        *(name, found["value"], low, high, found["chance"], found["items"], found["unparsed"]),
+        *(name, found["value"], low, high, found["chance"], found["items"], _unread(found)),
         scale_of(name, found["bounds"]),
         found["higher_is_better"],
+        found.get("not_graded", ""),
     )
 
 
-def _accuracy(scores: Mapping[str, Any]) -> Headline:
-    low, high = scores["accuracy_interval"]
-    chance = scores["chance"]["accuracy"]
-    return Headline(ACCURACY, scores["accuracy"], low, high, chance, scores["items"], scores["unparsed"], SHARE)
+def accuracy(scores: Mapping[str, Any]) -> Headline:
+    """Items right, of the scores of an evaluation or of one exam."""
+    low, high = scores["accuracy_interval"] or (None, None)
+    return Headline(
+        *(ACCURACY, scores["accuracy"], low, high, scores["chance"]["accuracy"], scores["items"], _unread(scores)),
+        SHARE,
+        not_graded=scores.get("not_graded", ""),
+    )
+
+
+def _unread(found: Mapping[str, Any]) -> dict[str, int]:
+    return {name: found.get(name, 0) for name in UNREAD}
 
 
 def _minus(text: str) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from medjax.report import drawing
 
 _SURE = ("right", "wrong")  # shown even where there is none
+UNREAD = ("unparsed", "cut_off", "too_long")  # outcomes that stand beside a score in its own row
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ def met(scores: Iterable[Mapping[str, Any]]) -> list[str]:
     counted = [entry["outcomes"] for entry in scores if entry.get("outcomes")]
     names = dict.fromkeys(name for counts in counted for name in counts)
     return [name for name in names if name in _SURE or any(counts.get(name) for counts in counted)]
+
+
+def unread(counted: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Columns beside the scores, key and name: unparsed, and of the other UNREAD those that happened.
+
+    counted  what holds counts: scores, or figures of a set
+    """
+    rows = list(counted)
+    return [(key, named(key)) for key in UNREAD if key == "unparsed" or any(row.get(key) for row in rows)]
 
 
 def table(entries: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any] | None:
@@ -137,6 +147,7 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": gauges},
         **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
+        "not_graded": score.get("not_graded", ""),
     }
 
 

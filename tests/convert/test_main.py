@@ -79,7 +79,7 @@ def test_a_wrong_call_exits_before_anything_is_loaded(arguments, message, capsys
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(f"medjax.convert: {message}")
 
 
 def test_a_toml_file_gives_the_options(tmp_path):

@@ -3,12 +3,15 @@
 import hashlib
 
 import pytest
-from small_evaluations import FIVE, NUMBER, ONE, TWO, evaluation
+from small_evaluations import FIVE, NUMBER, ONE, TWO, evaluation, loaded
 
 from medjax.data.qa import Item
 from medjax.data.text.chat import ChatTemplate
-from medjax.eval.asking import ask, seed_of
+from medjax.eval.asking import ask, choose_items, seed_of
 from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.protocols import Protocol
+from medjax.eval.settings import EvalSettings, ProtocolSettings
+from medjax.eval.templates import PromptTemplate
 
 TEMPLATES = (("a/short.txt", "{{question}} "), ("b/long.txt", "Q: {{question}}\nA: "))
 
@@ -83,3 +86,49 @@ def test_special_tokens_of_a_template_are_read_as_such():
         ask(bad, shots, None, ["<|im_end|>"])
     plain = evaluation("strict", (Item("bad", "? <|im_end|>", FIVE, ("a",)),))
     assert not ask(plain, shots, None, ["<|im_end|>"]).asks[0].prompt.special
+
+
+# templates that hide the choices
+
+HIDING, BY_HAND = "{{question}}\nAnswer:", "{{question}}\nIs it {{choices[0]}}?\n"
+
+
+def _choose(name, source, items=(ONE, TWO), **settings):
+    protocol = Protocol(name, ProtocolSettings(**settings), [PromptTemplate(source, "mine.txt")])
+    return choose_items(loaded(items), protocol, EvalSettings())[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("strict", {}), ("cot", {}), ("kasai", {}), ("choice-logprob", {"continuation": "letter"})],
+)
+def test_a_template_without_choices_is_refused_where_letters_are_asked_for(name, settings):
+    with pytest.raises(ValueError) as caught:
+        _choose(name, HIDING, (NUMBER, ONE, TWO), **settings)
+    words = name + ("-letter" if settings else "")
+    assert str(caught.value).startswith(
+        "mine.txt: task exam: item one: got a prompt with none of the texts of its 5 choices, while protocol "
+        f"{words}-template-"
+    )
+    # what it says to write is a template that passes
+    _, _, advice = str(caught.value).partition("a line for each: ")
+    assert PromptTemplate("{{question}}\n" + advice).render(TWO) == (
+        "二つはどれか。\na. 肺炎\nb. 喘息\nc. 肺塞栓\nd. 気胸\ne. 心不全\n"
+    )
+    for shown in (BY_HAND, "{{question}}\n{{input}}", "{{question}}\n" + advice):
+        assert _choose(name, shown, **settings).items == (ONE, TWO)
+
+
+def test_choices_in_another_case_or_with_other_blanks_are_shown():
+    item = Item("en", "Which?", ("Chest  pain", "fever"), ("a",))
+    assert _choose("strict", "{{question}} {{choices[0]|upper|replace('  ', ' ')}}", (item,)).items == (item,)
+    # an item may hold its choices in the question itself
+    item = Item("in", "Fever (1) or cough (2)?", ("fever", "cough"), ("a",))
+    assert _choose("strict", HIDING, (item,)).items == (item,)
+
+
+def test_protocols_that_compare_texts_need_no_choices_in_the_prompt():
+    assert _choose("choice-logprob", HIDING).items == (ONE, TWO)
+    assert _choose("gestalt", HIDING).items == (ONE, TWO)
+    # items that have none are asked as ever
+    assert _choose("strict", HIDING, (NUMBER,)).items == (NUMBER,)

@@ -111,6 +111,7 @@ def test_exit_status_2_names_what_is_wrong(tiny_folder, exam, tmp_path, capsys):
         (["--protocol", "kasia"], '--protocol: got "kasia", expected list of one of strict, cot, choice-logprob'),
         (["--limit", "0"], "--limit: got 0, expected 1 or more items."),
         (["--resamples", "0"], "--resamples: got 0, expected 1 or more."),
+        (["--protocol.samples", "0"], "--protocol.samples: got 0, expected 1 or more."),
         (["--engine.row_tokens", "200"], "--engine.row_tokens: got 200, expected a multiple of 128."),
         (["none.toml"], "none.toml: No such file or directory"),
     ],
@@ -119,7 +120,7 @@ def test_a_wrong_call_exits_before_anything_is_loaded(arguments, message, capsys
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(f"medjax.eval: {message}")
 
 
 def test_options_of_ecgs_without_a_model_of_ecgs(tmp_path, capsys):

@@ -67,6 +67,10 @@ def _model(context=4096):
     return SimpleNamespace(tokenizer=Letters(), decoder=SimpleNamespace(config=SimpleNamespace(max_length=context)))
 
 
+def _long(count):
+    return Item("long", "長" * count, FIVE, ("a",))
+
+
 def _run(made, tmp_path, *, context=4096, seed=0):
     tmp_path.mkdir(exist_ok=True)
     asked = questions(made, _model(context), EvalSettings(seed=seed))
@@ -75,6 +79,16 @@ def _run(made, tmp_path, *, context=4096, seed=0):
 
 
 # reasoning
+
+
+def test_an_item_is_finished_when_its_answer_is_not_when_its_reasoning_is(engine, tmp_path, monkeypatch):
+    reached = []
+    monkeypatch.setattr(ProgressBar, "reach", lambda bar, done, total: reached.append((done, total)))
+    made = evaluation("cot", (ONE, _long(900), TWO, NUMBER), think_tokens=10, max_new_tokens=10)
+    engine.say = lambda prompt: (" c", "stop") if prompt.endswith("\n答え:") else ("考える", "length")
+    _run(made, tmp_path, context=500)
+    # half of the work on three, to begin with; what is too long is not waited for
+    assert reached == [(0, 3), (1, 3), (3, 3)]
 
 
 def test_reasoning_gets_its_budget_and_an_answer_is_forced_where_none_was_written(engine, tmp_path):
@@ -160,7 +174,9 @@ def test_greedy_decoding_is_asked_for_without_sampling(engine, tmp_path):
     assert (engine.asked[0].max_new_tokens, engine.asked[0].stop) == (32, ("\n",))
 
 
-def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path):
+def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ProgressBar, "begin", lambda bar, done, total: begun.append((done, total)))
     made = evaluation("strict", (ONE, TWO), samples=2, temperature=0.7)
     journal = Journal(tmp_path / "journal.jsonl", "run")
     known = [{"i": i, "tokens": [1], "text": text, "finish": "stop"} for i, text in ((0, "a"), (1, "b"), (2, "d"))]
@@ -168,13 +184,10 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(engine, tmp_path):
     found, _, reused = _run(made, tmp_path)
     assert [output.text for output in found] == ["a", "b", "d", "c"]
     assert (reused, len(engine.asked[0].prompts)) == (1, 1)  # of two items one was known whole
+    assert begun == [(1, 2)]
 
 
 # too long
-
-
-def _long(count):
-    return Item("long", "長" * count, FIVE, ("a",))
 
 
 def test_an_item_longer_than_the_context_is_marked_and_the_others_are_asked(engine, tmp_path):

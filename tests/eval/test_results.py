@@ -246,10 +246,15 @@ def test_answers_cut_off_are_counted_apart_from_wrong_ones():
     ]
     run = _finish(evaluation, outputs)
     samples = [json.loads(line) for line in sample_lines([run])]
-    assert [(s["truncated"], s["unparsed"]) for s in samples] == [(True, True), (True, False), (False, True)]
+    assert [(s["truncated"], s["unparsed"], s["outcome"]) for s in samples] == [
+        (True, False, "cut_off"),
+        (True, False, "right"),
+        (False, True, "unparsed"),
+    ]
+    assert [s["filtered_resps"] for s in samples] == [["[cut off]"], ["a,d"], ["[unparsed]"]]
     strict, scored = _results(run, _finish(SCORING, [ROWS, TWO_ROWS, []]))["medjax"]["evaluations"]
-    assert (strict["truncated"], strict["truncated_unparsed"], strict["scores"]["unparsed"]) == (2, 1, 2)
-    assert (scored["truncated"], scored["truncated_unparsed"], scored["scores"]["unparsed"]) == (0, 0, 0)
+    counts = [(e["truncated"], e["scores"]["cut_off"], e["scores"]["unparsed"]) for e in (strict, scored)]
+    assert counts == [(2, 1, 1), (0, 0, 0)]
     assert "truncated" not in strict["scores"]
 
 
@@ -355,6 +360,45 @@ def test_what_is_too_long_is_not_unparsed_and_not_right():
     _, entry = _graded_by(("accuracy", "kappa"), [TOO_LONG, *texts("?")], items=(every, ONE))
     assert [found["unparsed"] for found in entry["metrics"].values()] == [1, 1]
     assert entry["metrics"]["accuracy"]["value"] == entry["scores"]["accuracy"] == 0
+    assert [found["too_long"] for found in entry["metrics"].values()] == [1, 1]
+
+
+def test_a_figure_stands_beside_the_counts_of_what_could_not_be_read():
+    said = [TOO_LONG, *texts("考え中", finish="length"), *texts("?", "c")]
+    _, entry = _graded_by(("kappa", "accuracy"), said, items=tuple(replace(ONE, id=name) for name in "wxyz"))
+    for found in entry["metrics"].values():
+        assert (found["unparsed"], found["cut_off"], found["too_long"], found["items"]) == (1, 1, 1, 4)
+        assert "not_graded" not in found
+
+
+@pytest.mark.parametrize("name", ["strict", "choice-logprob"])
+def test_where_every_item_is_too_long_there_is_no_score(name):
+    pair = (ONE, replace(ONE, id="other"))
+    results, entry = _graded_by(("kappa", "accuracy"), [TOO_LONG, TOO_LONG], name, items=pair)
+    scores = entry["scores"]
+    assert scores["not_graded"] == "too long 2/2"
+    kept = ("accuracy", "accuracy_interval", "points_share", "points_share_interval")
+    assert [scores[key] for key in kept] == [None] * 4
+    assert {(f["value"], f["interval"], f["not_graded"]) for f in entry["metrics"].values()} == {
+        (None, None, "too long 2/2")
+    }
+    assert not {"normalised", "calibration", "rotation", "agreement"} & entry.keys()
+    (values,) = results["results"].values()
+    of_items = [key for key in values if key.endswith(",none") and "_stderr" not in key]
+    assert of_items
+    assert all(values[key] is None for key in of_items)
+    assert all(values[key] == "N/A" for key in values if "_stderr" in key)
+    json.dumps(results["medjax"]["evaluations"], allow_nan=False)
+
+
+def test_models_that_saw_no_item_are_not_compared():
+    made = [replace(evaluation("strict"), variant=name) for name in ("base", "adapter")]
+    runs = [Finished(e, read_answers(e, [TOO_LONG]), Work(), 0, 1.0) for e in made]
+    assert _results(*runs)["medjax"]["comparisons"] == []
+    made = [evaluation("strict", language=language) for language in ("ja", "en")]
+    said = [*texts("c"), TOO_LONG]
+    runs = [Finished(e, read_answers(e, [one]), Work(), 0, 1.0) for e, one in zip(made, said, strict=True)]
+    assert "languages" not in _results(*runs)["medjax"]
 
 
 def test_metrics_of_the_set_alone_stand_among_the_harness_keys():

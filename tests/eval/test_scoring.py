@@ -349,3 +349,26 @@ def test_tables_and_intervals(tmp_path):
 def test_nothing_is_guessed_where_there_are_no_choices():
     for kind, answer in (("entities", ("a",)), ("similarity", ("1",)), ("text", ("a",)), ("number", ("1",))):
         assert chance(Item("x", "?", (), answer, kind=kind)) == 0
+
+
+def test_what_no_model_has_seen_is_not_graded():
+    items = [Item(f"q{n}", "?", FIVE, ("a",), category="xy"[n % 2], exam="2018") for n in range(4)]
+    task = LoadedTask(
+        **{"name": "x", "language": "ja", "items": tuple(items), "fewshot": (), "pool_is_test": False, "digest": ""},
+        **{"files": {}, "required_sections": (), "cuts": {}, "prohibited_max": 0, "exam_sizes": {"2018": 4}},
+        **{"dropped": {}, "note": ""},
+    )
+    long = Verdict(False, 0, False, False, too_long=True)
+    unasked, wrong = replace(long, too_long=False, asked=False), replace(long, too_long=False)
+    score = aggregate(task, items, [long, long, unasked, long], resamples=10)
+    for entry in (score, score["by_exam"]["2018"]):
+        assert entry["not_graded"] == "not asked 1/4, too long 3/4"
+        shares = ("accuracy", "accuracy_interval", "points_share", "points_share_interval")
+        assert [entry[key] for key in shares] == [None] * 4
+        assert (entry["correct"], entry["points"], entry["points_total"]) == (0, 0, 4)
+    # one that was seen is enough for a score, of the set and of its category
+    score = aggregate(task, items, [long, long, wrong, long], resamples=10)
+    assert "not_graded" not in score
+    # Wilson's, as nothing is right: z^2 / (4 + z^2)
+    assert (score["accuracy"], score["accuracy_interval"]) == (0, pytest.approx([0, 0.48990], abs=1e-5))
+    assert {name: part["accuracy"] for name, part in score["by_category"].items()} == {"x": 0, "y": None}

@@ -5,19 +5,19 @@ import pytest
 from medjax.eval.summary import print_comparisons, print_summary
 
 
-def _results(*, unparsed=0, truncated=0, both=0, no_reference=0, unpinned=()):
+def _results(*, unparsed=0, truncated=0, cut_off=0, no_reference=0, unpinned=()):
     scores = {
         **{"items": 100, "accuracy": 0.25, "accuracy_interval": [0.2, 0.3], "chance": {"accuracy": 0.2}},
         **{"points": 30, "points_total": 120, "unparsed": unparsed, "prohibited": 3, "by_exam": {}},
-        **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
+        **{"not_asked": 0, "too_long": 0, "cut_off": cut_off, "no_reference": no_reference},
         "outcomes": {
-            **{"right": 25, "wrong": 75 - unparsed - no_reference, "unparsed": unparsed - both, "cut_off": both},
+            **{"right": 25, "wrong": 75 - unparsed - cut_off - no_reference, "unparsed": unparsed, "cut_off": cut_off},
             **{"not_asked": 0, "too_long": 0, "no_reference": no_reference},
         },
     }
     evaluation = {
         **{"id": "exam_en_strict-0shot", "task": "exam", "language": "en", "protocol": "strict-0shot"},
-        **{"n_items": 100, "limit": None, "scores": scores, "truncated": truncated, "truncated_unparsed": both},
+        **{"n_items": 100, "limit": None, "scores": scores, "truncated": truncated},
         "data": {"unpinned": list(unpinned)},
         "work": {"tokens_computed": 1200, "tokens_saved": 800},
     }
@@ -34,7 +34,7 @@ def _lines(capsys, **counts):
 
 
 def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
-    lines = _lines(capsys, unparsed=9, truncated=41, both=5)
+    lines = _lines(capsys, unparsed=4, truncated=41, cut_off=5)
     (head,), (row,) = ([line for line in lines if line.startswith(start)] for start in ("set ", "exam (en)"))
     cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
     # 41 were cut off, of which 36 could be read; nothing is counted twice
@@ -45,15 +45,15 @@ def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
 
 
 def test_one_answer_is_not_answers(capsys):
-    results = _results(both=1)
+    results = _results(cut_off=1)
     results["medjax"]["evaluations"][0]["n_items"] = 10
     print_summary(results)
     assert "exam_en_strict-0shot: 1 answer was cut off before anything could be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("both", "shown"), [(5, []), (6, ["6"])])
-def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, both, shown):
-    hints = [line for line in _lines(capsys, unparsed=9, truncated=41, both=both) if "--max-new-tokens" in line]
+@pytest.mark.parametrize(("cut_off", "shown"), [(5, []), (6, ["6"])])
+def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, cut_off, shown):
+    hints = [line for line in _lines(capsys, unparsed=4, truncated=41, cut_off=cut_off) if "--max-new-tokens" in line]
     assert [line.split()[1] for line in hints] == shown
     assert all(line.startswith("exam_en_strict-0shot: ") for line in hints)
 
@@ -70,15 +70,77 @@ def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     assert (shown["wrong"], shown["for people to judge"]) == ("50", "25")
 
 
-@pytest.mark.parametrize(
-    ("more", "shown"), [({}, []), ({"open": {"required": 1}}, ["exam_en_strict-0shot 2018: incomplete (because)"])]
-)
-def test_a_verdict_that_hangs_on_questions_not_asked_is_said(capsys, more, shown):
+def _table(lines, column):
+    """Rows of the table that has this column, each by its header."""
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines]
+    start = next(number for number, row in enumerate(cells) if column in row)
+    end = next((n for n in range(start + 2, len(cells)) if len(cells[n]) < len(cells[start])), len(cells))
+    return [dict(zip(cells[start], row, strict=True)) for row in cells[start + 2 : end]]
+
+
+def test_every_exam_with_cut_offs_has_a_verdict(capsys):
     results = _results()
-    verdict = {"result": "incomplete", "reasons": ["because"], **more}
-    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {"2018": {"verdict": verdict}}
+    verdicts = {
+        **{"2018": ("pass", []), "2019": ("fail", ["required 1 of 5 points, 4 needed", "4 picks"])},
+        **{"2020": ("incomplete", ["4 of the 400 questions were asked"]), "mine": ("none", ["no cut-off is known"])},
+    }
+    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {
+        exam: {"verdict": {"result": result, "reasons": reasons}} for exam, (result, reasons) in verdicts.items()
+    }
     print_summary(results)
-    assert [line for line in capsys.readouterr().out.splitlines() if "2018" in line] == shown
+    rows = _table(capsys.readouterr().out.splitlines(), "verdict")
+    place = {"set": "exam (en)", "protocol": "strict-0shot"}
+    assert rows == [
+        place | {"exam": "2018", "verdict": "pass", "why": ""},
+        place | {"exam": "2019", "verdict": "fail", "why": "required 1 of 5 points, 4 needed; 4 picks"},
+        place | {"exam": "2020", "verdict": "incomplete", "why": "4 of the 400 questions were asked"},
+    ]
+
+
+def test_without_cut_offs_there_is_no_table_of_verdicts(capsys):
+    assert not [line for line in _lines(capsys) if "verdict" in line]
+
+
+def test_what_no_model_has_seen_has_no_score(capsys):
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    none = {"accuracy": None, "accuracy_interval": None, "not_graded": "too long 100/100", "points": 0, "too_long": 100}
+    entry["scores"] |= none | {"outcomes": dict.fromkeys(entry["scores"]["outcomes"], 0) | {"too_long": 100}}
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = _table(lines, "accuracy (95 % interval)")
+    assert (row["accuracy (95 % interval)"], row["points"]) == ("not graded: too long 100/100", "– / 120")
+    assert (row["right"], row["too long"]) == ("0", "100")
+    (told,) = [line for line in lines if line.startswith("exam_en_strict-0shot: 100 items are longer")]
+    assert "and not asked; there is no score; ask with fewer examples" in told
+
+
+def test_figures_stand_beside_what_could_not_be_read(capsys):
+    def graded(value, **counts):
+        found = {"value": value, "interval": value and [0.1, 0.3], "items": 9, "chance": 0.0}
+        return found | {"unparsed": 0, "cut_off": 0, "too_long": 0} | counts
+
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    columns = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", "unparsed"]
+    entry["metrics"] = {"kappa": graded(0.2, unparsed=4)}
+    print_summary(results)
+    (row,) = _table(capsys.readouterr().out.splitlines(), "graded by")
+    assert list(row) == columns  # no columns of zeros
+    assert (row["value (95 % interval)"], row["unparsed"]) == ("0.200 (0.100 to 0.300)", "4")
+    entry["metrics"] |= {"f1_macro": graded(0.2, cut_off=3), "pearson": graded(None)}
+    entry["metrics"]["bleu"] = graded(None, too_long=9, not_graded="too long 9/9")
+    print_summary(results)
+    rows = {row["graded by"]: row for row in _table(capsys.readouterr().out.splitlines(), "graded by")}
+    assert list(rows["kappa"]) == [*columns, "cut off", "too long"]
+    assert [(row["cut off"], row["too long"]) for row in rows.values()] == [
+        ("0", "0"),
+        ("3", "0"),
+        ("0", "0"),
+        ("0", "9"),
+    ]
+    shown = [row["value (95 % interval)"] for row in rows.values()]
+    assert shown[2:] == ["undefined", "not graded: too long 9/9"]
 
 
 def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
@@ -121,3 +183,16 @@ def test_changed_data_are_named(capsys):
 def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_questions(capsys):
     (line,) = [line for line in _lines(capsys) if line.startswith("next ")]
     assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")
+
+
+def test_where_nothing_was_read_nothing_agrees(capsys):
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    entry |= {"agreement": 0.0, "samples": {"count": 3, "temperature": 0.8, "accuracy": 0.0}}
+    print_summary(results)
+    told = capsys.readouterr().out
+    assert "3 answers drawn for each item at temperature 0.8" in told
+    assert "say what counts" not in told
+    entry["agreement"] = 0.5
+    print_summary(results)
+    assert "50.0% of an item's answers say what counts" in capsys.readouterr().out

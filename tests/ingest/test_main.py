@@ -31,8 +31,8 @@ def test_help_is_quick_and_lists_every_key():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "medjax.ingest: got nothing, expected the kind of data first: ecg; write python -m medjax.ingest ecg"),
-        (["xray", "--source", "x"], "medjax.ingest: got xray, expected the kind of data first: ecg;"),
+        ([], "got nothing, expected the kind of data first: ecg; write python -m medjax.ingest ecg"),
+        (["xray", "--source", "x"], "got xray, expected the kind of data first: ecg;"),
         (["ecg", "--out", "y"], "source: no value given, expected str"),
         (["ecg", "--source", "x", "--out", "y", "--limit_s", "0"], "--limit_s: got 0, expected more than 0; 60 is us"),
         (["ecg", "--source", "x", "--out", "y", "--correlation", "0.2"], "--correlation: got 0.2, expected 0.5 to 1"),
@@ -45,7 +45,7 @@ def test_help_is_quick_and_lists_every_key():
         (["ecg", "--source", "x", "--out", "y", "--code_labels", "AF"], "--code_labels: got 'AF', expected NAME=CODE"),
         (["ecg", "--source", "x", "--out", "y", "--institution", "a b"], "--institution: got 'a b', expected letters"),
         (["ecg", "--source", "x", "--out", "y", "--duplicates", "no"], '--duplicates: got "no", expected one of mark'),
-        (["ecg", "--source", "nowhere", "--out", "y"], "medjax.ingest: nowhere: no such folder or file, expected ECG"),
+        (["ecg", "--source", "nowhere", "--out", "y"], "nowhere: no such folder or file, expected ECG"),
     ],
 )
 def test_a_wrong_call(arguments, message, capsys):
@@ -54,7 +54,7 @@ def test_a_wrong_call(arguments, message, capsys):
     except SystemExit as stop:
         status = stop.code
     assert status == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(f"medjax.ingest: {message}")
 
 
 def test_a_run_and_its_repetition(tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_each_scale_has_a_panel_of_its_own():
     dashed = [line for line in figure.findall(f"{SVG}line") if line.get("stroke-dasharray")]
     assert len(dashed) == 3  # accuracy, kappa and the correlation
     shown = {text for text, _, _ in texts}
-    assert {"0.120", "−0.020 – 0.250", "12.3", "1.25", "–"} <= shown
+    assert {"0.120", "−0.020 – 0.250", "12.3", "1.25", "undefined"} <= shown
     # a panel of one figure says it once, one of several on each row
     assert {"100 items · kappa linear · strict-0shot", "100 items · Pearson · strict-0shot"} <= shown
     assert {"100 items · strict-0shot", "1,000 items · strict-0shot"} <= shown

@@ -1,8 +1,11 @@
 """What sets are graded by first, in the summary, the models side by side and the differences: each on its own scale."""
 
-import pytest
-from report_pages import Node, cells, evaluation, page, results, score
+from xml.etree import ElementTree
 
+import pytest
+from report_pages import FAIL, SVG, Node, cells, evaluation, page, results, score
+
+from medjax.report.exam_figure import summary_figure
 from medjax.report.headlines import SHARE, Scale, by_scale, headlines, metric_label
 
 
@@ -54,7 +57,8 @@ def test_the_headline_of_a_set_of_several_kinds_is_one_figure_for_each():
     assert (right.value, right.items, right.scale, right.chance) == (0.5, 10, SHARE, 0.2)
     assert (found.value, found.items, found.scale) == (0.3, 100, Scale(0, 1))
     (plain,) = headlines(evaluation())
-    assert (plain.name, plain.low, plain.high, plain.chance, plain.unparsed) == ("accuracy", 0.3, 0.475, 0.17, 3)
+    assert (plain.name, plain.low, plain.high, plain.chance) == ("accuracy", 0.3, 0.475, 0.17)
+    assert plain.unread == {"unparsed": 3, "cut_off": 0, "too_long": 0}
     assert headlines(JUDGED) == []
     assert metric_label("entity_partial_f1") == "entity partial F1"
     assert [scale for scale, _ in by_scale([found, right])] == [SHARE, Scale(0, 1)]
@@ -134,3 +138,54 @@ def test_models_stand_side_by_side_on_the_scale_of_the_figure():
     assert axes == [["0", "50", "100 %"], ["−1", "0", "1"]]
     drawn = table.all("svg", class_="plot")[1]
     assert [dot.attributes["cx"] for dot in drawn.all("circle")] == ["50.00%", "75.00%"]
+
+
+UNSEEN = {"accuracy": None, "accuracy_interval": None, "points_share": None, "not_graded": "too long 8/8"}
+UNSEEN |= {"points": 0, "unparsed": 0, "too_long": 8, "outcomes": {"right": 0, "wrong": 0, "too_long": 8}}
+
+
+def test_what_no_model_has_seen_has_no_score_anywhere():
+    unseen = score(0, 8, by_exam={}, **UNSEEN)
+    unseen["by_category"] = {"免疫": {"items": 8, "correct": 0, "accuracy": None}}
+    kappa = metric(None, None, unparsed=0) | {"too_long": 8, "cut_off": 0, "not_graded": "too long 8/8"}
+    made = results(
+        evaluation(scores=unseen | {"by_exam": {"2018": unseen | {"verdict": FAIL}}}),
+        entry("crade", ["kappa"], {"kappa": kappa}, scores=unseen),
+    )
+    root = page(made)
+    (row, _) = cells(root.one("table", id="summary"))
+    assert row[:5] == ["mini · ja strict-0shot", "8", "not graded too long 8/8", "", "– / 144"]
+    (graded,) = cells(root.one("table", id="summary-graded"))
+    assert graded[3:5] == ["not graded too long 8/8", ""]
+    assert (row[-3:-1], graded[-2:]) == (["0", "8"], ["0", "8"])
+    detail = root.one("section", id="evaluation-1")
+    assert detail.one("p", class_="remarks").text.startswith(
+        "not graded: too long 8/8; 8 longer than the model's context, not sent; 1,234,567 tokens"
+    )
+    assert detail.one("li", class_="card").one("p").text == "not graded: too long 8/8"
+    assert cells(detail.all("table", class_="bars")[-1]) == [["免疫", "0 / 8", "", "–", ""]]
+    shown = [text for table in root.all("table", class_="results") for line in cells(table) for text in line]
+    assert not [text for text in shown if text.startswith(("0.0\u00a0", "0.0 "))]
+    drawn = root.one("table", id="summary").one("svg", class_="plot")
+    assert drawn.attributes["aria-label"] == "not graded: too long 8/8, 17.0\u00a0% by guessing"
+    assert drawn.all("circle") == drawn.all("line", class_="interval") == []
+    figure = ElementTree.fromstring(summary_figure(made))
+    texts = [element.text for element in figure.iter(f"{SVG}text")]
+    assert (texts.count("not graded"), texts.count("too long 8/8")) == (2, 2)
+
+
+def test_counts_of_what_could_not_be_read_have_columns_where_some_happened():
+    def heads(*evaluations):
+        root = page(results(*evaluations))
+        return [[head.text for head in table.one("thead").all("th")] for table in root.all("table", class_="results")]
+
+    for table in heads(KAPPA, evaluation()):
+        assert ("Unparsed" in table, "Cut off" in table, "Too long" in table) == (True, False, False)
+    some = entry("f", ["kappa"], {"kappa": metric(0.1, [0, 1]) | {"cut_off": 4, "too_long": 1200}})
+    tables = heads(some, evaluation())
+    assert len(tables) == 3  # both summaries, and what the set is graded by
+    for table in tables:
+        at = table.index("Unparsed")
+        assert table[at : at + 3] == ["Unparsed", "Cut off", "Too long"]
+    (row,) = cells(page(results(some, evaluation())).one("table", id="summary-graded"))
+    assert row[-3:] == ["3", "4", "1,200"]
