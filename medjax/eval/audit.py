@@ -72,6 +72,10 @@ def audit(
     tasks = load_tasks(settings.tasks, settings.data_dir, say)
     runs = [GradedRun.read(path) for path in settings.run]
     _check_audited(runs, tasks)
+    for run, label in zip(runs, labels(runs), strict=True):
+        for key in run.evaluations:
+            if reason := run.not_graded(key):
+                say(f"{label}: {called(key)} is not scored again, since no item reached the model: {reason}")
     items = [(task, item) for task in tasks for item in task.items]
     asked = [each for task in tasks for each in asked_of(task, task.name)]
     index = NearIndex(
@@ -313,7 +317,7 @@ def _rescored(
         (task.name, task.language): [metric.name for metric in headlines(task.metrics, task.items)] for task in tasks
     }
     for run, label in zip(runs, labels(runs), strict=True):
-        samples = run.samples([key for key in run.evaluations if key[:2] in asked])
+        samples = run.samples([key for key in run.evaluations if key[:2] in asked and not run.not_graded(key)])
         for key, by_item in samples.items():
             clean = {item: sample for item, sample in by_item.items() if (*key[:2], item) not in held}
             caught = {item: sample for item, sample in by_item.items() if item not in clean}

@@ -83,6 +83,8 @@ def compare_runs(
              answered better, with both answers) and their counts; p_holm beside every p_value, corrected over all
              tests of the result, None for what is none; differences: what `anyway` let pass; notes: what else differs;
              exams: the verdicts of every run on every exam
+    A set of which no item reached a model has no score: it is noted, not compared.
+
     Raises FileNotFoundError for a folder without results, and ValueError where nothing can be compared.
     """
     if len(paths) < 2:
@@ -93,7 +95,9 @@ def compare_runs(
     names = labels(runs)
     keys = [{key for other in runs if other is not run for key in _alike(run, other)} for run in runs]
     samples = [run.samples(sorted(wanted)) for run, wanted in zip(runs, keys, strict=True)]
-    pairs = []
+    pairs: list[tuple[_Pair, Key, Key]] = []
+    every: list[_Pair] = []
+    shared: set[Key] = set()
     for i, j in combinations(range(len(runs)), 2):
         pair = _Pair((runs[i], runs[j]), (names[i], names[j]), (samples[i], samples[j]))
         matched = _matched(runs[i], runs[j])
@@ -105,11 +109,19 @@ def compare_runs(
                 "language and protocol in both; scores of different protocols cannot be compared, so run both with "
                 f"the same one{way}."
             )
-        pairs += [(pair, first, second) for first, second in matched]
+        for key, other in matched:
+            reasons = {names[i]: runs[i].not_graded(key), names[j]: runs[j].not_graded(other)}
+            if any(reasons.values()):
+                shown = ", ".join(f"{reason} in {name}" for name, reason in reasons.items() if reason)
+                pair.notes.append(f"{called(key)}: not compared, since no item reached a model: {shown}")
+            else:
+                pairs.append((pair, key, other))
+        every.append(pair)
+        shared |= {key for both in matched for key in both}
     told = [difference for pair, *both in pairs for difference in pair.differences(*both)]
     if told and not anyway:
         asked = dict.fromkeys(line for pair, *both in pairs for line in pair.items_apart(*both))
-        alone = _in_one_run_alone(runs, names, {key for _, *both in pairs for key in both})
+        alone = _in_one_run_alone(runs, names, shared)
         raise ValueError(_refusal(told, [*asked, *alone]))
     found = [pair.comparison(*both, resamples=resamples, seed=seed) for pair, *both in pairs]
     _put_holm(found)
@@ -118,8 +130,8 @@ def compare_runs(
         "comparisons": found,
         "differences": told,
         "notes": [
-            *_notes(runs, names, {key for _, *both in pairs for key in both}),
-            *dict.fromkeys(note for pair, *_ in pairs for note in pair.notes),
+            *_notes(runs, names, shared),
+            *dict.fromkeys(note for pair in every for note in pair.notes),
         ],
         "exams": _exams(runs, {key for wanted in keys for key in wanted}),
         "anyway": anyway,

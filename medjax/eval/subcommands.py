@@ -233,6 +233,8 @@ def print_compared(found: Mapping[str, Any]) -> None:
     rows = [row for entry in found["comparisons"] for row in _compared_rows(entry, letters)]
     header = ["set", "protocol", "runs", "items", "graded by", "score", "difference (95 %)", "points", "won / lost"]
     header += ["odds ratio (95 %)", "g", "p", "p Holm"]
+    if not rows:
+        return
     print()
     print(text_table(rows, header, align="lllrlrrrrrrrr"))
     print(

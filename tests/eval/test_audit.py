@@ -144,6 +144,20 @@ def test_a_run_without_an_item_found_has_one_row(ward, tmp_path, capsys):
     assert "without those found" not in html
 
 
+def test_a_set_that_no_model_has_seen_is_not_scored_again(ward, tmp_path, capsys):
+    exam, data = ward
+    run, out = write_graded(tmp_path / "graded", exam), tmp_path / "out"
+    record = json.loads((run / "results.json").read_text())
+    record["medjax"]["evaluations"][0]["scores"] = {"not_graded": "too long 4/4"}
+    (run / "results.json").write_text(json.dumps(record))
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(out)]) == 0
+    assert json.loads((out / "audit.json").read_text("utf-8"))["runs"] == []
+    assert (
+        "graded: ward (ja) strict-0shot is not scored again, since no item reached the model: too long 4/4\n"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(tmp_path, capsys):
     exam, data, run = tmp_path / "lists.jsonl", tmp_path / "notes.jsonl", tmp_path / "graded"
     texts = [

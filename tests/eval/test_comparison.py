@@ -215,6 +215,17 @@ def test_other_items_and_sets_are_told_beside_another_protocol(tmp_path):
     assert (entry["items"], entry["left_out"]) == (1, 4)
 
 
+def test_a_set_that_no_model_has_seen_is_noted_and_not_compared(tmp_path, capsys):
+    first = write_run(tmp_path / "one", [0, 0, 0, 0], scores={"not_graded": "too long 4/4"})
+    second = write_run(tmp_path / "two", [1, 0, 0, 1])
+    found = compare_runs([first, second], resamples=9)
+    note = "ward (en) strict-0shot: not compared, since no item reached a model: too long 4/4 in one"
+    assert (found["comparisons"], found["notes"]) == ([], [note])
+    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
+    assert f"note     {note}\n" in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
+
+
 def test_anyway_compares_and_says_what_differs(tmp_path):
     first = write_run(tmp_path / "one", [1, 0, 0, 1])
     second = write_run(tmp_path / "two", [1, 1, 1, 0], protocol="kasai-3shot", changes={"prompt_hash": "other"})
