@@ -37,7 +37,7 @@ results.json (every number with its interval), samples.jsonl (every record) and 
 _ECG_EPILOG = """examples:
   python -m medjax.eval --model runs/train/lvsd --data data/hospital
   python -m medjax.eval --model runs/train/lvsd --data data/other_hospital --split all
-  python -m medjax.eval --compare runs/eval/one,runs/eval/two
+  python -m medjax.eval compare runs/eval/one runs/eval/two
 """
 
 _STATUS = """
@@ -51,21 +51,24 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in SUBCOMMANDS:
         return run_subcommand(argv)
     try:
+        _refuse_old_spelling(argv)
         is_ecg = _is_ecg(argv)
-    except ValueError as error:  # a damaged record
+    except ValueError as error:  # a damaged record, or a call of old
         print(f"medjax.eval: {error}", file=sys.stderr)
         return 2
     return _ecg(argv) if is_ecg else _language(argv)
 
 
-def _is_ecg(argv: list[str]) -> bool:
-    """Whether the model, or the runs to compare, are of ECGs. Raises ValueError for a damaged model record."""
-    if compared := peek(argv, "compare", "--compare"):
-        from medjax.eval.ecg_comparison import is_ecg_run
+def _refuse_old_spelling(argv: list[str]) -> None:
+    if any(argument.partition("=")[0] == "--compare" for argument in argv):
+        raise ValueError(
+            "got --compare, expected the command compare; write python -m medjax.eval compare RUN_A RUN_B, for runs on "
+            "questions and on ECGs alike."
+        )
 
-        # a TOML array comes as Python shows a list
-        if is_ecg_run(compared.strip("[]").split(",")[0].strip(" '\"")):
-            return True
+
+def _is_ecg(argv: list[str]) -> bool:
+    """Whether the model is one of ECGs. Raises ValueError for a damaged model record."""
     model = peek(argv, "model.name", "--model")
     if model and encoder_folder(str(model)) is not None:
         return True
@@ -79,7 +82,7 @@ def _is_ecg(argv: list[str]) -> bool:
 
 def _language(argv: list[str]) -> int:
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG + _STATUS)
-    work = _compare if settings.compare else _list_tasks if settings.task.names == ("list",) else _grade
+    work = _list_tasks if settings.task.names == ("list",) else _grade
     if settings.models and work is _grade:
         work = _grade_models
     return exit_status("medjax.eval", lambda: work(settings), settings.engine, stopped=_STOPPED)
@@ -90,20 +93,6 @@ def _list_tasks(settings: EvalSettings) -> None:
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(task_table(settings.task.data_dir, width=width))
-
-
-def _compare(settings: EvalSettings) -> None:
-    from medjax.eval.comparison import compare_runs
-    from medjax.eval.summary import print_comparisons
-
-    first, second = settings.compare
-    found = compare_runs(settings.compare, resamples=settings.resamples, seed=settings.seed)["comparisons"]
-    print(f"first   {first}\nsecond  {second}\n")
-    print_comparisons(found, ("first", "second"))
-    for comparison in found:
-        if count := comparison["left_out"]:
-            items = "1 item that only one run asked is" if count == 1 else f"{count} items that only one run asked are"
-            print(f"{comparison['task']}: {items} left out")
 
 
 def _grade(settings: EvalSettings) -> None:
@@ -132,15 +121,7 @@ def _ecg(argv: list[str]) -> int:
     settings = parse_command(
         EcgEvalSettings, argv, prog="medjax.eval", description=_ECG_DESCRIPTION, epilog=_ECG_EPILOG + _STATUS
     )
-    work = _compare_ecgs if settings.compare else _evaluate_ecgs
-    return exit_status("medjax.eval", lambda: work(settings), settings.engine, stopped=_STOPPED)
-
-
-def _compare_ecgs(settings: EcgEvalSettings) -> None:
-    from medjax.eval.ecg_comparison import compare_ecg_runs
-    from medjax.eval.ecg_summary import print_ecg_comparison
-
-    print_ecg_comparison(compare_ecg_runs(*settings.compare, resamples=settings.resamples, seed=settings.seed))
+    return exit_status("medjax.eval", lambda: _evaluate_ecgs(settings), settings.engine, stopped=_STOPPED)
 
 
 def _evaluate_ecgs(settings: EcgEvalSettings) -> None:

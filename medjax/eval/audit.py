@@ -25,7 +25,8 @@ from medjax.data.text.stretches import Stretch, size_of, stretches
 from medjax.eval.graded import GradedRun, called, labels
 from medjax.eval.metric_differences import headlines, reading_of
 from medjax.eval.metrics import grade
-from medjax.eval.subcommands import AuditSettings
+from medjax.eval.part_differences import part_differences
+from medjax.eval.subcommands import AuditSettings, counted
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
 
@@ -63,14 +64,18 @@ def audit(
     returns  tasks: items, items found by level, records that hold any, unchecked, for each set and language; matches:
              task, language, item, level, containment, jaccard, record, where, records, others, question, choices and
              excerpt with the spans that agree; runs: label, evaluation, and scores of all items, without those
-             found, and of those found, with the set's headline metric where that is not accuracy; records, letters;
-             thresholds
+             found, and of those found, with the set's headline metric where that is not accuracy, and the differences
+             of these scores (eval.part_differences); records, letters; thresholds
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
     tasks = load_tasks(settings.tasks, settings.data_dir, say)
     runs = [GradedRun.read(path) for path in settings.run]
     _check_audited(runs, tasks)
+    for run, label in zip(runs, labels(runs), strict=True):
+        for key in run.evaluations:
+            if reason := run.not_graded(key):
+                say(f"{label}: {called(key)} is not scored again, since no item reached the model: {reason}")
     items = [(task, item) for task in tasks for item in task.items]
     asked = [each for task in tasks for each in asked_of(task, task.name)]
     index = NearIndex(
@@ -87,7 +92,7 @@ def audit(
     with tempfile.TemporaryDirectory() as folder:
         files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
         total = size_of(files)
-        say(f"looking for {len(items):,} items in {len(files):,} files, {total / _MEGABYTE:,.1f} MB")
+        say(f"looking for {counted(len(items), 'item')} in {counted(len(files), 'file')}, {total / _MEGABYTE:,.1f} MB")
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)
         pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
         with ProgressBar(progress, "reading", "MB") as bar:
@@ -312,7 +317,7 @@ def _rescored(
         (task.name, task.language): [metric.name for metric in headlines(task.metrics, task.items)] for task in tasks
     }
     for run, label in zip(runs, labels(runs), strict=True):
-        samples = run.samples([key for key in run.evaluations if key[:2] in asked])
+        samples = run.samples([key for key in run.evaluations if key[:2] in asked and not run.not_graded(key)])
         for key, by_item in samples.items():
             clean = {item: sample for item, sample in by_item.items() if (*key[:2], item) not in held}
             caught = {item: sample for item, sample in by_item.items() if item not in clean}
@@ -322,6 +327,13 @@ def _rescored(
                 **{"label": label, "path": str(run.path), "evaluation": called(key)},
                 **{"task": task, "language": language, "protocol": protocol},
                 **{name: _score(part, asked[key[:2]], names[key[:2]], settings) for name, part in parts.items()},
+                "differences": part_differences(
+                    [(asked[key[:2]][item], sample) for item, sample in clean.items()],
+                    [(asked[key[:2]][item], sample) for item, sample in caught.items()],
+                    names[key[:2]],
+                    resamples=settings.resamples,
+                    seed=settings.seed,
+                ),
             }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from medjax.eval.graded import GradedRun, Key, called, labels
 from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences, reading_of
 from medjax.report.comparison import comparison_report
-from medjax.statistics import intervals
+from medjax.statistics import differences, intervals
 from medjax.statistics.paired import discordance, holm
 from medjax.store.runs import RunFolder
 
@@ -37,18 +37,22 @@ def compare(
 
     first, second  right or wrong, and points, of the same items in the same order
     returns        items; first_accuracy, second_accuracy; accuracy_difference, second minus first, and
-                   accuracy_difference_interval, the paired 95 % bootstrap interval [low, high]; points_difference and
-                   its interval, in points; only_first, only_second: items that one of them alone got right; p_value:
-                   McNemar's exact test on these; odds_ratio (None: no bound), odds_ratio_interval and cohen_g, their
-                   effect sizes (statistics.paired)
+                   accuracy_difference_interval, Tango's 95 % score interval [low, high] (statistics.differences);
+                   points_difference and its paired bootstrap interval, in points, None where the two differ on every
+                   item in the same way, on none or on all; only_first, only_second: items that one of them alone got
+                   right; p_value: McNemar's exact test on these; odds_ratio (None: no bound), odds_ratio_interval and
+                   cohen_g, their effect sizes (statistics.paired)
     """
     right = [[correct for correct, _ in answers] for answers in (first, second)]
     points = [[worth for _, worth in answers] for answers in (first, second)]
-    accuracy = intervals.difference_interval(right[1], right[0], resamples=resamples, seed=seed)
-    won = intervals.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
     test = intervals.mcnemar(right[0], right[1])
     effect = discordance(test.only_first, test.only_second)
     items = len(first)
+    accuracy = differences.paired(test.only_first, test.only_second, items)
+    gained: list[float] | None = None
+    if test.only_first + test.only_second > 0 and items not in (test.only_first, test.only_second):
+        won = intervals.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
+        gained = [items * won.low, items * won.high]
     return {
         "items": items,
         "first_accuracy": sum(right[0]) / items,
@@ -56,7 +60,7 @@ def compare(
         "accuracy_difference": accuracy.estimate,
         "accuracy_difference_interval": [accuracy.low, accuracy.high],
         "points_difference": sum(points[1]) - sum(points[0]),
-        "points_difference_interval": [items * won.low, items * won.high],
+        "points_difference_interval": gained,
         "only_first": test.only_first,
         "only_second": test.only_second,
         "p_value": test.p_value,
@@ -79,6 +83,8 @@ def compare_runs(
              answered better, with both answers) and their counts; p_holm beside every p_value, corrected over all
              tests of the result, None for what is none; differences: what `anyway` let pass; notes: what else differs;
              exams: the verdicts of every run on every exam
+    A set of which no item reached a model has no score: it is noted, not compared.
+
     Raises FileNotFoundError for a folder without results, and ValueError where nothing can be compared.
     """
     if len(paths) < 2:
@@ -89,7 +95,9 @@ def compare_runs(
     names = labels(runs)
     keys = [{key for other in runs if other is not run for key in _alike(run, other)} for run in runs]
     samples = [run.samples(sorted(wanted)) for run, wanted in zip(runs, keys, strict=True)]
-    pairs = []
+    pairs: list[tuple[_Pair, Key, Key]] = []
+    every: list[_Pair] = []
+    shared: set[Key] = set()
     for i, j in combinations(range(len(runs)), 2):
         pair = _Pair((runs[i], runs[j]), (names[i], names[j]), (samples[i], samples[j]))
         matched = _matched(runs[i], runs[j])
@@ -101,19 +109,29 @@ def compare_runs(
                 "language and protocol in both; scores of different protocols cannot be compared, so run both with "
                 f"the same one{way}."
             )
-        pairs += [(pair, first, second) for first, second in matched]
-    differences = [difference for pair, *both in pairs for difference in pair.differences(*both)]
-    if differences and not anyway:
-        raise ValueError(_refusal(differences))
+        for key, other in matched:
+            reasons = {names[i]: runs[i].not_graded(key), names[j]: runs[j].not_graded(other)}
+            if any(reasons.values()):
+                shown = ", ".join(f"{reason} in {name}" for name, reason in reasons.items() if reason)
+                pair.notes.append(f"{called(key)}: not compared, since no item reached a model: {shown}")
+            else:
+                pairs.append((pair, key, other))
+        every.append(pair)
+        shared |= {key for both in matched for key in both}
+    told = [difference for pair, *both in pairs for difference in pair.differences(*both)]
+    if told and not anyway:
+        asked = dict.fromkeys(line for pair, *both in pairs for line in pair.items_apart(*both))
+        alone = _in_one_run_alone(runs, names, shared)
+        raise ValueError(_refusal(told, [*asked, *alone]))
     found = [pair.comparison(*both, resamples=resamples, seed=seed) for pair, *both in pairs]
     _put_holm(found)
     return {
         "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
         "comparisons": found,
-        "differences": differences,
+        "differences": told,
         "notes": [
-            *_notes(runs, names, {key for _, *both in pairs for key in both}),
-            *dict.fromkeys(note for pair, *_ in pairs for note in pair.notes),
+            *_notes(runs, names, shared),
+            *dict.fromkeys(note for pair in every for note in pair.notes),
         ],
         "exams": _exams(runs, {key for wanted in keys for key in wanted}),
         "anyway": anyway,
@@ -199,6 +217,14 @@ class _Pair:
             hashes = [str(each[prompts[0]]["prompt_hash"])[:_SHOWN] for each in answers]
             differ(f"prompts of {len(prompts)} of {len(both)} items, the first {prompts[0]}", hashes)
         return found
+
+    def items_apart(self, first: Key, second: Key) -> list[str]:
+        """A line where the two did not ask the same items: such are left out of a comparison, and refuse none."""
+        asked = set(self._samples[0][first]), set(self._samples[1][second])
+        if asked[0] == asked[1]:
+            return []
+        counts = ", ".join(f"{len(items)} in {name}" for items, name in zip(asked, self._names, strict=True))
+        return [f"{called(first)}: items: {counts}, {len(asked[0] & asked[1])} in both"]
 
     def comparison(self, first: Key, second: Key, *, resamples: int, seed: int) -> dict[str, Any]:
         """The entry of two evaluations, over the questions that both asked."""
@@ -301,19 +327,24 @@ def _setting(run: GradedRun, entry: Mapping[str, Any], field: str) -> Any:
     return run.record.get("seed")
 
 
-def _refusal(differences: Sequence[Mapping[str, Any]]) -> str:
+def _refusal(told: Sequence[Mapping[str, Any]], besides: Sequence[str]) -> str:
+    """told: what is refused; besides: what else differs, which alone would only be left out."""
     lines = [
-        f"\n  {d['evaluation']}: {d['field']}: {d['values'][0]} in {d['first']}, {d['values'][1]} in {d['second']}"
-        for d in differences[:_MOST_REASONS]
+        f"{d['evaluation']}: {d['field']}: {d['values'][0]} in {d['first']}, {d['values'][1]} in {d['second']}"
+        for d in told
     ]
-    more = len(differences) - len(lines)
-    lines += [f"\n  and {more} more"] if more else []
+    more = f"\nBesides, what one run alone asked would be left out:{_listed(besides)}" if besides else ""
     return (
         "compare: got runs that were not asked the same, expected the same protocol, data and prompts:"
-        f"{''.join(lines)}\n"
+        f"{_listed(lines)}{more}\n"
         "run them with the same settings on the same data (models with different chat templates with --chat-template "
         "none), or give --anyway, which compares them and says in the result what differs."
     )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    shown = [*lines[:_MOST_REASONS], *([f"and {len(lines) - _MOST_REASONS} more"] * (len(lines) > _MOST_REASONS))]
+    return "".join(f"\n  {line}" for line in shown)
 
 
 def _run(run: GradedRun, label: str) -> dict[str, Any]:
@@ -340,9 +371,13 @@ def _notes(runs: Sequence[GradedRun], names: Sequence[str], compared: set[Key]) 
         if len({str(value) for value in values}) > 1:
             shown = ", ".join(f"{value or 'none'} in {name}" for value, name in zip(values, names, strict=True))
             found.append(f"{field}: {shown}")
-    every = {key for run in runs for key in run.evaluations}
-    found += [f"{called(key)}: in one run alone" for key in sorted(every - compared)]
-    return found
+    return found + _in_one_run_alone(runs, names, compared)
+
+
+def _in_one_run_alone(runs: Sequence[GradedRun], names: Sequence[str], compared: set[Key]) -> list[str]:
+    """A line for each evaluation that no pair of runs shares."""
+    holders = {key: name for run, name in zip(runs, names, strict=True) for key in run.evaluations}
+    return [f"{called(key)}: in {holders[key]} alone" for key in sorted(set(holders) - compared)]
 
 
 def _exams(runs: Sequence[GradedRun], keys: set[Key]) -> list[dict[str, Any]]:

@@ -205,7 +205,7 @@ def _results(
 def _sample_lines(
     part: Part, labels: Mapping[str, NDArray[np.float64]], predictions: list[dict[str, Any]]
 ) -> list[str]:
-    """Lines of samples.jsonl: one object a record, in the order of the data set; patients by hash, for --compare."""
+    """Lines of samples.jsonl: one object a record, in the order of the data set; patients by hash, for `compare`."""
     index = part.dataset.index
     lines = []
     for row, (place, prediction) in enumerate(zip(part.places, predictions, strict=True)):

@@ -61,12 +61,7 @@ class EcgEvalSettings:
     name: str | None = field(None, help="of the run; default: made from model, data and split")
     seed: int = field(0, help="of the bootstrap and of the folds of the trivial classifiers")
     resamples: int = field(RESAMPLES, help="resamples of patients behind every 95 % interval")
-    compare: tuple[str, ...] = field(
-        (), help="two finished runs to compare, RUN_A,RUN_B; nothing is evaluated then", alias="--compare"
-    )
 
     def __post_init__(self):
         if self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
-        if len(self.compare) not in (0, 2):
-            raise ValueError(f"compare: got {len(self.compare)} runs, expected two; write --compare RUN_A,RUN_B.")

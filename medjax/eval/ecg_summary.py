@@ -36,7 +36,7 @@ def print_ecg_summary(results: Mapping[str, Any]) -> None:
     folder = shlex.quote(protocol["folder"])
     print()
     print(f"results  {protocol['folder']}/results.json  (every record: samples.jsonl, to look at: report.html)")
-    print(f"next     python -m medjax.eval --compare {folder},<the folder of another model on the same data>")
+    print(f"next     python -m medjax.eval compare {folder} <the folder of another model on the same data>")
 
 
 def print_ecg_comparison(comparison: Mapping[str, Any]) -> None:

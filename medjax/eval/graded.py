@@ -39,6 +39,10 @@ class GradedRun:
         path = named(path)
         return read_results(path, lambda results: cls(path, results, _evaluations(results)), of="questions")
 
+    def not_graded(self, key: Key) -> str:
+        """Why an evaluation has no score: no item of it reached the model; "" where it has one."""
+        return str(self.evaluations[key].get("scores", {}).get("not_graded", ""))
+
     def samples(self, keys: Iterable[Key]) -> dict[Key, dict[str, Mapping[str, Any]]]:
         """Evaluation -> item id -> sample, of the evaluations wanted.
 

@@ -1,9 +1,14 @@
-"""English and Japanese side by side: the same questions of a set in two languages, paired by id."""
+"""English and Japanese side by side: the same questions of a set in two languages, paired by id.
+
+A set is compared as two runs of it are (eval.comparison): by right and wrong, and by its headline where that is another
+figure. The gold answers of lists and texts are those of each language.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from medjax.eval.comparison import compare
+from medjax.eval.metric_differences import has_answers, headlines, metric_differences
 from medjax.eval.samples import Finished
 from medjax.eval.settings import EvalSettings
 
@@ -12,7 +17,9 @@ def languages_compared(finished: Sequence[Finished], settings: EvalSettings) -> 
     """One entry for each set, protocol and variant that was asked in two languages; the language asked first is first.
 
     returns  task, protocol, variant; first and second, the languages; what `compare` returns, second minus first;
-             both and neither: items right in both and in none; left_out: items asked in one language only
+             both and neither: items right in both and in none; left_out: items asked in one language only; metrics:
+             what `metric_differences` returns of the headlines but accuracy; has_answers: whether right and wrong are a
+             test
     """
     runs: dict[tuple[str, str, str], list[Finished]] = {}
     for run in finished:
@@ -22,23 +29,38 @@ def languages_compared(finished: Sequence[Finished], settings: EvalSettings) -> 
     for (task, protocol, variant), pair in runs.items():
         if len(pair) != 2:
             continue
-        verdicts = [
-            {item.id: answer.verdict for item, answer in zip(run.evaluation.items, run.answers, strict=True)}
+        answered = [
+            {item.id: (item, answer) for item, answer in zip(run.evaluation.items, run.answers, strict=True)}
             for run in pair
         ]
-        shared = [item for item in verdicts[0] if item in verdicts[1]]
+        shared = [item for item in answered[0] if item in answered[1]]
         if not shared:
             continue
-        first, second = ([(by_id[item].correct, by_id[item].points) for item in shared] for by_id in verdicts)
+        items = [[by_id[item][0] for item in shared] for by_id in answered]
+        answers = [[by_id[item][1] for item in shared] for by_id in answered]
+        first, second = ([(a.verdict.correct, a.verdict.points) for a in side] for side in answers)
         both = sum(one and other for (one, _), (other, _) in zip(first, second, strict=True))
-        compared = compare(first, second, resamples=settings.resamples, seed=settings.seed)
+        how = {"resamples": settings.resamples, "seed": settings.seed}
+        compared = compare(first, second, **how)
         neither = len(shared) - both - compared["only_first"] - compared["only_second"]
+        metrics = metric_differences(
+            headlines(pair[0].evaluation.task.metrics, items[0]),
+            items[0],
+            [answer.picked for answer in answers[0]],
+            [answer.picked for answer in answers[1]],
+            **how,
+            second_items=items[1],
+        )
         found.append(
             {
                 **{"task": task, "protocol": protocol, **({"variant": variant} if variant else {})},
                 **{"first": pair[0].evaluation.task.language, "second": pair[1].evaluation.task.language},
                 **compared,
-                **{"both": both, "neither": neither, "left_out": len(set(verdicts[0]) ^ set(verdicts[1]))},
+                **{"both": both, "neither": neither, "left_out": len(set(answered[0]) ^ set(answered[1]))},
+                **{
+                    "metrics": metrics,
+                    "has_answers": has_answers(((str(i.kind), i.answer) for i in items[0]), metrics),
+                },
             }
         )
     return found

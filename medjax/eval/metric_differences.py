@@ -20,6 +20,9 @@ from medjax.statistics.paired import bootstrap_p
 
 _ACCURACY = "accuracy"
 _ENDS = (0.025, 0.975)
+_SAME = 1e-12  # of a metric's range: differences that only rounding tells apart
+# why there is no interval
+UNDEFINED, SINGLE, CONSTANT = "not defined on these items", "a single item", "the same on every resample"
 
 
 def headline_names(names: Iterable[str], items: Iterable[Item]) -> list[str]:
@@ -55,21 +58,32 @@ def has_answers(answers: Iterable[tuple[str, Sequence[str]]], metrics: Sequence[
 
 
 def metric_differences(
-    metrics: Sequence[Metric], items: Items, first: Readings, second: Readings, *, resamples: int, seed: int
+    metrics: Sequence[Metric],
+    items: Items,
+    first: Readings,
+    second: Readings,
+    *,
+    resamples: int,
+    seed: int,
+    second_items: Items | None = None,
 ) -> list[dict[str, Any]]:
     """What the second reads better than the first by each metric, as plain numbers ready for JSON.
 
     first, second  what was read of the answers to the same items, in their order
+    second_items   as the second was asked them, in another language; None: the same
     returns        of each metric that takes any of the items: metric, items; first, second and difference, second minus
                    first; difference_interval, the paired 95 % bootstrap interval; p_value (statistics.paired.
-                   bootstrap_p); left_out, resamples on which one of them is not defined; bounds, of the metric;
-                   higher_is_better. None where undefined: a correlation with a constant, the interval of a single item
+                   bootstrap_p); no_interval: why there is none, else ""; left_out, resamples on which one of them is
+                   not defined; bounds, of the metric; higher_is_better. None where undefined: a correlation with a
+                   constant, the interval of a single item or of items that give the same difference however they are
+                   drawn. Of a difference of 0 the p-value is 1 then
     """
+    sides = (items, items if second_items is None else second_items)
     found = []
     for metric in metrics:
-        taken = [number for number, item in enumerate(items) if metric.takes(item)]
+        taken = [n for n, pair in enumerate(zip(*sides, strict=True)) if all(metric.takes(item) for item in pair)]
         if taken:
-            chosen = [items[number] for number in taken]
+            chosen = [[side[number] for number in taken] for side in sides]
             readings = [[run[number] for number in taken] for run in (first, second)]
             found.append(_difference(metric, chosen, readings, resamples, seed))
     return found
@@ -97,34 +111,45 @@ def reading_of(picked: Sequence[str] | None) -> Reading:
 
 
 def _difference(
-    metric: Metric, items: Items, readings: Sequence[Readings], resamples: int, seed: int
+    metric: Metric, items: Sequence[Items], readings: Sequence[Readings], resamples: int, seed: int
 ) -> dict[str, Any]:
-    first, second = (metric.statistic(items, each) for each in readings)
+    first, second = (metric.statistic(*side) for side in zip(items, readings, strict=True))
+    count = len(items[0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.ones((1, len(items)))
+        whole = np.ones((1, count))
         values = [float(statistic(whole)[0]) for statistic in (first, second)]
     is_defined = all(map(math.isfinite, values))
+    difference = values[1] - values[0]
     interval: list[float] | None = None
     p_value: float | None = None
     left_out = 0
-    if is_defined and len(items) > 1:
-        bootstrap = PatientBootstrap(range(len(items)), resamples=resamples, seed=seed)
+    reason = UNDEFINED
+    if is_defined and count == 1:
+        reason = SINGLE
+    elif is_defined:
+        bootstrap = PatientBootstrap(range(count), resamples=resamples, seed=seed)
         drawn = bootstrap.draws(lambda weights: second(weights) - first(weights))
         left_out = int((~np.isfinite(drawn)).sum())
         drawn = drawn[np.isfinite(drawn)]
-        if len(drawn):
-            interval = [float(end) for end in np.quantile(drawn, _ENDS)]
+        span = metric.bounds[1] - metric.bounds[0]
+        if len(drawn) and np.ptp(np.append(drawn, difference)) <= _SAME * span:
+            # every resample tells the same, so nothing is known of how far new items would lie
+            reason = CONSTANT
+            p_value = 1.0 if abs(difference) <= _SAME * span else None
+        elif len(drawn):
+            interval, reason = [float(end) for end in np.quantile(drawn, _ENDS)], ""
             p_value = bootstrap_p(drawn)
     return {
         "metric": metric.name,
-        "items": len(items),
+        "items": count,
         **{
             name: value if math.isfinite(value) else None
             for name, value in zip(("first", "second"), values, strict=True)
         },
-        "difference": values[1] - values[0] if is_defined else None,
+        "difference": difference if is_defined else None,
         "difference_interval": interval,
         "p_value": p_value,
+        "no_interval": reason,
         "left_out": left_out,
         "bounds": list(metric.bounds),
         "higher_is_better": metric.higher_is_better,

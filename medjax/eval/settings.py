@@ -126,15 +126,10 @@ class EvalSettings:
         "pair compared",
         alias="--models",
     )
-    compare: tuple[str, ...] = field(
-        (), help="two finished runs to compare, RUN_A,RUN_B; nothing is graded then", alias="--compare"
-    )
 
     def __post_init__(self):
         if self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
-        if len(self.compare) not in (0, 2):
-            raise ValueError(f"compare: got {len(self.compare)} runs, expected two; write --compare RUN_A,RUN_B.")
         if self.models and (self.shard or self.model.adapter):
             given = f"shard={self.shard}" if self.shard else f"model.adapter={self.model.adapter}"
             raise ValueError(

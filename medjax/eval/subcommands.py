@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 from medjax.config import field, parse_command
 from medjax.infer.command import exit_status
 from medjax.report.table import text_table
+from medjax.statistics import bootstrap, intervals
 
 if TYPE_CHECKING:
     from medjax.store.runs import RunFolder
 
-_COMPARE = """Compare finished runs on the questions that all pairs of them asked.
+_COMPARE = """Compare finished runs on the questions that all pairs of them asked, or two runs on the same ECGs.
 
-Accuracy and points with paired bootstrap intervals, McNemar's exact test and effect sizes; kappa, F1, correlation and
-BLEU, where a set is graded by them, with paired bootstrap intervals and tests; Holm's correction over all tests;
-verdicts by exam, and which questions were won and lost. Runs whose protocol, data or prompts differ are refused."""
+Accuracy with Tango's score interval, McNemar's exact test and effect sizes; kappa, F1, correlation and BLEU, where a
+set is graded by them, with paired bootstrap intervals and tests; Holm's correction over all tests; verdicts by exam,
+and which questions were won and lost. Runs whose protocol, data or prompts differ are refused. Of ECGs AUROCs by
+DeLong's paired test, and every figure by a paired bootstrap, by patient."""
 _COMPARE_EPILOG = """examples:
   python -m medjax.eval compare runs/eval/one runs/eval/two
   python -m medjax.eval compare runs/eval/base runs/eval/a runs/eval/b --out runs/compare/all
   python -m medjax.eval compare runs/eval/zero_shot runs/eval/three_shot --anyway
+  python -m medjax.eval compare runs/eval/lvsd_small runs/eval/lvsd_large     (of ECGs)
 """
 _AUDIT = """Look for exam items in training data: word for word, but for letter case, width, blanks and punctuation, and
 as near duplicates by n-grams of letters. Runs named besides are scored again without the items found."""
@@ -54,13 +57,15 @@ class CompareSettings:
     runs: tuple[str, ...] = field((), help="folders of two or more finished runs; the option itself may be left out")
     anyway: bool = field(False, help="compare runs of other protocols, data or prompts too, and say what differs")
     out: str | None = field(None, help="folder of the result; default: runs/compare/<names of the runs>")
-    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    resamples: int | None = field(
+        None, help=f"samples behind bootstrap intervals; default: {intervals.RESAMPLES}, of ECGs {bootstrap.RESAMPLES}"
+    )
     seed: int = field(0, help="of the bootstrap")
 
     def __post_init__(self):
         if len(self.runs) < 2:
             raise ValueError(f"runs: got {len(self.runs)}, expected two or more; write compare RUN_A RUN_B.")
-        if self.resamples < 1:
+        if self.resamples is not None and self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
 
 
@@ -174,19 +179,34 @@ def gathered(
 
 def _compare(settings: CompareSettings) -> None:
     from medjax.eval.comparison import compare_runs, write_comparison
-    from medjax.eval.ecg_comparison import is_ecg_run
+    from medjax.eval.ecg_comparison import compare_ecg_runs, is_ecg_run
+    from medjax.eval.ecg_summary import print_ecg_comparison
     from medjax.store.runs import RunFolder, named, shortened
 
-    if on_ecgs := [run for run in settings.runs if is_ecg_run(run)]:
-        raise ValueError(
-            f"compare: {on_ecgs[0]} is a run on ECGs, expected runs on questions; compare two of ECGs with "
-            "python -m medjax.eval --compare RUN_A,RUN_B."
-        )
+    on_ecgs = [run for run in settings.runs if is_ecg_run(run)]
+    if on_ecgs and settings.runs != tuple(on_ecgs[:2]):
+        others = [run for run in settings.runs if run not in on_ecgs]
+        got = f"{on_ecgs[0]}, a run on ECGs, and {others[0]}" if others else f"{len(on_ecgs)} runs on ECGs"
+        raise ValueError(f"compare: got {got}, expected runs on questions, or two runs on ECGs; leave the others out.")
     names = "_vs_".join(named(run).name for run in settings.runs)
     place = Path(settings.out) if settings.out else Path("runs/compare") / shortened(names)
     RunFolder.check(place)
-    found = compare_runs(settings.runs, anyway=settings.anyway, resamples=settings.resamples, seed=settings.seed)
-    with RunFolder.open(place, {"compare": [str(named(run)) for run in settings.runs]}) as folder:
+    identity = {"compare": [str(named(run)) for run in settings.runs]}
+    if on_ecgs:
+        found = compare_ecg_runs(*on_ecgs, resamples=settings.resamples or bootstrap.RESAMPLES, seed=settings.seed)
+        with RunFolder.open(place, identity) as folder:
+            _say_moved(folder)
+            folder.write_json("comparison.json", found)
+        print_ecg_comparison(found)
+        print(f"\nresults  {folder.path}/comparison.json")
+        return
+    found = compare_runs(
+        settings.runs,
+        anyway=settings.anyway,
+        resamples=settings.resamples or intervals.RESAMPLES,
+        seed=settings.seed,
+    )
+    with RunFolder.open(place, identity) as folder:
         _say_moved(folder)
         write_comparison(folder, found)
     print_compared(found)
@@ -213,15 +233,25 @@ def print_compared(found: Mapping[str, Any]) -> None:
     rows = [row for entry in found["comparisons"] for row in _compared_rows(entry, letters)]
     header = ["set", "protocol", "runs", "items", "graded by", "score", "difference (95 %)", "points", "won / lost"]
     header += ["odds ratio (95 %)", "g", "p", "p Holm"]
+    if not rows:
+        return
     print()
     print(text_table(rows, header, align="lllrlrrrrrrrr"))
     print(
-        "Paired over the same questions; p: McNemar, exact, or of other figures than accuracy the bootstrap's; p Holm: "
-        "corrected over all rows; g: Cohen's g."
+        "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval "
+        "and p by bootstrap; p Holm: corrected over all rows; g: Cohen's g."
     )
+    reasons = {
+        metric["no_interval"]: None
+        for entry in found["comparisons"]
+        for metric in entry["metrics"]
+        if metric["difference"] is not None and metric["no_interval"]
+    }
+    if reasons:
+        print(f"No interval: {' or '.join(reasons)}.")
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
-            print(f"{entry['task']}: {count} {'item' if count == 1 else 'items'} that cannot be paired left out")
+            print(f"{entry['task']}: {counted(count, 'item')} that cannot be paired left out")
     for exam in found["exams"]:
         shown = ", ".join(
             f"{letter} {row['result'] if row else 'not asked'}"
@@ -265,6 +295,8 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
         name = metric["metric"] if metric["higher_is_better"] else f"{metric['metric']}, lower is better"
         if ends := metric["difference_interval"]:
             difference = f"{metric['difference']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
+        elif metric["difference"] is not None:
+            difference = f"{metric['difference']:+.3f} (no interval)"
         won_and_lost = "" if entry["has_answers"] else f"{entry['won_count']} / {entry['lost_count']}"
         yield [
             *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, "", ""),
@@ -314,25 +346,50 @@ def print_audited(found: Mapping[str, Any]) -> None:
     ]
     print()
     print(text_table(rows, ["set", "items", "exact", "normalised", "near", "records", "too short"]))
-    print(f"{found['records']:,} records, {found['letters'] / 1e6:,.1f} million letters read")
+    letters = found["letters"]
+    read = f"{letters / 1e6:,.1f} million letters" if letters >= 1e5 else counted(letters, "letter")
+    print(f"{counted(found['records'], 'record')}, {read} read")
     if not found["runs"]:
         return
     rows = []
     for score in found["runs"]:
-        for part in ("all", "without", "matched"):
+        is_clean = not score["matched"]["items"]
+        for part in ("all",) if is_clean else ("all", "without", "matched"):
             entry = score[part]
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
             shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
             graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
-            items = {"matched": "found in training"}.get(part, part)
+            items = "all, none found" if is_clean else {"matched": "found in training"}.get(part, part)
             rows.append([name, items, str(entry["items"]), shown, points, graded])
+        for key, items in (("matched_minus_without", "found - without"), ("all_minus_without", "all - without")):
+            moved = {each["metric"]: each[key] for each in score["differences"]}
+            if moved:
+                accuracy = _moved(moved.pop("accuracy"), "+.1f", 100)
+                others = ", ".join(f"{name} {_moved(each, '+.3f', 1)}" for name, each in moved.items())
+                rows.append(["", items, "", accuracy, "", others])
     header = ["run", "items", "count", "accuracy (95 % interval)", "points", "graded by (95 % interval)"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     print()
     print(text_table(rows, header, align="llrrrl"[: len(header)]))
+    if any(score["differences"] for score in found["runs"]):
+        print("Differences in percentage points, Newcombe's interval of two samples; other figures: by bootstrap.")
+
+
+def counted(number: int, what: str) -> str:
+    """1 file, 2 files."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _moved(difference: Mapping[str, Any], form: str, factor: int) -> str:
+    """A difference of parts with its interval, as tables show it."""
+    if difference["value"] is None:
+        return "undefined"
+    ends = [f"{factor * end:{form}}" for end in difference["interval"] or ()]
+    reason = f"no interval: {difference['no_interval']}"
+    return f"{factor * difference['value']:{form}} ({' to '.join(ends) or reason})"
 
 
 def _graded(name: str, metric: Mapping[str, Any]) -> str:

@@ -103,6 +103,8 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str
 def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for entry in entries:
+        if not entry["has_answers"]:
+            continue
         low, high = entry["accuracy_difference_interval"]
         rows.append(
             [
@@ -118,8 +120,18 @@ def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
         )
     header = ["set", "protocol", "languages", "items", "accuracy", "difference (95 % interval)"]
     header += ["both right", "only first", "only second", "neither", "p"]
-    print(text_table(rows, header, align="lllrrrrrrrr"))
-    print("The same questions in two languages, paired by id; difference: second minus first; p: McNemar, exact.")
+    if rows:
+        print(text_table(rows, header, align="lllrrrrrrrr"))
+    graded = [
+        _metric_row({**entry, "language": f"{entry['first']} / {entry['second']}"}, metric)
+        for entry in entries
+        for metric in entry["metrics"]
+    ]
+    if graded:
+        header = ["set", "protocol", "graded by", "items", "first", "second", "difference (95 % interval)", "p"]
+        print(text_table(graded, header, align="lllrrrrr"))
+    print("The same questions in two languages, paired by id; difference: second minus first; p: McNemar, exact, or of")
+    print("other figures than accuracy from resamples of the questions, the same for both languages.")
 
 
 def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
@@ -214,6 +226,8 @@ def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> lis
     difference = "undefined" if metric["difference"] is None else f"{metric['difference']:+.3f}"
     if ends := metric["difference_interval"]:
         difference += f" ({ends[0]:+.3f} to {ends[1]:+.3f})"
+    elif metric["difference"] is not None:
+        difference += f" (no interval: {metric['no_interval']})"
     return [
         f"{comparison['task']} ({comparison['language']})",
         comparison["protocol"],

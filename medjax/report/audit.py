@@ -11,9 +11,11 @@ from typing import Any
 from markupsafe import Markup
 
 from medjax.report import drawing, pages
+from medjax.report.headlines import metric_label
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
 _LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate"}
+_MOVED = {"matched_minus_without": "found − others", "all_minus_without": "all − others"}
 _PARTS = {"all": "all items", "without": "without those found", "matched": "those found"}
 
 
@@ -25,7 +27,7 @@ def audit_report(found: Mapping[str, Any]) -> str:
         "train": found["train"],
         "tasks": found["tasks"],
         "records": found["records"],
-        "letters": f"{found['letters'] / 1e6:,.1f}",
+        "letters": f"{found['letters'] / 1e6:,.1f} million" if found["letters"] >= 1e5 else f"{found['letters']:,}",
         "thresholds": found["thresholds"],
         "axis": drawing.axis("0", "50", "100 %"),
         "runs": [_run(run) for run in found["runs"]],
@@ -50,7 +52,8 @@ def marked(text: str, spans: Sequence[Sequence[int]]) -> Markup:
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
-    for part, name in _PARTS.items():
+    parts = _PARTS if run["matched"]["items"] else {"all": "all items, none found"}
+    for part, name in parts.items():
         score = run[part]
         low, high = score["accuracy_interval"] or (0.0, 0.0)
         rows.append(
@@ -66,14 +69,38 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     has_metrics = any(row["graded"] for row in rows)
-    return {"name": run["label"], "evaluation": run["evaluation"], "rows": rows, "has_metrics": has_metrics}
+    return {
+        **{"name": run["label"], "evaluation": run["evaluation"], "rows": rows, "has_metrics": has_metrics},
+        "differences": [_difference(run["differences"], *part) for part in _MOVED.items()]
+        if run["differences"]
+        else [],
+    }
+
+
+def _difference(entries: Sequence[Mapping[str, Any]], key: str, name: str) -> dict[str, Any]:
+    """By how much two of the scores above are apart."""
+    by_metric = {entry["metric"]: entry[key] for entry in entries}
+    accuracy = _signed(by_metric.pop("accuracy"), 100, 1)
+    graded = [{"name": metric_label(metric), **_signed(each, 1, 3)} for metric, each in by_metric.items()]
+    return {"name": name, "accuracy": accuracy, "graded": graded}
+
+
+def _signed(difference: Mapping[str, Any], factor: int, digits: int) -> dict[str, str]:
+    def shown(value: float) -> str:
+        text = f"{factor * value:+.{digits}f}"
+        return text.replace("-", "\u2212") if float(text) else text.lstrip("+-")
+
+    if difference["value"] is None:
+        return {"value": "–", "interval": ""}
+    ends = " – ".join(map(shown, difference["interval"] or ()))
+    return {"value": shown(difference["value"]), "interval": ends or f"no interval: {difference['no_interval']}"}
 
 
 def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
     """What a set is graded by besides accuracy, over some of its items."""
     value, ends = metric["value"], metric["interval"]
     return {
-        "name": name.replace("_", " "),
+        "name": metric_label(name),
         "value": "–" if value is None else f"{value:.3f}",
         "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else "",
     }

@@ -9,6 +9,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from medjax.report import differences, drawing, pages
+from medjax.report.headlines import metric_label
 
 MOST_QUESTIONS = 200  # of each list that the page shows; all stand in questions.json
 _LONGEST_OUTPUT = 600  # characters
@@ -44,7 +45,7 @@ def comparison_report(
         {
             **row,
             **place,
-            "points": f"{entry['points_difference']:+g}".replace("-", "\u2212"),
+            "points": _digits(entry["points_difference"], "+g"),
             "odds": _odds(entry),
             "g": _digits(entry["cohen_g"], "+.2f"),
             "p_holm": _p(entry["p_holm"]),
@@ -68,7 +69,7 @@ def comparison_report(
         "sections": [
             {
                 **place,
-                "lang": entry["language"],
+                **{"lang": entry["language"], "has_answers": entry["has_answers"]},
                 "lists": [_list(part[key], key, place, entry["has_answers"]) for key in ("won", "lost")],
             }
             for (place, entry), part in zip(paired, questions, strict=True)
@@ -96,17 +97,20 @@ def _graded(metric: Mapping[str, Any], place: Mapping[str, Any]) -> dict[str, An
     return {
         **place,
         "count": metric["items"],
-        "by": metric["metric"].replace("_", " "),
+        "by": metric_label(metric["metric"]),
         "lower_is_better": not metric["higher_is_better"],
         "values": [_digits(metric[name]) for name in ("first", "second")],
         "difference": _digits(metric["difference"], "+.3f"),
-        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else "",
+        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else differences.no_interval(metric),
         **{name: _p(metric[name]) for name in ("p_value", "p_holm")},
     }
 
 
 def _digits(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form).replace("-", "\u2212")
+    if value is None:
+        return "–"
+    text = format(value, form)
+    return text.replace("-", "\u2212") if float(text) else text.lstrip("+-")
 
 
 def _p(value: float | None) -> str:

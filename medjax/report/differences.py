@@ -24,7 +24,10 @@ Comparisons = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class _Difference:
-    """Second minus first; label: what they are graded by; value and interval are None where undefined."""
+    """Second minus first; label: what they are graded by; value and interval are None where undefined.
+
+    remark  what is said where there is no interval
+    """
 
     name: str
     protocol: str
@@ -32,6 +35,7 @@ class _Difference:
     value: float | None
     interval: tuple[float, float] | None
     scale: Scale
+    remark: str = ""
 
     @property
     def shown(self) -> str:
@@ -114,6 +118,15 @@ def called(entry: Mapping[str, Any]) -> str:
     return f"{entry['task']} · {entry['language']}"
 
 
+def no_interval(metric: Mapping[str, Any]) -> str:
+    """What stands in the place of an interval that cannot be had; nothing where the difference itself is not defined.
+
+    metric  what eval.metric_differences returns; older ones do not say why
+    """
+    reason = metric.get("no_interval")
+    return f"no interval: {reason}" if reason and metric["difference"] is not None else ""
+
+
 def _block(scale: Scale, found: Sequence[_Difference], left: float, right: float, top: float) -> list[Markup]:
     limit = _limit(found)
     begin, bottom = top + _HEAD, top + _HEAD + _ROW * len(found)
@@ -135,7 +148,7 @@ def _block(scale: Scale, found: Sequence[_Difference], left: float, right: float
             drawing.text(24, y + 13, drawing.cut_to(remark, 40), 12, drawing.MUTED),
             *drawing.row_marks(each.places(limit), y, left, right),
             drawing.text(right + 84, y - 3, each.shown, 14, drawing.INK, weight=600, anchor="end"),
-            drawing.text(right + 94, y - 3, each.between, 12, drawing.MUTED),
+            drawing.text(right + 94, y - 3, each.between or each.remark, 12, drawing.MUTED),
         ]
     return marks
 
@@ -162,6 +175,7 @@ def _metric(entry: Mapping[str, Any], metric: Mapping[str, Any]) -> _Difference:
         *(called(entry), entry["protocol"], _label(metric), metric["difference"]),
         (ends[0], ends[1]) if ends else None,
         scale_of(metric["metric"], metric["bounds"]),
+        no_interval(metric),
     )
 
 
@@ -174,7 +188,7 @@ def _row(each: _Difference, metric: Mapping[str, Any], limit: float) -> dict[str
     return {
         **{"name": each.name, "protocol": each.protocol, "by": each.label, "count": metric["items"]},
         **{key: each.scale.shown(metric[key]) for key in ("first", "second")},
-        **{"difference": each.shown, "interval": each.between, "plot": each.plot(limit)},
+        **{"difference": each.shown, "interval": each.between or each.remark, "plot": each.plot(limit)},
         "p": "–" if metric["p_value"] is None else f"{metric['p_value']:.2g}",
     }
 

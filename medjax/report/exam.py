@@ -80,8 +80,12 @@ def exam_report(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
         "answered": differences.rows(answered),
         "difference_axis": differences.axis(answered),
         "graded_differences": differences.graded(compared),
-        "languages": differences.rows(paired),
-        "language_axis": differences.axis(paired),
+        "languages": paired
+        and {
+            "answered": differences.rows(differences.answered(paired)),
+            "axis": differences.axis(differences.answered(paired)),
+            "graded": differences.graded(paired),
+        },
         "questions": found,
         "script": script,
         **({"policy": f"{pages.POLICY}; script-src {questions.script_source(script)}"} if script else {}),

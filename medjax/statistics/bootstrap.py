@@ -155,6 +155,20 @@ class PatientBootstrap:
         return Estimate(value, float(low), float(high), METHOD, reason)
 
 
+def stratified_weights(sizes: Sequence[int], resamples: int, seed: int = 0) -> Iterator[list[Floats]]:
+    """Resamples of several samples at once, each of which keeps its size: [some resamples, size] of every sample.
+
+    sizes  records of each sample. Raises ValueError for an empty one, and without resamples.
+    """
+    if min(sizes, default=0) < 1 or resamples < 1:
+        raise ValueError(f"sizes, resamples: got {list(sizes)} and {resamples}, expected 1 or more of each.")
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // sum(sizes))
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        yield [generator.multinomial(size, np.full(size, 1 / size), count).astype(np.float64) for size in sizes]
+
+
 def weighted_mean(values: ArrayLike) -> Statistic:
     """The statistic that is a mean over records, such as accuracy, Brier score or mean absolute error."""
     column = np.asarray(values, dtype=np.float64)

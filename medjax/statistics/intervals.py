@@ -4,7 +4,11 @@ Every interval resamples items with replacement and takes percentiles of the sta
 Introduction to the Bootstrap, 1993, chapter 13). Two models that answered the same items are compared on the same
 resamples, which removes the difficulty of the items from the difference. Random numbers come from a seeded
 generator, so a result can be made again. With few items, or with all of them right or wrong, take `wilson`: there
-the bootstrap of a proportion is too narrow; `share_interval` takes it where all are alike.
+the bootstrap of a proportion is too narrow; `share_interval` and `ratio_interval` take it where all are alike. For the
+difference of two shares of right answers take statistics.differences.
+
+Items of different weight tell less than as many of one weight: n items of weights w as much as (sum w)^2 / sum w^2
+(Kish, Survey Sampling, 1965, section 11.7), which is n where all weigh the same.
 """
 
 import math
@@ -65,11 +69,16 @@ def ratio_interval(
     """Bootstrap interval of a ratio of sums over items, for instance of points won over points possible.
 
     numerators, denominators  [items]; an item that is worth nothing has denominator 0
+
+    Where every item has all it is worth, or every one has nothing, it is Wilson's interval of as many items as these
+    are worth: every resample would be the same, as if there were no doubt.
     """
     top, bottom = _vector("numerators", numerators), _vector("denominators", denominators)
     _check_paired(top, bottom)
     if bottom.min() < 0 or bottom.sum() == 0:
         raise ValueError(f"denominators: got a sum of {bottom.sum()}, expected numbers >= 0, not all of them 0")
+    if not top.any() or (top == bottom).all():
+        return wilson_interval(float(top.any()), float(bottom.sum() ** 2 / (bottom**2).sum()), level=level)
 
     def ratio(index: NDArray[np.int64]) -> NDArray[np.float64]:
         sums = bottom[index].sum(1)
@@ -108,11 +117,23 @@ def wilson(successes: int, trials: int, *, level: float = 0.95) -> Interval:
     """Wilson score interval of a proportion (Wilson, Journal of the American Statistical Association 22 (1927) 209)."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"wilson: got {successes} successes in {trials} trials, expected 0 <= successes <= trials > 0")
+    return wilson_interval(successes / trials, trials, level=level)
+
+
+def wilson_interval(share: float, trials: float, *, level: float = 0.95) -> Interval:
+    """The same of a share, of as many trials as it is worth: not always a whole number.
+
+    Raises ValueError unless 0 <= share <= 1, trials > 0 and 0 < level < 1.
+    """
+    if not 0 <= share <= 1 or not trials > 0:
+        raise ValueError(f"wilson_interval: got a share of {share} of {trials} trials, expected 0 to 1 of more than 0.")
     z = NormalDist().inv_cdf(_checked_level(level) / 2 + 0.5)
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    spread = z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return Interval(
+        share, 0.0 if share == 0 else max(0.0, centre - half), 1.0 if share == 1 else min(1.0, centre + half)
+    )
 
 
 def _resample(

@@ -12,12 +12,12 @@ estimates recovery; Zou and Donner, Statistics in Medicine 27 (2008) 1693-1702).
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medjax.statistics.bootstrap import Estimate, patient_numbers, undefined
+from medjax.statistics.intervals import wilson_interval
 
 
 def share(
@@ -43,9 +43,9 @@ def share(
     numbers = patient_numbers(patients, len(hit))[chosen]
     value = float(hit[chosen].mean())
     trials = _worth(hit[chosen], numbers, value)
-    low, high = _wilson(value, trials, level)
+    interval = wilson_interval(value, trials, level=level)
     method = "Wilson" if len(np.unique(numbers)) == total else "Wilson, by patient"
-    return Estimate(value, low, high, method)
+    return Estimate(value, interval.low, interval.high, method)
 
 
 def predictive_values(sensitivity: Estimate, specificity: Estimate, prevalence: float) -> tuple[Estimate, Estimate]:
@@ -76,16 +76,6 @@ def _worth(hit: NDArray[np.bool_], numbers: NDArray[np.int64], value: float) -> 
     between = patients / (patients - 1) * float((sums**2).sum()) / records**2
     effect = max(1.0, between / (value * (1 - value) / records))
     return records / effect
-
-
-def _wilson(value: float, trials: float, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}, expected a share between 0 and 1 such as 0.95.")
-    z = NormalDist().inv_cdf(level / 2 + 0.5)
-    spread = z * z / trials
-    centre = (value + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(value * (1 - value) / trials + spread / (4 * trials))
-    return (0.0 if value == 0 else max(0.0, centre - half), 1.0 if value == 1 else min(1.0, centre + half))
 
 
 def _complement(estimate: Estimate) -> Estimate:

@@ -11,6 +11,7 @@ from medjax.eval.__main__ import main
 from medjax.eval.audit import letter_places, load_tasks
 from medjax.eval.subcommands import gathered
 from medjax.report.audit import marked
+from medjax.statistics.differences import independent
 from medjax.statistics.intervals import wilson
 
 QUESTIONS = {
@@ -104,13 +105,57 @@ def test_levels_places_and_scores(ward, tmp_path, capsys):
     assert share.low < 0.21
     assert (score["matched"]["accuracy"], score["matched"]["points"]) == (pytest.approx(2 / 3), 1)
     assert score["matched"]["points_total"] == 3
+    gap = independent((1, 1), (2, 3))
+    (moved,) = score["differences"]
+    assert (moved["metric"], moved["items"]) == ("accuracy", [1, 3])
+    assert moved["matched_minus_without"]["interval"] == [gap.low, gap.high]
     printed = capsys.readouterr().out
-    row = next(line for line in printed.splitlines() if line.startswith("ward (ja)"))
-    assert [cell.strip() for cell in row.split("│")] == ["ward (ja)", *"411140"]
+    assert f"looking for 4 items in 2 files, {sum(f.stat().st_size for f in data.iterdir()) / 1e6:.1f} MB" in printed
+    assert f"\n6 records, {found['letters']:,} letters read" in printed
+    lines = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines()]
+    assert next(line for line in lines if line[0] == "ward (ja)") == ["ward (ja)", *"411140"]
+    shown = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+    assert next(line for line in lines if line[1:2] == ["found - without"])[3] == f"-33.3 ({shown})"
+    part = f"{75 * gap.low:+.1f} to {75 * gap.high:+.1f}"
+    assert next(line for line in lines if line[1:2] == ["all - without"])[3] == f"-25.0 ({part})"
     html = (out / "audit.html").read_text("utf-8")
+    assert (
+        f'<b>−33.3</b></td><td class="num" data-label="95 %">{shown.replace("-", "−").replace("to", "–")}</td>' in html
+    )
     assert html.count('<article class="match">') == 3
     assert "&lt;b&gt;どこで" in html
     assert "<script" not in html
+
+
+def test_a_run_without_an_item_found_has_one_row(ward, tmp_path, capsys):
+    exam, data = ward
+    run, out = write_graded(tmp_path / "graded", exam), tmp_path / "out"
+    arguments = ["--train", str(data / "book.txt"), "--tasks", str(exam), "--run", str(run), "--out", str(out)]
+    assert main(["audit", *arguments, "--resamples", "50"]) == 0
+    (score,) = json.loads((out / "audit.json").read_text("utf-8"))["runs"]
+    assert (score["differences"], score["without"]["items"], score["matched"]["items"]) == ([], 4, 0)
+    printed = capsys.readouterr().out
+    assert [line.split("│")[1].strip() for line in printed.splitlines() if "│ 5 / 7" in line.replace("  ", " ")] == [
+        "all, none found"
+    ]
+    assert "found - without" not in printed
+    html = (out / "audit.html").read_text("utf-8")
+    assert "all items, none found" in html
+    assert "without those found" not in html
+
+
+def test_a_set_that_no_model_has_seen_is_not_scored_again(ward, tmp_path, capsys):
+    exam, data = ward
+    run, out = write_graded(tmp_path / "graded", exam), tmp_path / "out"
+    record = json.loads((run / "results.json").read_text())
+    record["medjax"]["evaluations"][0]["scores"] = {"not_graded": "too long 4/4"}
+    (run / "results.json").write_text(json.dumps(record))
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(out)]) == 0
+    assert json.loads((out / "audit.json").read_text("utf-8"))["runs"] == []
+    assert (
+        "graded: ward (ja) strict-0shot is not scored again, since no item reached the model: too long 4/4\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(tmp_path, capsys):
@@ -160,9 +205,11 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     assert f1 == {"all": pytest.approx((2 / 3 + 1) / 3), "without": pytest.approx(1 / 3), "matched": 1.0}
     assert score["matched"]["metrics"]["entity_partial_f1"]["interval"] is None
     printed = capsys.readouterr().out
+    assert "looking for 3 items in 1 file" in printed
+    assert "entity_partial_f1 +0.667 (no interval: a single item)" in printed
     assert "graded by (95 % interval)" in printed
     assert "entity_partial_f1 0.333 (0.000 to 0.667)" in printed
-    assert "entity partial f1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
+    assert "entity partial F1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
         "utf-8"
     )
 
@@ -183,7 +230,10 @@ def test_clean_data_and_wrong_calls(ward, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     assert main(["audit", "--train", str(data / "book.txt"), "--tasks", str(exam), *out]) == 0
     assert "No item was found." in (tmp_path / "out" / "audit.html").read_text("utf-8")
-    assert "next " not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "next " not in printed
+    assert "looking for 4 items in 1 file, 0.0 MB\n" in printed
+    assert "\n1 record, " in printed
     assert main(["audit", "--train", str(data / "none.jsonl"), "--tasks", str(exam), *out]) == 2
     assert "none.jsonl: no such file or folder" in capsys.readouterr().err
     assert main(["audit", "--train", str(data), "--tasks", "igakuqua", *out]) == 2

@@ -12,6 +12,7 @@ from medjax.eval.__main__ import main
 from medjax.eval.comparison import compare, compare_runs
 from medjax.eval.metric_differences import item_of, metric_differences
 from medjax.eval.metrics import METRICS, grade
+from medjax.statistics.differences import paired
 from medjax.statistics.intervals import difference_interval, mcnemar
 from medjax.statistics.paired import holm
 
@@ -26,28 +27,43 @@ def test_what_is_counted():
     rng = np.random.default_rng(2)
     first, second, points = rng.random(90) < 0.4, rng.random(90) < 0.6, rng.integers(1, 4, 90).tolist()
     found = compare(_answers(first, points), _answers(second, points), resamples=500, seed=3)
-    interval = difference_interval(second, first, resamples=500, seed=3)
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    interval = paired(*only, 90)
     assert found["items"] == 90
     assert (found["first_accuracy"], found["second_accuracy"]) == (first.mean(), second.mean())
     assert found["accuracy_difference"] == pytest.approx(second.mean() - first.mean())
     assert found["accuracy_difference_interval"] == [interval.low, interval.high]
     assert found["points_difference"] == sum(points * second) - sum(points * first)
-    low, high = found["points_difference_interval"]
-    assert low < found["points_difference"] < high
+    drawn = difference_interval(points * second, points * first, resamples=500, seed=3)
+    assert found["points_difference_interval"] == pytest.approx([90 * drawn.low, 90 * drawn.high])
     assert (found["only_first"], found["only_second"]) == ((first & ~second).sum(), (second & ~first).sum())
     assert found["p_value"] == mcnemar(first, second).p_value
 
 
-def test_the_same_answers_differ_by_nothing_and_pairing_is_narrower():
-    right, points = [True, False] * 50, [1] * 100
+@pytest.mark.parametrize("right", [[True] * 8, [False] * 8, [True, False] * 4])
+def test_the_same_answers_to_few_items_leave_doubt(right):
+    points = [1, 3] * 4
     same = compare(_answers(right, points), _answers(right, points), resamples=200, seed=0)
-    assert same["accuracy_difference_interval"] == same["points_difference_interval"] == [0.0, 0.0]
-    assert same["p_value"] == 1.0
+    half = 1.959964**2 / (8 + 1.959964**2)
+    assert same["accuracy_difference_interval"] == pytest.approx([-half, half], abs=1e-6)
+    assert (same["points_difference"], same["points_difference_interval"], same["p_value"]) == (0, None, 1.0)
+
+
+def test_all_items_won_leave_doubt():
+    found = compare(_answers([False] * 8, [1] * 8), _answers([True] * 8, [1] * 8), resamples=200, seed=0)
+    low, high = found["accuracy_difference_interval"]
+    assert (low, high) == (pytest.approx(0.351, abs=1e-3), 1.0)
+    assert (found["points_difference"], found["points_difference_interval"]) == (8, None)
+
+
+def test_pairing_is_narrower():
+    right, points = [True, False] * 50, [1] * 100
     better = [True, False, True, True] + [True, False] * 48  # one item more: unpaired, that would be 0.14 wide or more
     low, high = compare(_answers(right, points), _answers(better, points), resamples=2000, seed=0)[
         "accuracy_difference_interval"
     ]
-    assert (low, high) == (0.0, pytest.approx(0.03, abs=0.011))
+    assert low < 0 < 0.01 < high
+    assert high - low < 0.1
 
 
 def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **evaluation):
@@ -74,13 +90,16 @@ def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
     assert (found["items"], found["only_first"], found["only_second"]) == (3, 0, 2)
     assert found["accuracy_difference"] == pytest.approx(2 / 3)
     assert found["points_difference"] == 5
-    assert main(["--compare", f"{first},{second}", "--resamples", "100"]) == 0
+    out = str(tmp_path / "out")
+    assert main(["compare", f"{first},{second}", "--resamples", "100", "--out", out]) == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
-    assert [cell.strip() for cell in row.split("│")] == [
-        *("ward (en)", "strict-0shot", "3", "33.3%", "100.0%", "+66.7 (+0.0 to +100.0)", "0", "2", "0.5"),
+    assert [cell.strip() for cell in row.split("│")][:9] == [
+        *("ward (en)", "strict-0shot", "B - A", "3", "accuracy", "33.3% → 100.0%", "+66.7 (-26.9 to +93.9)"),
+        *("+5", "2 / 0"),
     ]
-    assert "ward: 1 item that only one run asked is left out" in printed
+    assert "Tango's score interval" in printed
+    assert "ward: 1 item that cannot be paired left out" in printed
 
 
 def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
@@ -133,7 +152,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, changed, message):
 
 def test_folders_that_hold_no_finished_run(tmp_path, capsys):
     run = write_run(tmp_path / "one", [1, 0])
-    assert main(["--compare", f"{run},{tmp_path / 'none'}"]) == 2
+    assert main(["compare", str(run), str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == (
         f"medjax.eval: {tmp_path / 'none'}: got no results.json, expected the folder of a finished run; run it to its "
         "end first.\n"
@@ -148,10 +167,15 @@ def test_folders_that_hold_no_finished_run(tmp_path, capsys):
     (run / "results.json").write_text("[]")
     with pytest.raises(ValueError, match=r"results.json: TypeError: .* expected what medjax.eval writes"):
         compare_runs([run, tmp_path / "two"])
-    for runs in ("one", "one,two,three"):
-        with pytest.raises(SystemExit):
-            main(["--compare", runs])
-        assert f"--compare: got {runs.count(',') + 1} runs, expected two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", [["--compare", "one,two"], ["--model", "x", "--compare=one,two"]])
+def test_the_spelling_of_old_names_the_command(call, capsys):
+    assert main(call) == 2
+    assert capsys.readouterr().err == (
+        "medjax.eval: got --compare, expected the command compare; write python -m medjax.eval compare RUN_A RUN_B, "
+        "for runs on questions and on ECGs alike.\n"
+    )
 
 
 def test_settings_that_explain_other_prompts_are_named(tmp_path):
@@ -165,6 +189,41 @@ def test_settings_that_explain_other_prompts_are_named(tmp_path):
         ValueError, match=r"num_fewshot: 0 in one, 3 in two\n.*chat_template: none in one, c{12} in two\n"
     ):
         compare_runs([first, second])
+
+
+def test_other_items_and_sets_are_told_beside_another_protocol(tmp_path):
+    first = write_run(tmp_path / "one", [1, 0, 0, 1])
+    second = write_run(tmp_path / "two", [1, 1], ids="rx", protocol="kasai-3shot")
+    third = write_run(tmp_path / "three", [1, 0], id="y", task="clinic")
+    record = json.loads((first / "results.json").read_text())
+    record["medjax"]["evaluations"] += json.loads((third / "results.json").read_text())["medjax"]["evaluations"]
+    (first / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="were not asked the same") as error:
+        compare_runs([first, second])
+    lines = str(error.value).split("\n")
+    assert lines[1:6] == [
+        "  ward (en) strict-0shot: protocol: strict-0shot in one, kasai-3shot in two",
+        "Besides, what one run alone asked would be left out:",
+        "  ward (en) strict-0shot: items: 4 in one, 2 in two, 1 in both",
+        "  clinic (en) strict-0shot: in one alone",
+        lines[5],
+    ]
+    assert lines[5].startswith("run them with the same settings")
+    # other items alone are no reason to refuse
+    same = write_run(tmp_path / "same", [1, 1], ids="rx")
+    (entry,) = compare_runs([first, same], resamples=9)["comparisons"]
+    assert (entry["items"], entry["left_out"]) == (1, 4)
+
+
+def test_a_set_that_no_model_has_seen_is_noted_and_not_compared(tmp_path, capsys):
+    first = write_run(tmp_path / "one", [0, 0, 0, 0], scores={"not_graded": "too long 4/4"})
+    second = write_run(tmp_path / "two", [1, 0, 0, 1])
+    found = compare_runs([first, second], resamples=9)
+    note = "ward (en) strict-0shot: not compared, since no item reached a model: too long 4/4 in one"
+    assert (found["comparisons"], found["notes"]) == ([], [note])
+    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
+    assert f"note     {note}\n" in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 
 def test_anyway_compares_and_says_what_differs(tmp_path):
@@ -255,7 +314,7 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
     assert "ward (en) 2022: A fail, B pass  (changed)" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
     assert [cell.strip() for cell in row.split("│")][4:] == [
-        *("accuracy", "50.0% → 75.0%", "+25.0 (-69.4 to +94.4)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
+        *("accuracy", "50.0% → 75.0%", "+25.0 (-50.5 to +77.8)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
         *("1", "1"),
     ]
     html = (tmp_path / "out" / "comparison.html").read_text("utf-8")
@@ -312,20 +371,37 @@ def test_a_set_graded_by_kappa_is_compared_by_that_too(tmp_path, capsys):
         f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
         *("", "", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
     ]
-    # the short table of two runs has both, too
-    assert main(["--compare", ",".join(runs), "--resamples", "400"]) == 0
-    printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
-    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
-    assert accuracy[2:5] == ["80", f"{entry['first_accuracy']:.1%}", f"{entry['second_accuracy']:.1%}"]
-    assert kappa[2:] == [
-        *("kappa", "80", f"{metric['first']:.3f}", f"{metric['second']:.3f}"),
-        f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
-        f"{metric['p_value']:.2g}",
-    ]
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (row,) = root.one("table", id="graded").one("tbody").all("tr")
     assert [cell.text for cell in row.all("td")][1] == "kappa"
     assert len(root.one("table", id="comparisons").one("tbody").all("tr")) == 1
+
+
+def test_runs_that_agree_on_every_item_have_no_interval_of_other_figures(tmp_path, capsys):
+    gold = [[letter] for letter in "abcabcab"]
+    runs = [
+        graded_run(tmp_path / name, gold, gold, metrics=("kappa", "accuracy"), choices="xyz") for name in ("one", "two")
+    ]
+    assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--resamples", "100"]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparisons"]
+    (metric,) = entry["metrics"]
+    assert (metric["difference"], metric["difference_interval"], metric["p_value"]) == (0, None, 1)
+    printed = capsys.readouterr().out
+    rows = [[c.strip() for c in line.split("│")] for line in printed.splitlines()]
+    accuracy, kappa = [row for row in rows if row[0] == "ward (en)"]
+    assert accuracy[6] == "+0.0 (-32.4 to +32.4)"
+    assert kappa[6] == "+0.000 (no interval)"
+    assert "\nNo interval: the same on every resample.\n" in printed
+    root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
+    (accuracy,) = root.one("table", id="comparisons").one("tbody").all("tr")
+    assert [cell.text for cell in accuracy.all("td")][3:] == [
+        *("0.0 −32.4 – +32.4", "", "0", "0 / 0", "–", "–", "1 1"),
+    ]
+    assert root.one("section", class_="pair").all("details") == []
+    assert "No question was right in one of them alone." in root.text
+    (row,) = root.one("table", id="graded").one("tbody").all("tr")
+    assert "no interval: the same on every resample" in row.text
+    assert "Tango" in root.text
 
 
 def test_lists_are_compared_by_their_f1_alone(tmp_path, capsys):
@@ -408,7 +484,9 @@ def test_wrong_calls_of_compare(tmp_path, capsys):
     heart.mkdir()
     (heart / "results.json").write_text('{"kind": "ecg_predictor", "targets": []}')
     assert main(["compare", str(run), str(heart)]) == 2
-    assert f"{heart} is a run on ECGs, expected runs on questions" in capsys.readouterr().err
+    assert f"got {heart}, a run on ECGs, and {run}, expected runs on questions, or two runs" in capsys.readouterr().err
+    assert main(["compare", *[str(heart)] * 3]) == 2
+    assert "got 3 runs on ECGs, expected runs on questions, or two runs on ECGs" in capsys.readouterr().err
     other = write_run(tmp_path / "two", [1, 0], protocol="kasai-0shot")
     assert main(["compare", str(run), str(other), "--out", str(tmp_path / "out")]) == 2
     assert "protocol: strict-0shot in one, kasai-0shot in two" in capsys.readouterr().err

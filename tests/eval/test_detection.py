@@ -17,6 +17,7 @@ from medjax.data.ecg.seen import Seen, hash_of
 from medjax.data.ecg.splits import patient_keys
 from medjax.eval.__main__ import main
 from medjax.eval.detection import evaluate_ecg
+from medjax.eval.ecg_comparison import compare_ecg_runs
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.infer.ecg import EcgModel
 from medjax.statistics.detector import DetectorRule
@@ -375,9 +376,13 @@ def test_the_command_evaluates_and_compares(place, tmp_path, capsys):
         more = ["--engine.compilation_cache=false", "--resamples", "100"]
         assert main(["--model", str(root / name), "--data", str(root / "hospital"), "--out", out, *more]) == 0
     printed = capsys.readouterr().out
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    assert f"next     python -m medjax.eval compare {runs[1]} <the folder" in printed
     assert "AUROC (95 % interval)" in printed
     assert "lvsd: source and device alone: AUROC" in printed
-    assert main(["--compare", f"{tmp_path / 'one'},{tmp_path / 'two'}", "--resamples", "100"]) == 0
+    assert main(["compare", *runs, "--resamples", "100", "--out", str(tmp_path / "out")]) == 0
     assert "DeLong, paired, by patient" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))
+    assert written == compare_ecg_runs(*runs, resamples=100)
     assert main(["--model", str(root / "one"), "--data", str(tmp_path / "none")]) == 2
     assert "index.parquet: no such file" in capsys.readouterr().err

@@ -31,7 +31,29 @@ def test_items_are_paired_by_id():
     assert [found[key] for key in ("both", "only_first", "only_second", "neither")] == [1, 4, 1, 2]
     assert found["p_value"] == pytest.approx(binomtest(1, 5).pvalue)
     assert found["accuracy_difference"] == pytest.approx(-3 / 8)
-    assert found["left_out"] == 0
+    assert (found["left_out"], found["metrics"], found["has_answers"]) == (0, [], True)
+
+
+def test_a_set_graded_by_another_figure_is_compared_by_that_with_the_answers_of_each_language():
+    gold = {"ja": [("咳", "熱"), ("腹痛",), ("めまい",)], "en": [("cough", "fever"), ("pain",), ("vertigo",)]}
+    runs = []
+    for language, outputs in (
+        ("ja", ('["咳"]', '["腹痛"]', "[]")),
+        ("en", ('["cough", "fever"]', '["pain"]', '["x"]')),
+    ):
+        numbers = (0, 1, 2) if language == "ja" else (2, 1, 0)
+        items = [Item(f"n{n}", f"Text {n} {language}", (), gold[language][n], kind="entities") for n in numbers]
+        made = evaluation("strict", items, language=language)
+        made = replace(made, task=replace(made.task, metrics=("entity_partial_f1", "entity_exact_f1")))
+        runs.append(Finished(made, read_answers(made, texts(*(outputs[n] for n in numbers))), Work(), 0, 1.0))
+    (found,) = languages_compared(runs, SETTINGS)
+    (metric,) = found["metrics"]
+    assert (metric["metric"], metric["items"], found["has_answers"]) == ("entity_partial_f1", 3, False)
+    # F1 of one of two found 2/3, of all 1, of none 0
+    assert (metric["first"], metric["second"]) == pytest.approx(((2 / 3 + 1) / 3, 2 / 3))
+    assert metric["difference"] == pytest.approx(1 / 9)
+    low, high = metric["difference_interval"]
+    assert (low, high) == pytest.approx((0, 1 / 3))  # the one item that differs drawn never, or three times
 
 
 def test_what_one_language_alone_asks_is_left_out():

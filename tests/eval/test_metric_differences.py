@@ -77,7 +77,22 @@ def test_the_same_answers_differ_by_nothing():
     gold = list("abcdabcdaabb")
     readings = [(letter,) for letter in "abcaabcdbabb"]
     (found,) = metric_differences([METRICS["kappa"]], choices(gold), readings, readings, resamples=100, seed=0)
-    assert (found["difference"], found["difference_interval"], found["p_value"]) == (0.0, [0.0, 0.0], 1.0)
+    # every resample gives 0, which is no measure of doubt
+    assert (found["difference"], found["difference_interval"], found["p_value"]) == (0.0, None, 1.0)
+    assert found["no_interval"] == "the same on every resample"
+
+
+def test_a_difference_that_every_resample_gives_has_no_interval_and_no_test():
+    items = entities(*[("咳", "発熱")] * 8)
+    found = [
+        metric_differences([METRICS["entity_exact_f1"]], items, [("咳",)] * 8, said, resamples=100, seed=0)[0]
+        for said in ([("咳", "発熱")] * 8, [("咳", "発熱")] * 7 + [("咳",)])
+    ]
+    one, two = ([each[key] for key in ("difference_interval", "p_value", "no_interval")] for each in found)
+    assert found[0]["difference"] == pytest.approx(1 / 3)
+    assert one == [None, None, "the same on every resample"]
+    assert two[0][0] < two[0][1] == pytest.approx(1 / 3)
+    assert two[1:] == [pytest.approx(2 / 101), ""]
 
 
 def test_what_is_undefined_is_none():
@@ -88,11 +103,13 @@ def test_what_is_undefined_is_none():
     )  # fmt: skip
     assert (found["first"], found["second"]) == (None, pytest.approx(1.0))
     assert (found["difference"], found["difference_interval"], found["p_value"]) == (None, None, None)
+    assert found["no_interval"] == "not defined on these items"
     # of one item a resample is the item again, which is no sample
     (found,) = metric_differences(
         [METRICS["entity_exact_f1"]], entities(("咳",)), [("熱",)], [("咳",)], resamples=50, seed=0
     )
     assert (found["difference"], found["difference_interval"], found["p_value"]) == (1.0, None, None)
+    assert found["no_interval"] == "a single item"
     assert metric_differences([METRICS["bleu"]], choices("ab"), [None, None], [None, None], resamples=9, seed=0) == []
 
 

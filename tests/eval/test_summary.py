@@ -158,6 +158,21 @@ def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
     assert capsys.readouterr().out.startswith("No question has a known right answer to compare by: people have to")
 
 
+def test_two_languages_are_told_by_what_the_set_is_graded_by(capsys):
+    metric = {"metric": "kappa", "items": 9, "first": 0.5, "second": 0.5, "difference": 0.0, "p_value": 1.0}
+    metric |= {"difference_interval": None, "no_interval": "the same on every resample", "higher_is_better": True}
+    results = _results()
+    entry = {"task": "exam", "protocol": "strict-0shot", "first": "ja", "second": "en", "has_answers": False}
+    results["medjax"]["languages"] = [entry | {"metrics": [metric]}]
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith("exam (ja / en)")]
+    assert [cell.strip() for cell in row.split("│")][1:] == [
+        *("strict-0shot", "kappa", "9", "0.500", "0.500", "+0.000 (no interval: the same on every resample)", "1"),
+    ]
+    assert not [line for line in lines if "both right" in line]
+
+
 def test_changed_data_are_named(capsys):
     assert not [line for line in _lines(capsys) if "differ" in line]
     assert "data differ from the published files: set/a.jsonl, set/b.jsonl" in _lines(

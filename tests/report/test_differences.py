@@ -121,6 +121,29 @@ def test_other_figures_than_accuracy_have_a_table_on_their_scales():
     assert drawn[0].attributes["aria-label"] == "kappa +0.200, 95 % interval +0.050 to +0.350"
 
 
+def test_an_interval_that_cannot_be_had_is_said():
+    same = graded("kappa", 0.0, None) | {"no_interval": "the same on every resample", "p_value": 1.0}
+    made = both(comparison(metrics=[same], has_answers=True))
+    (row,) = cells(page(made).one("table", id="graded-comparisons"))
+    assert row[5:] == ["0.000 no interval: the same on every resample", "", "1"]
+    assert "no interval: the same on every resample" in summary_figure(made)
+    assert "Tango's 95 % score interval" in page(both(comparison())).text
+
+
+def test_two_languages_are_compared_by_what_the_set_is_graded_by():
+    pair = comparison() | {"first": "ja", "second": "en", "both": 1, "neither": 1}
+    made = results(
+        languages=[
+            pair | {"metrics": [], "has_answers": True},
+            pair | {"metrics": [graded()], "has_answers": False, "task": "lists"},
+        ]
+    )
+    root = page(made)
+    assert [row[0] for row in cells(root.one("table", id="language-pairs"))] == ["mini · ja, en strict-0shot"]
+    (row,) = cells(root.one("table", id="graded-language-pairs"))
+    assert row[:6] == ["lists · ja, en strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 – +0.350"]
+
+
 def test_what_nobody_knows_is_not_compared():
     root = page(both(comparison(metrics=[], has_answers=False)))
     assert root.all("table", id="comparisons") == root.all("table", id="graded-comparisons") == []

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from medjax.statistics.bootstrap import PatientBootstrap, difference, patient_numbers, weighted_mean, weighted_ratio
+from medjax.statistics.bootstrap import (
+    PatientBootstrap,
+    difference,
+    patient_numbers,
+    stratified_weights,
+    weighted_mean,
+    weighted_ratio,
+)
 
 
 def test_patients_are_numbered_and_the_unknown_ones_are_their_own():
@@ -74,6 +81,21 @@ def test_undefined_resamples_are_left_out_and_counted():
     assert (nothing.value, nothing.low, nothing.reason) == (None, None, "not defined on these records")
     single = PatientBootstrap(["a", "a"], resamples=10).estimate(weighted_mean([1.0, 2.0]))
     assert (single.value, single.low, single.reason) == (1.5, None, "one patient: no interval can be given")
+
+
+def test_samples_that_keep_their_sizes(monkeypatch):
+    monkeypatch.setattr("medjax.statistics.bootstrap._CHUNK", 700)
+    chunks = list(stratified_weights([5, 30], 4000, 1))
+    assert [part.shape for part in chunks[0]] == [(20, 5), (20, 30)]
+    for number, size in enumerate((5, 30)):
+        weights = np.concatenate([chunk[number] for chunk in chunks])
+        assert weights.shape == (4000, size)
+        assert set(weights.sum(1)) == {size}
+        assert np.abs(weights.mean(0) - 1).max() < 0.08  # 5 standard errors
+        values = np.arange(size)
+        assert (weights @ values / size).std() == pytest.approx(values.std() / np.sqrt(size), rel=0.05)
+    with pytest.raises(ValueError, match=r"got \[5, 0\] and 10, expected 1 or more"):
+        next(stratified_weights([5, 0], 10))
 
 
 def test_wrong_input_is_refused():

@@ -13,6 +13,7 @@ from medjax.statistics.intervals import (
     ratio_interval,
     share_interval,
     wilson,
+    wilson_interval,
 )
 
 
@@ -108,6 +109,38 @@ def test_a_share_between_is_that_of_the_mean():
     assert share_interval(right, resamples=300, seed=2) == mean_interval(right, resamples=300, seed=2)
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_points_of_items_that_are_all_alike_are_worth_as_many_items_as_their_weights(right):
+    worth = np.array([1.0] * 30 + [3.0] * 10)
+    found = ratio_interval(right * worth, worth)
+    # 60^2 / 120 = 30 items of one weight
+    oracle = wilson(30 * right, 30)
+    assert (found.estimate, found.low, found.high) == pytest.approx((right, oracle.low, oracle.high), abs=1e-12)
+    # items that are worth nothing tell nothing; of one weight it is the share of right answers
+    padded = ratio_interval([*(right * worth), 0, 0], [*worth, 0, 0])
+    assert padded == found
+    assert ratio_interval([2 * right] * 20, [2] * 20) == share_interval([right] * 20)
+    # an item more, of which half is won: the bootstrap again, whose one end is that half
+    drawn = ratio_interval([*(right * worth), 1], [*worth, 2], resamples=50)
+    assert {drawn.low, drawn.high} & {float(right)}
+    assert drawn.high - drawn.low < 0.1 < found.high - found.low
+
+
+@pytest.mark.parametrize("share", [0.03, 0.97, 0.99])
+def test_how_often_the_interval_of_points_holds_the_share(share):
+    """Weights of 1 and 3, as in a licensing exam; few items, so that all are alike in half of the samples."""
+    rng = np.random.default_rng(1)
+    worth = np.array([1.0] * 18 + [3.0] * 6)
+    held = alike = 0
+    for number in range(300):
+        right = rng.random(24) < share
+        alike += right.all() or not right.any()
+        found = ratio_interval(worth * right, worth, resamples=200, seed=number)
+        held += found.low <= share <= found.high
+    assert alike > 120
+    assert held / 300 > 0.93
+
+
 def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match="values: got an array of shape"):
         mean_interval([])
@@ -121,3 +154,5 @@ def test_wrong_input_is_refused():
         mean_interval([0, 1], resamples=0)
     with pytest.raises(ValueError, match="got 3 successes in 2 trials"):
         wilson(3, 2)
+    with pytest.raises(ValueError, match=r"wilson_interval: got a share of 1\.5 of 2 trials"):
+        wilson_interval(1.5, 2)

@@ -16,7 +16,10 @@ A stem shorter than a run ("Which of the following is true?"), or changed too of
 choices or context: the record must hold them, word for word, and most of the stem in short pieces. An item with less
 text than a run in all cannot be told from chance; it is listed as unchecked.
 
-Every record is read once, by hashes that roll over its letters: the time grows with the text, not with text x items.
+Every record is read once, by hashes that roll over its letters: the time grows with the text, not with text x items. A
+long record (a book) is searched in windows that lap over each other by several times the longest item, and an item must
+lie in one of them: so a record of any length takes the memory of one block, and short pieces that stand anywhere in a
+book do not add up to an item.
 """
 
 import copy
@@ -27,6 +30,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +44,8 @@ _PIECE, _PIECE_JAPANESE = 10, 4  # letters of a stem that count once the choices
 _MANY_DETAILS = 8  # choices that more items have tell nothing of one of them (yes and no)
 _MANY_ITEMS = 16  # a run in more items than this is a phrase of the trade
 _BLOCK = 1 << 20  # letters hashed at one time
+_WINDOW = 1 << 16  # characters of a long record that are looked at together
+_LAP = 4  # windows share so many times the characters of the longest item, which blanks and line ends stretch
 _FILTER_BITS = 24
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _NOT_LETTERS = re.compile(r"[\W_]+")
@@ -142,16 +148,32 @@ class _Entry(NamedTuple):
             return longest[:_ANCHOR], longest[-_ANCHOR:]
         return self.stem[:_ANCHOR], self.stem[:_ANCHOR]
 
-    def share_in(self, record: str, least: float) -> float:
-        """Share of the stem's letters that a normalised text holds; 0 where it lacks the details."""
+    def share_in(self, text: "_Text", least: float) -> float:
+        """Share of the stem's letters that a text holds; 0 where it lacks the details."""
         letters = sum(map(len, self.details))
-        if sum(len(part) for part in self.details if part in record) < least * letters:
+        if sum(len(part) for part in self.details if part in text.letters) < least * letters:
             return 0.0
-        if self.stem in record or not letters or self.whole:
-            return float(self.stem in record)
-        offsets = [i for i in range(len(self.stem) - self.piece + 1) if self.stem[i : i + self.piece] in record]
+        if (is_held := self.stem in text.letters) or not letters or self.whole:
+            return float(is_held)
+        held = text.pieces(self.piece)
+        offsets = [i for i in range(len(self.stem) - self.piece + 1) if self.stem[i : i + self.piece] in held]
         pieces = np.array(offsets, np.int64)
         return float(_union(np.zeros_like(pieces), pieces, self.piece, 1)[0] / max(len(self.stem), 1))
+
+
+class _Text:
+    """A normalised text, and its pieces, collected when they are first asked for: many items are looked up in it."""
+
+    def __init__(self, letters: str) -> None:
+        self.letters = letters
+        self._pieces: dict[int, set[str]] = {}
+
+    def pieces(self, length: int) -> set[str]:
+        """All runs of `length` letters."""
+        if length not in self._pieces:
+            count = len(self.letters) - length + 1
+            self._pieces[length] = {self.letters[i : i + length] for i in range(count)}
+        return self._pieces[length]
 
 
 class Runs:
@@ -263,16 +285,33 @@ class OverlapIndex:
             elif not enough[number]:
                 self.unchecked.append(self._ids[number])
         self._anchors = Runs(anchors, _ANCHOR)
+        self._lap = _LAP * max((len(entry.stem) + sum(map(len, entry.details)) for entry in self._entries), default=0)
 
     def find(self, records: Iterable[Record], *, share: float = SHARE) -> list[Overlap]:
         """Records that hold an item, in the order of the records; share is the least that counts."""
-        return [overlap for names, texts in _blocks(records) for overlap in self._search(names, texts, share)]
+        names: dict[int, str] = {}
+        best: dict[tuple[int, int], float] = {}  # record, item -> share
+        for block in _blocks(self._windows(records)):
+            for place, item, held in self._search([text for *_, text in block], share):
+                number, name, _ = block[place]
+                names[number] = name
+                best[number, item] = max(held, best.get((number, item), 0.0))
+        return [Overlap(names[number], self._ids[item], held) for (number, item), held in sorted(best.items())]
 
-    def _search(self, names: list[str], texts: list[str], share: float) -> list[Overlap]:
+    def _windows(self, records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
+        """Number and id of each record, and its normalised text; of a long record several, which lap over."""
+        size = max(_WINDOW, 2 * self._lap)
+        for number, record in enumerate(records):
+            text = " ".join(record.texts)
+            for start in range(0, max(1, len(text) - self._lap), size - self._lap):
+                yield number, record.id, normalise(text[start : start + size])
+
+    def _search(self, texts: list[str], share: float) -> Iterator[tuple[int, int, float]]:
+        """Number of a text, item and share, wherever a text holds an item."""
         text = "\0".join(texts)
         starts = np.concatenate([[0], np.cumsum([len(part) + 1 for part in texts])[:-1]]).astype(np.int64)
         count = len(self._ids)
-        found: dict[int, float] = {}  # record x item -> share
+        found: dict[int, float] = {}  # text x item -> share
         for runs in self._runs:
             places, items, offsets, _ = runs.find(text)
             pairs = (np.searchsorted(starts, places, "right") - 1) * count + items
@@ -283,11 +322,14 @@ class OverlapIndex:
         places, items, *_ = self._anchors.find(text)
         ends = np.unique((np.searchsorted(starts, places, "right") - 1) * 2 * count + items)
         pairs = ends[:-1][ends[1:] == ends[:-1] + 1] if len(ends) else ends
-        for pair in (pairs[pairs % 2 == 0] // 2).tolist():
-            held = self._entries[pair % count].share_in(texts[pair // count], share)
-            if held >= max(share, found.get(pair, 0.0)):
-                found[pair] = held
-        return [Overlap(names[pair // count], self._ids[pair % count], found[pair]) for pair in sorted(found)]
+        for number, group in groupby((pairs[pairs % 2 == 0] // 2).tolist(), key=lambda pair: pair // count):
+            looked_at = _Text(texts[number])
+            for pair in group:
+                held = self._entries[pair % count].share_in(looked_at, share)
+                if held >= max(share, found.get(pair, 0.0)):
+                    found[pair] = held
+        for pair in sorted(found):
+            yield pair // count, pair % count, found[pair]
 
 
 def refuse_overlap(records: Iterable[Record], items: Iterable[Asked], *, share: float = SHARE) -> list[str]:
@@ -341,17 +383,15 @@ def _union(groups: np.ndarray, offsets: np.ndarray, length: int, count: int) -> 
     return np.bincount(groups, weights=covered, minlength=count).astype(np.int64)
 
 
-def _blocks(records: Iterable[Record]) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and normalised texts of records, a block of them at a time."""
-    names: list[str] = []
-    texts: list[str] = []
+def _blocks(windows: Iterable[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
+    """Windows in lists of about `_BLOCK` letters."""
+    block: list[tuple[int, str, str]] = []
     letters = 0
-    for record in records:
-        names.append(record.id)
-        texts.append(normalise(" ".join(record.texts)))
-        letters += len(texts[-1]) + 1
+    for window in windows:
+        block.append(window)
+        letters += len(window[-1]) + 1
         if letters > _BLOCK:
-            yield names, texts
-            names, texts, letters = [], [], 0
-    if names:
-        yield names, texts
+            yield block
+            block, letters = [], 0
+    if block:
+        yield block

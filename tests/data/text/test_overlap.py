@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -135,6 +136,78 @@ def test_long_files_are_searched_in_blocks():
     filler = [f"記録{i}" * 2000 for i in range(300)]  # several blocks
     filler[177] += JAPANESE
     assert found([Asked("q", JAPANESE)], *filler) == [("r177", "q", 1.0)]
+
+
+FILLER = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
+
+
+def exam(count):
+    """Items that differ in most of their letters, with choices."""
+    rng = random.Random(1)
+    kanji = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
+    return [
+        Asked(f"q{n}", "".join(rng.choices(kanji, k=30)), tuple("".join(rng.choices(kanji, k=9)) for _ in range(3)))
+        for n in range(count)
+    ]
+
+
+def edited(item, offset):
+    """The item with every sixth letter of its stem another, so that no run of 20 is left."""
+    letters = ["猫" if n % 6 == offset else letter for n, letter in enumerate(item.stem)]
+    return " ".join(("".join(letters), *item.details))
+
+
+def slow_share(item, text):
+    """Share of the stem that pieces of 4 letters cover, if all choices are there: by looking for every one."""
+    text, stem = normalise(text), normalise(item.stem)
+    if not all(normalise(part) in text for part in item.details):
+        return 0.0
+    covered = np.zeros(len(stem), bool)
+    for i in range(len(stem) - 3):
+        if stem[i : i + 4] in text:
+            covered[i : i + 4] = True
+    return covered.mean()
+
+
+def test_pieces_of_a_stem_are_those_that_a_slow_search_finds():
+    items = exam(40)
+    text = FILLER.join(edited(item, n % 6) for n, item in enumerate(items[:25]))
+    expected = [(item.id, share) for item in items if (share := slow_share(item, text)) >= 0.5]
+    assert [(o.item, o.share) for o in OverlapIndex(items).find(passages(text), share=0.5)] == expected
+    assert len(expected) == 25
+    assert {round(share, 2) for _, share in expected} > {0.83}
+
+
+def test_long_records_are_searched_in_windows_and_nothing_is_cut(monkeypatch):
+    items = exam(40)
+    lap = 4 * (30 + 27)
+    window = 2 * lap
+    monkeypatch.setattr("medjax.data.text.overlap._WINDOW", 0)  # the least there can be
+    index = OverlapIndex(items)
+    # copies that begin at every place of a window, those over its end too
+    texts = [FILLER * 20 + FILLER[:n] + edited(items[n], 0) + FILLER * 20 for n in range(34)]
+    assert min(map(len, texts)) > 2 * window
+    whole = [(f"r{n}", f"q{n}", slow_share(items[n], text)) for n, text in enumerate(texts)]
+    assert [tuple(each) for each in index.find(passages(*texts), share=0.5)] == whole
+    # an item that stands twice in a record is found once, with its better share
+    twice = FILLER * 20 + edited(items[0], 0) + FILLER * 40 + " ".join((items[0].stem, *items[0].details)) + FILLER * 20
+    assert [tuple(each) for each in index.find(passages("a", twice))] == [("r1", "q0", 1.0)]
+    # stem and choices in places far apart are no item
+    torn = FILLER * 20 + items[0].stem[:19] + FILLER * 40 + " ".join(items[0].details)
+    assert index.find(passages(torn), share=0.5) == []
+
+
+def test_a_long_record_takes_the_memory_of_a_block(monkeypatch):
+    monkeypatch.setattr("medjax.data.text.overlap._BLOCK", 1 << 16)
+    index = OverlapIndex(exam(10))
+    peaks = []
+    for times in (5_000, 40_000):
+        record = passages(FILLER * times)
+        tracemalloc.start()
+        assert index.find(record) == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_copies_of_a_question_are_on_one_side():
