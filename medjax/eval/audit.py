@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medjax.data.exams.groups import expand
+from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.exams.training import asked_of, is_training_part, write_training_part
 from medjax.data.qa import Item
@@ -141,7 +142,7 @@ def load_tasks(
         say(line)
     for name in expanded:
         base, _, suffix = name.rpartition(":")
-        has_language = base in TASKS or base.endswith(".jsonl")
+        has_language = base in TASKS or is_exam_file(base)
         plain = base if has_language else name
         languages = (suffix,) if has_language else TASKS[plain].languages if plain in TASKS else (None,)
         for language in languages:

@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 
 from medjax.data.qa import Item
-from medjax.eval.metrics import METRICS, Items, Metric, Reading, Readings
+from medjax.eval.metrics import CONSTANT, METRICS, SAME, SINGLE, UNDEFINED, Items, Metric, Reading, Readings
 from medjax.statistics.bootstrap import PatientBootstrap
 from medjax.statistics.paired import bootstrap_p
 
 _ACCURACY = "accuracy"
 _ENDS = (0.025, 0.975)
-_SAME = 1e-12  # of a metric's range: differences that only rounding tells apart
-# why there is no interval
-UNDEFINED, SINGLE, CONSTANT = "not defined on these items", "a single item", "the same on every resample"
 
 
 def headline_names(names: Iterable[str], items: Iterable[Item]) -> list[str]:
@@ -132,10 +129,10 @@ def _difference(
         left_out = int((~np.isfinite(drawn)).sum())
         drawn = drawn[np.isfinite(drawn)]
         span = metric.bounds[1] - metric.bounds[0]
-        if len(drawn) and np.ptp(np.append(drawn, difference)) <= _SAME * span:
+        if len(drawn) and np.ptp(np.append(drawn, difference)) <= SAME * span:
             # every resample tells the same, so nothing is known of how far new items would lie
             reason = CONSTANT
-            p_value = 1.0 if abs(difference) <= _SAME * span else None
+            p_value = 1.0 if abs(difference) <= SAME * span else None
         elif len(drawn):
             interval, reason = [float(end) for end in np.quantile(drawn, _ENDS)], ""
             p_value = bootstrap_p(drawn)

@@ -23,7 +23,8 @@ and these, for comparison with published tables only:
   bleu_sentences               text      JMedBench's: mean BLEU of the sentences
 
 `grade` gives values with 95 % bootstrap intervals over items, and chance levels where guessing has one. An answer that
-an item accepts beside its gold one counts as the gold label in kappa and F1.
+an item accepts beside its gold one counts as the gold label in kappa and F1. Where every resample gives the same, the
+bootstrap knows nothing of further items: a share of right answers has Wilson's interval there, all else has none.
 
 Sources: Cohen, Educational and Psychological Measurement 20 (1960) 37-46; weights: Cohen, Psychological Bulletin 70
 (1968) 213-220.
@@ -41,12 +42,16 @@ from medjax.data.qa import NUMBER, SIMILARITY, Item
 from medjax.eval import entities, translation
 from medjax.eval.scoring import Prediction, chance, judge
 from medjax.statistics.agreement import error_statistics
-from medjax.statistics.bootstrap import Floats, PatientBootstrap, Statistic, weighted_mean
-from medjax.statistics.intervals import RESAMPLES
+from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, Statistic, weighted_mean
+from medjax.statistics.intervals import RESAMPLES, share_interval
 
 Reading: TypeAlias = tuple[str, ...] | None
 Items: TypeAlias = Sequence[Item]
 Readings: TypeAlias = Sequence[Reading]
+
+SAME = 1e-12  # of a metric's range: values that only rounding tells apart
+# why there is no interval
+UNDEFINED, SINGLE, CONSTANT = "not defined on these items", "a single item", "the same on every resample"
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,9 @@ def grade(
     """Every metric over the items it takes, ready for JSON.
 
     items, readings  one reading an item, in the same order
-    returns name -> value, interval [low, high], items, unparsed, chance, bounds, higher_is_better; value, interval and
-            chance are None where they are undefined (a correlation with a constant); a metric that takes none of the
-            items is left out
+    returns name -> value, interval [low, high], no_interval (why there is none, else ""), items, unparsed, chance,
+            bounds, higher_is_better; value, interval and chance are None where they are undefined (a correlation with
+            a constant); a metric that takes none of the items is left out
 
     Raises ValueError for an unknown name, and where an optional dependency is missing.
     """
@@ -120,9 +125,11 @@ def grade(
             continue
         bootstrap = PatientBootstrap(range(len(taken)), resamples=resamples, seed=seed)
         estimate = bootstrap.estimate(metric.statistic(taken, read))
+        interval, reason = _interval(metric, taken, read, estimate)
         found[name] = {
             "value": estimate.value,
-            "interval": None if estimate.low is None else [estimate.low, estimate.high],
+            "interval": interval,
+            "no_interval": reason,
             "items": len(taken),
             "unparsed": sum(reading is None for reading in read),
             "chance": metric.chance(taken) if metric.chance else None,
@@ -130,6 +137,20 @@ def grade(
             "higher_is_better": metric.higher_is_better,
         }
     return found
+
+
+def _interval(metric: Metric, items: Items, readings: Readings, estimate: Estimate) -> tuple[list[float] | None, str]:
+    """[low, high], and why there is none."""
+    if estimate.value is None:
+        return None, UNDEFINED
+    if estimate.low is None or estimate.high is None:
+        return None, SINGLE if len(items) == 1 else UNDEFINED
+    if estimate.high - estimate.low > SAME * min(metric.bounds[1] - metric.bounds[0], 1):
+        return [estimate.low, estimate.high], ""
+    if metric.name != "accuracy":
+        return None, CONSTANT
+    found = share_interval([_is_right(*pair) for pair in zip(items, readings, strict=True)])
+    return [found.low, found.high], ""
 
 
 def _metric(name: str) -> Metric:

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from medjax.data.qa import Item
-from medjax.eval.metric_differences import CONSTANT, SINGLE, UNDEFINED, reading_of
-from medjax.eval.metrics import METRICS, Metric
+from medjax.eval.metric_differences import reading_of
+from medjax.eval.metrics import CONSTANT, METRICS, SAME, SINGLE, UNDEFINED, Metric
 from medjax.statistics import differences
 from medjax.statistics.bootstrap import Floats, stratified_weights
 
 Answered = Sequence[tuple[Item, Mapping[str, Any]]]
 _ENDS = (0.025, 0.975)
-_SAME = 1e-12  # of a metric's range: what only rounding tells apart
 
 
 def part_differences(
@@ -79,7 +78,7 @@ def _resampled(metric: Metric, parts: Sequence[Answered], resamples: int, seed: 
         reason = SINGLE
     elif not rows.shape[1]:
         reason = UNDEFINED
-    elif min(np.ptp(rows[:2], axis=1)) <= _SAME * span:
+    elif min(np.ptp(rows[:2], axis=1)) <= SAME * span:
         # a part that is always the same would pass for known without doubt
         reason = CONSTANT
 

@@ -23,6 +23,7 @@ import jax
 from medjax.config import load, to_toml
 from medjax.data.exams.catalogue import GROUPS, TASKS
 from medjax.data.exams.groups import expand
+from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
@@ -267,7 +268,7 @@ def _tasks(names: Sequence[str], settings: EvalSettings) -> list[LoadedTask]:
     loaded = []
     for name in names:
         base, _, suffix = name.rpartition(":")
-        has_language = base in TASKS or base.endswith(".jsonl") or (base and suffix in ("ja", "en"))
+        has_language = base in TASKS or is_exam_file(base) or (base and suffix in ("ja", "en"))
         named, language = (base, suffix) if has_language else (name, t.language)
         loaded.append(
             load_task(

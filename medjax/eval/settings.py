@@ -17,8 +17,8 @@ class TaskSettings:
 
     names: tuple[str, ...] = field(
         ("mini:ja", "mini:en"),
-        help="question sets, groups of them, or paths of .jsonl exams (docs/exams.md); name:language chooses ja "
-        "or en; list: print every set and group with its licence and origin",
+        help="question sets, groups of them, or exam files (.jsonl, .json, .csv; docs/exams.md); name:language "
+        "chooses ja or en; list: print every set and group with its licence and origin",
         alias="--tasks",
     )
     language: str | None = field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medjax.config import field, parse_command
+from medjax.data.exams.own_exam import is_exam_file
 from medjax.infer.command import exit_status
 from medjax.report.table import text_table
 from medjax.statistics import bootstrap, intervals
@@ -77,7 +78,8 @@ class AuditSettings:
         (), help="training data: files and folders as medjax.train reads them, exams, or a set's part (pubmedqa:train)"
     )
     tasks: tuple[str, ...] = field(
-        (), help="question sets or .jsonl exams to look for; name:language for one of their languages"
+        (),
+        help="question sets or exam files (.jsonl, .json, .csv) to look for; name:language for one of their languages",
     )
     run: tuple[str, ...] = field((), help="finished runs to score with and without the items found")
     split: str = field("train", help="of folders that tensorflow-datasets wrote")
@@ -321,7 +323,7 @@ def _audit(settings: AuditSettings) -> None:
     from medjax.store.runs import RunFolder, named, shortened
 
     data = "+".join(named(path).name for path in settings.train)
-    sets = "+".join(named(name).stem if name.endswith(".jsonl") else name.replace(":", "_") for name in settings.tasks)
+    sets = "+".join(named(name).stem if is_exam_file(name) else name.replace(":", "_") for name in settings.tasks)
     place = Path(settings.out) if settings.out else Path("runs/audit") / shortened(f"{data}-{sets}")
     RunFolder.check(place)
     found = audit(settings, say=lambda line: print(line, flush=True), progress=True)

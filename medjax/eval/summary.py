@@ -143,9 +143,12 @@ def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for evaluation, name, graded in found:
         value = _none(graded, "undefined") if graded["value"] is None else f"{graded['value']:.3f}"
-        interval = f" ({graded['interval'][0]:.3f} to {graded['interval'][1]:.3f})" if graded["interval"] else ""
+        if graded["interval"]:
+            value += f" ({graded['interval'][0]:.3f} to {graded['interval'][1]:.3f})"
+        elif graded["value"] is not None and graded.get("no_interval"):
+            value += f" (no interval: {graded['no_interval']})"
         chance = "" if graded["chance"] is None else f"{graded['chance']:.3f}"
-        row = [*_place(evaluation), name, str(graded["items"]), value + interval, chance]
+        row = [*_place(evaluation), name, str(graded["items"]), value, chance]
         rows.append([*row, *(str(graded[count]) for count in counts)])
     header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", *map(named, counts)]
     print()

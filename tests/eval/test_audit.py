@@ -225,6 +225,12 @@ def test_groups_stand_for_their_sets_on_this_machine(monkeypatch, ward):
     assert said == ["x is left out"]
 
 
+def test_a_language_of_an_exam_in_any_form(tmp_path):
+    (tmp_path / "own.json").write_text('[{"id": "1", "question": "q", "choices": ["x", "y"], "answer": "a"}]')
+    (found,) = load_tasks((f"{tmp_path / 'own.json'}:en",), None)
+    assert (found.language, [item.id for item in found.items]) == ("en", ["1"])
+
+
 def test_clean_data_and_wrong_calls(ward, tmp_path, capsys):
     exam, data = ward
     out = ["--out", str(tmp_path / "out")]

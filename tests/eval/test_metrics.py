@@ -325,6 +325,19 @@ def test_intervals_chance_and_counts():
     assert low < found["kappa"]["value"] < high
 
 
+def test_where_every_resample_gives_the_same_there_is_no_interval_and_it_says_so():
+    """All of eight read as the same wrong label: kappa 0 and F1 0 whatever is drawn; accuracy has Wilson's interval."""
+    found = grade(["accuracy", "kappa", "f1_macro"], items_of("aabbaabb"), letters("c" * 8), resamples=50)
+    z2 = 1.959964**2
+    assert found["accuracy"]["interval"] == pytest.approx([0, z2 / (8 + z2)], abs=1e-6)
+    assert found["accuracy"]["no_interval"] == ""
+    for name in ("kappa", "f1_macro"):
+        assert (found[name]["value"], found[name]["interval"]) == (0, None)
+        assert found[name]["no_interval"] == "the same on every resample"
+    (one,) = grade(["mae"], items_of([("3",)], "similarity"), [("2",)], resamples=50).values()
+    assert (one["interval"], one["no_interval"]) == (None, "a single item")
+
+
 def test_mixed_kinds_are_graded_apart():
     items = [*items_of("ab"), *items_of([("x",)], "entities"), *items_of([("3",)], "similarity")]
     said = [("a",), None, ("x",), ("2",)]
