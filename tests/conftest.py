@@ -48,6 +48,17 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def full_compilation(quick_compilation):
+    """For a test of a real model in such a room."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_configure():
     shared_data_folder()
 

@@ -314,6 +314,7 @@ def test_stories260k_grades_an_exam(shared_data, exam_rows, tmp_path):
     np.testing.assert_allclose(logprobs, logprobs[:1].repeat(3, 0), atol=1e-5)  # the same question three times
 
 
+@pytest.mark.slow
 def test_smollm2_answers_real_questions(shared_data, smollm2_gguf, tmp_path):
     """Three IgakuQA questions after the authors' three demonstrations, by generation and by log-probability."""
     results = evaluate(

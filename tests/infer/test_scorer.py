@@ -139,6 +139,7 @@ def test_a_request_beyond_the_context_is_named(programs, tiny, plain_logprobs):
         Scorer(programs).score([Request((1,), (2,)), Request(tuple([1] * 4100), (2,))])
 
 
+@pytest.mark.slow
 def test_real_japanese_items_equal_the_plain_computation(smollm2_gguf, shared_data):
     """IgakuQA questions after a demonstration, SmolLM2: two choices each, two row lengths and orders, against one
     dense forward a request."""

@@ -280,6 +280,7 @@ def row_logprobs(model):
     return logprobs
 
 
+@pytest.mark.usefixtures("full_compilation")
 def test_smollm2_oracle(smollm2_gguf, shared_data):
     oracle = json.loads((shared_data / "oracles" / "smollm2_135m.json").read_text("utf-8"))
     logprobs = row_logprobs(load(smollm2_gguf))

@@ -68,14 +68,23 @@ def alone():
     return {objective: train(objective) for objective in ("mae", "classify")}
 
 
-@pytest.mark.parametrize("objective", ["mae", "classify"])
+MESH = (8, {"mesh__shape": "data=2,fsdp=2,tensor=2"})
+PARTS = (1, {"train__accumulation": 4})
+REMAT = (1, {"train__remat": "full"})
+OFFLOAD = (8, {"train__remat": "offload", "mesh__shape": "fsdp=4,tensor=2"})
+
+
 @pytest.mark.parametrize(
-    ("devices", "options"),
+    ("objective", "devices", "options"),
     [
-        (8, {"mesh__shape": "data=2,fsdp=2,tensor=2"}),
-        (1, {"train__accumulation": 4}),
-        (1, {"train__remat": "full"}),
-        (8, {"train__remat": "offload", "mesh__shape": "fsdp=4,tensor=2"}),
+        ("mae", *MESH),
+        ("mae", *REMAT),
+        ("classify", *PARTS),
+        ("classify", *OFFLOAD),
+        pytest.param("classify", *MESH, marks=pytest.mark.slow),
+        pytest.param("classify", *REMAT, marks=pytest.mark.slow),
+        pytest.param("mae", *PARTS, marks=pytest.mark.slow),
+        pytest.param("mae", *OFFLOAD, marks=pytest.mark.slow),
     ],
 )
 def test_losses_do_not_depend_on_mesh_parts_or_remat(alone, objective, devices, options):
