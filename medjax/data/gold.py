@@ -76,9 +76,10 @@ def _readings(value: object, choices: Sequence[str]) -> Ways:
     pieces = [piece for piece in _SEPARATOR.split(unicodedata.normalize("NFKC", value).strip()) if piece]
     if len(pieces) > 1:
         each = [_ways(piece, choices) for piece in pieces]
-        if all(len(one) == 1 for one in each):
-            read = tuple(sorted(letter for one in each for letters in one for letter in letters))
-            ways.setdefault(read, "several answers")
+        if all(each):
+            for at in (0, -1):  # every piece in its first way, and in its last
+                read = tuple(sorted(letter for one in each for letter in list(one)[at]))
+                ways.setdefault(read, "several answers")
     return ways
 
 

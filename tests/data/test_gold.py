@@ -64,6 +64,16 @@ def test_one_meaning(value, choices, expected):
             ("1,2", "3"),
             'is the text of a choice (a) and several answers (a, b), expected one meaning; write ["a"]',
         ),
+        (
+            "A,B",
+            ("B", "A", "A,B"),
+            'is the text of a choice (c) and several answers (a, b), expected one meaning; write ["c"]',
+        ),
+        (
+            "2,3",
+            ("2", "3", "1"),
+            'is several answers (b, c) and several answers (a, b), expected one meaning; write ["b", "c"] or',
+        ),
     ],
 )
 def test_two_meanings_are_refused_and_named(value, choices, message):
