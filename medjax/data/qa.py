@@ -299,6 +299,8 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
         if key not in row:
             raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
     choices = _list(row, "choices")
+    if len(choices) == 1 or len(choices) > len(string.ascii_lowercase):
+        raise ValueError(f"choices: got {shown(choices)}, expected no choice (a number is asked for) or 2 to 26 texts")
     if blank := [i for i, choice in enumerate(choices) if not choice.strip()]:
         raise ValueError(f"choices: choice {string.ascii_lowercase[blank[0] % 26]} is blank, expected text in each")
     first: dict[str, str] = {}

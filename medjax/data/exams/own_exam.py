@@ -51,18 +51,22 @@ def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error}); close what is open, or drop it") from None
     except RecursionError:
         raise ValueError(f"{path}: got JSON that is nested too deeply, expected an array of objects") from None
-    place = _array(text, whole)
-    if place is None:
-        got = "an object without an array of objects" if isinstance(whole, dict) else f"a JSON {type(whole).__name__}"
-        many = isinstance(whole, dict) and sum(map(_holds_objects, whole.values())) > 1
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: {error}; write such a number as text") from None
+    arrays = _arrays(text, whole)
+    if len(arrays) != 1:
+        got = f"a JSON {type(whole).__name__}"
+        if isinstance(whole, dict):
+            got = f"an object {'with several arrays' if arrays else 'without an array'} of objects"
         raise ValueError(
-            f"{path}: got {'an object with several arrays of objects' if many else got}, expected an array of objects "
-            f"or an object in which one array holds objects; write the questions as [{{...}}, ...], or one a line into "
-            f"{path.stem}.jsonl"
+            f"{path}: got {got}, expected an array of objects or an object in which one array holds objects; write the "
+            f"questions as [{{...}}, ...], or one a line into {path.stem}.jsonl"
         )
+    place, counted, line = arrays[0], 0, 1
     decoder = json.JSONDecoder(object_pairs_hook=fields)
     while text[place := _skip(text, place + 1)] != "]":  # after "[" or ","
-        where = f"{path}, line {text.count(chr(10), 0, place) + 1}"
+        line, counted = line + text.count("\n", counted, place), place
+        where = f"{path}, line {line}"
         try:
             row, place = decoder.raw_decode(text, place)
             check_characters(row)
@@ -80,21 +84,20 @@ def _holds_objects(value: object) -> bool:
     return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
 
 
-def _array(text: str, whole: object) -> int | None:
-    """Where the bracket of the questions stands in a valid text; None where there are none, or several such arrays."""
+def _arrays(text: str, whole: object) -> list[int]:
+    """Where the brackets of the arrays that may be the questions stand in a valid text, those of one name too."""
     place = _skip(text, 0)
     if isinstance(whole, list):
-        return place
-    if not isinstance(whole, dict) or sum(map(_holds_objects, whole.values())) != 1:
-        return None
+        return [place]
+    found: list[int] = []
     decoder = json.JSONDecoder()
-    while True:
-        _, place = decoder.raw_decode(text, _skip(text, place + 1))  # a name, after "{" or ","
+    while isinstance(whole, dict) and text[place] != "}" and text[start := _skip(text, place + 1)] != "}":
+        _, place = decoder.raw_decode(text, start)  # a name, after "{" or ","
         start = _skip(text, _skip(text, place) + 1)
         value, place = decoder.raw_decode(text, start)
-        if _holds_objects(value):
-            return start
+        found += [start] if _holds_objects(value) else []
         place = _skip(text, place)
+    return found
 
 
 def _skip(text: str, place: int) -> int:
@@ -161,7 +164,7 @@ def _fields_of(cells: list[str], known: dict[str, int], choices: list[int], wher
 
 def _points(text: str, where: str) -> int | float:
     try:
-        number = float(text)
+        number = float(text.replace("_", " "))  # Python alone reads 1_0 as 10
     except ValueError:
         raise ValueError(f"{where}: points: got {shown(text)}, expected a number") from None
     return int(number) if number.is_integer() else number

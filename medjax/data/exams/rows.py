@@ -82,7 +82,7 @@ def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
     """The rows of a csv file, each with where it stands. Raises ValueError for what is no csv, or no UTF-8."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     number = 0
     try:
         for number, row in enumerate(rows, 1):

@@ -45,6 +45,10 @@ def test_an_array_and_an_object_with_one_array(tmp_path):
             {"q1": ROW},
             ": got an object without an array of objects, expected an array of objects or an object in which",
         ),
+        ('{"items": [{"id": "q1"}], "items": [{"id": "q2"}]}', ": got an object with several arrays of objects"),
+        ('[{"points": ' + "1" * 5000 + "}]", ": Exceeds the limit (4300 digits) for integer string conversion"),
+        ([ROW | {"choices": ["x"] * 27}], ', line 2: item q1: choices: got ["x", "x", '),
+        ([ROW | {"choices": ["x"]}], ', line 2: item q1: choices: got ["x"], expected no choice'),
         ({"a": [ROW], "b": [ROW]}, ": got an object with several arrays of objects, expected an array of objects or"),
         ('"x"', ": got a JSON str, expected an array of objects or"),
         (
@@ -98,6 +102,12 @@ def test_a_table(tmp_path):
         (f"{HEADER}\n1,?,x,,z,a\n", ", row 2: item 1: choices: choice b is blank"),
         (f"{HEADER}\n1,?,x,y,z,w\n", ', row 2: item 1: answer: got "w", expected letters from a to c'),
         (f"{HEADER}\n1,?,x,y,,\n", ", row 2: item 1: answer: missing; every line needs id, question, choices, answer"),
+        (f'{HEADER}\n1,?,x,"y,z,a\n2,?,x,y,z,b\n', ", row 2: unexpected end of data; look for a double quote that is"),
+        (
+            'id,question,answer,a,b\n1,?,a,x,"y\n2,?,a,x,"z"\n',
+            ", row 2: ',' expected after '\"'; look for a double quote",
+        ),
+        (f"{HEADER},points\n1,?,x,y,,a,1_0\n", ', row 2: points: got "1_0", expected a number'),
         (f"{HEADER},points\n1,?,x,y,,a,three\n", ', row 2: points: got "three", expected a number'),
         (
             f"{HEADER},kind\n1,?,,,,発熱,entities\n",
