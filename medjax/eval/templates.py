@@ -8,6 +8,7 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
@@ -59,9 +60,17 @@ class PromptTemplate:
             raise FileNotFoundError(f"{path}: {error.strerror}; expected a file with a prompt template.") from None
 
     def shows_choices(self, item: Item) -> bool:
-        """Whether some choice of the item stands in its prompt, by its text; case and blanks do not matter."""
-        shown = "".join(self.render(item).casefold().split())
-        return any("".join(choice.casefold().split()) in shown for choice in item.choices)
+        """Whether the template puts choices into the item's prompt, or the prompt holds all of them without that.
+
+        A question may name every choice itself; one alone proves nothing: "1" stands in many a question. Case and
+        blanks do not matter.
+        """
+        marks = tuple(f"\ue000{letter}\ue001" for letter in item.letters)
+        marked = _plain(self.render(replace(item, choices=marks)))
+        if any(mark in marked for mark in marks):
+            return True
+        prompt = _plain(self.render(item))
+        return all(_plain(choice) in prompt for choice in item.choices)
 
     def render(self, item: Item) -> str:
         values = (stem(item), ",".join(item.choices), item.question, list(item.choices), list(item.letters))
@@ -92,3 +101,7 @@ def labels(templates: Sequence[PromptTemplate]) -> tuple[str, ...]:
 def stem(item: Item) -> str:
     """The question of an item, after its context and a newline where there is one."""
     return f"{item.context}\n{item.question}" if item.context else item.question
+
+
+def _plain(text: str) -> str:
+    return "".join(text.casefold().split())

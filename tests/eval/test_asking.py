@@ -107,8 +107,7 @@ def test_a_template_without_choices_is_refused_where_letters_are_asked_for(name,
         _choose(name, HIDING, (NUMBER, ONE, TWO), **settings)
     words = name + ("-letter" if settings else "")
     assert str(caught.value).startswith(
-        "mine.txt: task exam: item one: got a prompt with none of the texts of its 5 choices, while protocol "
-        f"{words}-template-"
+        f"mine.txt: task exam: item one: got a prompt without its 5 choices, while protocol {words}-template-"
     )
     # what it says to write is a template that passes
     _, _, advice = str(caught.value).partition("a line for each: ")
@@ -125,6 +124,17 @@ def test_choices_in_another_case_or_with_other_blanks_are_shown():
     # an item may hold its choices in the question itself
     item = Item("in", "Fever (1) or cough (2)?", ("fever", "cough"), ("a",))
     assert _choose("strict", HIDING, (item,)).items == (item,)
+
+
+def test_a_choice_that_stands_in_the_question_by_chance_is_not_shown():
+    for choices in (("1", "2", "5"), ("A", "B", "AB")):
+        item = Item("short", "A 群から 1 つ選べ。", choices, ("a",))
+        with pytest.raises(ValueError, match=r"item short: got a prompt without its 3 choices"):
+            _choose("strict", HIDING, (item,))
+        assert _choose("strict", "{{question}} {{input}}", (item,)).items == (item,)
+    # a template may name what all items of a set may answer
+    item = Item("yes", "Does it help?", ("yes", "no", "maybe"), ("a",))
+    assert _choose("strict", "{{question}} a: Yes, b: No, c: Maybe.", (item,)).items == (item,)
 
 
 def test_protocols_that_compare_texts_need_no_choices_in_the_prompt():
