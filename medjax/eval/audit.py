@@ -361,6 +361,7 @@ def _score(
         "points_total": sum(worth),
         "points_share_interval": [share.low, share.high] if share else None,
         "metrics": {
-            name: {key: found[key] for key in ("value", "interval", "items")} for name, found in graded.items()
+            name: {key: found[key] for key in ("value", "interval", "no_interval", "items")}
+            for name, found in graded.items()
         },
     }

@@ -102,10 +102,10 @@ def scores(chosen: Sequence[Entrant], graded: Sequence[Mapping[str, Any]]) -> li
 
 
 def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation is graded by first: metric, value, interval, chance, items, and why it has no value."""
+    """What an evaluation is graded by first: metric, value, interval, chance, items; why some of it is missing."""
     for name, metric in evaluation.get("metrics", {}).items():
         if name != "accuracy":
-            kept = ("value", "interval", "chance", "items", "not_graded")
+            kept = ("value", "interval", "chance", "items", "not_graded", "no_interval")
             return {"metric": name} | {key: metric[key] for key in kept if key in metric}
         break
     score = evaluation["scores"]
@@ -133,7 +133,7 @@ def shown(value: Mapping[str, Any] | None) -> str:
     unit, digits, end = (100, 1, " %") if value["metric"] == "accuracy" else (1, 3, "")
     text = f"{unit * value['value']:.{digits}f}{end}"
     if not value["interval"]:
-        return text
+        return f"{text} (no interval: {reason})" if (reason := value.get("no_interval")) else text
     low, high = (f"{unit * bound:.{digits}f}" for bound in value["interval"])
     return f"{text} ({low} to {high})"
 

@@ -395,5 +395,7 @@ def _moved(difference: Mapping[str, Any], form: str, factor: int) -> str:
 
 
 def _graded(name: str, metric: Mapping[str, Any]) -> str:
-    ends = metric["interval"]
-    return f"{name} {_number(metric['value'], '.3f')}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+    beside = f"no interval: {metric['no_interval']}" if metric["value"] is not None and metric["no_interval"] else ""
+    if ends := metric["interval"]:
+        beside = f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return f"{name} {_number(metric['value'], '.3f')}" + (f" ({beside})" if beside else "")

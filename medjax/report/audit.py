@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medjax.report import drawing, pages
-from medjax.report.headlines import metric_label
+from medjax.report.headlines import metric_label, no_interval
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
 _LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate"}
@@ -102,7 +102,7 @@ def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": metric_label(name),
         "value": "–" if value is None else f"{value:.3f}",
-        "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else "",
+        "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else no_interval(metric),
     }
 
 

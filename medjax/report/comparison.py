@@ -9,7 +9,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from medjax.report import differences, drawing, pages
-from medjax.report.headlines import metric_label
+from medjax.report.headlines import metric_label, no_interval
 
 MOST_QUESTIONS = 200  # of each list that the page shows; all stand in questions.json
 _LONGEST_OUTPUT = 600  # characters
@@ -101,7 +101,7 @@ def _graded(metric: Mapping[str, Any], place: Mapping[str, Any]) -> dict[str, An
         "lower_is_better": not metric["higher_is_better"],
         "values": [_digits(metric[name]) for name in ("first", "second")],
         "difference": _digits(metric["difference"], "+.3f"),
-        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else differences.no_interval(metric),
+        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else no_interval(metric, "difference"),
         **{name: _p(metric[name]) for name in ("p_value", "p_holm")},
     }
 

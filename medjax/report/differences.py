@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medjax.report import drawing
-from medjax.report.headlines import SHARE, Scale, by_scale, metric_label, scale_of
+from medjax.report.headlines import SHARE, Scale, by_scale, metric_label, no_interval, scale_of
 
 _LIMITS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the scale
 _ROW, _HEAD, _FOOT = 42, 44, 32  # pixels of the figure
@@ -118,15 +118,6 @@ def called(entry: Mapping[str, Any]) -> str:
     return f"{entry['task']} · {entry['language']}"
 
 
-def no_interval(metric: Mapping[str, Any]) -> str:
-    """What stands in the place of an interval that cannot be had; nothing where the difference itself is not defined.
-
-    metric  what eval.metric_differences returns; older ones do not say why
-    """
-    reason = metric.get("no_interval")
-    return f"no interval: {reason}" if reason and metric["difference"] is not None else ""
-
-
 def _block(scale: Scale, found: Sequence[_Difference], left: float, right: float, top: float) -> list[Markup]:
     limit = _limit(found)
     begin, bottom = top + _HEAD, top + _HEAD + _ROW * len(found)
@@ -148,7 +139,8 @@ def _block(scale: Scale, found: Sequence[_Difference], left: float, right: float
             drawing.text(24, y + 13, drawing.cut_to(remark, 40), 12, drawing.MUTED),
             *drawing.row_marks(each.places(limit), y, left, right),
             drawing.text(right + 84, y - 3, each.shown, 14, drawing.INK, weight=600, anchor="end"),
-            drawing.text(right + 94, y - 3, each.between or each.remark, 12, drawing.MUTED),
+            # the reason of no interval has no room here; the page says it
+            drawing.text(right + 94, y - 3, each.between or each.remark.partition(":")[0], 12, drawing.MUTED),
         ]
     return marks
 
@@ -175,7 +167,7 @@ def _metric(entry: Mapping[str, Any], metric: Mapping[str, Any]) -> _Difference:
         *(called(entry), entry["protocol"], _label(metric), metric["difference"]),
         (ends[0], ends[1]) if ends else None,
         scale_of(metric["metric"], metric["bounds"]),
-        no_interval(metric),
+        no_interval(metric, "difference"),
     )
 
 

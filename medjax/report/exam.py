@@ -18,7 +18,16 @@ from string import ascii_lowercase
 from typing import Any
 
 from medjax.report import certainty, differences, drawing, outcomes, pages, questions, variants
-from medjax.report.headlines import ACCURACY, accuracy, by_scale, called, checked_record, headlines, metric_label
+from medjax.report.headlines import (
+    ACCURACY,
+    accuracy,
+    by_scale,
+    called,
+    checked_record,
+    headlines,
+    metric_label,
+    no_interval,
+)
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -238,7 +247,7 @@ def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {
             **{"items": found["items"], "unread": found, "name": metric_label(name)},
             "value": "not graded" if found.get("not_graded") else _three_digits(found["value"]),
-            "interval": "–" if interval is None else " – ".join(map(_three_digits, interval)),
+            "interval": " – ".join(map(_three_digits, interval or ())) or no_interval(found) or "–",
             "chance": _three_digits(found["chance"]),
             "bounds": " to ".join(f"{bound:g}".replace("inf", "∞").replace("-", "−") for bound in found["bounds"]),
         }

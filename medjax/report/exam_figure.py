@@ -116,10 +116,9 @@ def _marks(row: _Row, remark: str, y: float, left: float, right: float) -> list[
         marks.append(drawing.line(guess, y - 14, guess, y + 14, drawing.MUTED, dashed=True))
     marks += drawing.row_marks(each.places, y, left, right)
     marks.append(drawing.text(right + 84, y - 3, each.shown, 14, drawing.INK, weight=600, anchor="end"))
-    if each.not_graded:
-        marks.append(drawing.text(right + 94, y - 3, each.not_graded, 12, drawing.MUTED))
-    if each.low is not None:
-        marks.append(drawing.text(right + 94, y - 3, each.interval, 12, drawing.MUTED))
+    # the reason of no interval has no room here; the page says it
+    if beside := "no interval" if each.no_interval else each.beside:
+        marks.append(drawing.text(right + 94, y - 3, beside, 12, drawing.MUTED))
     if verdict["tone"] != "none":
         marks.append(drawing.text(right + 94, y + 13, verdict["label"], 12, drawing.TONES[verdict["tone"]], weight=600))
     return marks

@@ -76,6 +76,7 @@ class Headline:
 
     unread      counts of report.outcomes.UNREAD: answers that could not be read, and items that were not sent
     not_graded  why there is no value, where no item reached the model
+    no_interval says that there is none, and why, where there is a value
     """
 
     name: str
@@ -88,6 +89,7 @@ class Headline:
     scale: Scale
     higher_is_better: bool = True
     not_graded: str = ""
+    no_interval: str = ""
 
     @property
     def label(self) -> str:
@@ -112,6 +114,13 @@ class Headline:
         return self.scale.interval(self.low, self.high)
 
     @property
+    def beside(self) -> str:
+        """What stands beside the value: its interval, or why that or the value is missing."""
+        if self.low is not None:
+            return self.interval
+        return self.not_graded or self.no_interval
+
+    @property
     def by_chance(self) -> str:
         return self.scale.shown(self.chance)
 
@@ -119,7 +128,7 @@ class Headline:
     def said(self) -> str:
         """Value and interval for readers who do not see them drawn."""
         if self.low is None or self.high is None:
-            return f"{self.shown}: {self.not_graded}" if self.not_graded else self.shown
+            return (": " if self.not_graded else ", ").join(filter(None, (self.shown, self.beside)))
         return f"{self.shown}, 95 % interval {self.scale.shown(self.low)} to {self.scale.shown(self.high)}"
 
     @property
@@ -200,7 +209,17 @@ def _graded(name: str, found: Mapping[str, Any]) -> Headline:
         scale_of(name, found["bounds"]),
         found["higher_is_better"],
         found.get("not_graded", ""),
+        no_interval(found),
     )
+
+
+def no_interval(found: Mapping[str, Any], value: str = "value") -> str:
+    """What stands in the place of an interval that cannot be had; nothing where the value itself is not defined.
+
+    found  what eval.metrics.grade or, with value="difference", eval.metric_differences returns; old ones say no reason
+    """
+    reason = found.get("no_interval")
+    return f"no interval: {reason}" if reason and found[value] is not None else ""
 
 
 def accuracy(scores: Mapping[str, Any]) -> Headline:

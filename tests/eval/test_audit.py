@@ -209,6 +209,7 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     assert "entity_partial_f1 +0.667 (no interval: a single item)" in printed
     assert "graded by (95 % interval)" in printed
     assert "entity_partial_f1 0.333 (0.000 to 0.667)" in printed
+    assert "entity_partial_f1 1.000 (no interval: a single item)" in printed
     assert "entity partial F1 <b>0.333</b><small>0.000 – 0.667</small>" in (tmp_path / "out" / "audit.html").read_text(
         "utf-8"
     )

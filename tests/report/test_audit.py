@@ -15,6 +15,13 @@ def part(items, value, **metrics):
     }
 
 
+def sure(items, value, figure, reason):
+    """A part of which every resample gives the same."""
+    whole = part(items, value, **{figure: value})
+    whole["metrics"][figure] |= {"interval": None, "no_interval": reason}
+    return whole
+
+
 def moved(value, interval, reason=""):
     return {"value": value, "interval": interval, "no_interval": reason}
 
@@ -25,7 +32,7 @@ def an_audit():
     run = {
         **{"label": "runs/eval/a_model_with_a_long_name", "evaluation": "a-set-with-a-long-name (ja) strict-0shot"},
         **{"all": part(10, 0.5, **{figure: 0.6}), "without": part(6, 0.4, **{figure: 0.5})},
-        **{"matched": part(4, 0.65, **{figure: 0.8})},
+        **{"matched": sure(4, 0.65, figure, "the same on every resample")},
         "differences": [
             {
                 "metric": "accuracy",
@@ -63,6 +70,7 @@ def test_differences_stand_under_the_scores():
         "5 / 10",
         "entity partial F1 0.600 0.500 – 0.700",
     ]
+    assert rows[2][-1] == "entity partial F1 0.650 no interval: the same on every resample"
     assert rows[3][2:4] == ["+25.0", "−30.0 – +65.0"]
     assert rows[3][-1] == "entity partial F1 +0.300 no interval: the same on every resample"
     assert rows[4][2:4] == ["0.0", "−12.5 – +25.0"]

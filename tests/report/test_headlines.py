@@ -122,6 +122,23 @@ def test_a_run_without_accuracy_has_no_table_of_it():
     assert len(root.one("table", id="summary-graded").all("tbody")) == 1
 
 
+def test_a_figure_that_no_resample_moves_says_so_wherever_it_stands():
+    why = "the same on every resample"
+    made = [
+        entry("crade", ["kappa"], {"kappa": metric(1.0, None) | {"no_interval": why}}, variant=name)
+        for name in ("base", "adapter")
+    ]
+    root = page(results(*made))
+    ((row, _),), _ = bodies(root.one("table", id="summary-graded"))
+    assert row[3] == f"1.000 no interval: {why}"
+    ((shown,),), _ = bodies(root.one("table", id="variants"))
+    assert shown[1:3] == [f"1.000 no interval: {why}"] * 2
+    assert f"no interval: {why}" in root.one("section", id="evaluation-1").text
+    figure = summary_figure(results(*made))
+    assert "no interval<" in figure
+    assert why not in figure
+
+
 def test_models_stand_side_by_side_on_the_scale_of_the_figure():
     made = [
         entry("crade", ["kappa"], {"kappa": metric(value, [value - 0.1, value + 0.1])}, variant=name)
