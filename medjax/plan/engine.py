@@ -29,7 +29,7 @@ from medjax.models.decoder_config import DecoderConfig
 from medjax.nn.forest import BLOCK, PREFIX_BLOCK
 from medjax.parallel.mesh import make_mesh
 from medjax.parallel.sharding import PRESETS, Rules
-from medjax.plan.engine_layout import EngineLayout, cached_bytes, kv_heads_on_a_device
+from medjax.plan.engine_layout import EngineLayout, cached_bytes
 from medjax.plan.engine_settings import EnginePlanSettings
 from medjax.plan.layout import tree_bytes
 from medjax.plan.program import beyond, decoder_of
@@ -174,7 +174,6 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
     pairs = attended_pairs(config, np.full(tokens, load.context - 1))
     flops = _forward_flops(config, tokens, pairs, tokens)
     held = groups["keys and values"]
-    copied = kv_heads_on_a_device(config, programs.mesh, programs.model.rules) > 1
     layout = _layout(
         programs,
         groups,
@@ -183,7 +182,7 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         passes=DECODE_STEPS,
         keys=load.context,
         reads=max(count // programs.data_shards, 1),
-        kept=held if copied else 0,
+        kept=held,
         cache=held + groups["prefix"],
     )
     decode = EngineStep("decode", _newest(programs, "decode"), "tokens", tokens, flops, {}, groups, layout)

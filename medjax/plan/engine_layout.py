@@ -1,7 +1,7 @@
 """What a program of the engine needs of a device's memory and time, by arithmetic alone; plan.memory has the parts.
 
-kept    prefill: keys and values of the row; decode: the cache once more where a device holds several kv heads, which
-        the compiler then copies into an order that its loop reads
+kept    prefill: keys and values of the row; decode: the cache once more, which the compiler may copy into an order that
+        its loop reads
 layer   activations of a layer, and the largest kernel out of its quantised form
 loss    logits of the rows that are read at one time, a chunk of the vocabulary
 """
@@ -59,7 +59,7 @@ class EngineLayout:
     def _parts(self) -> tuple[int, int, int]:
         """Numbers of a token on one device: queries, keys and values, one of the MLP's products."""
         c = self.config
-        kv = 2 * kv_heads_on_a_device(c, self.mesh, self.rules)
+        kv = 2 * c.kv_heads // self.ways("kv_heads", c.kv_heads)
         return c.heads // self.ways("heads", c.heads) * c.head_dim, kv * c.head_dim, c.mlp // self.ways("mlp", c.mlp)
 
     @property
@@ -98,10 +98,7 @@ class EngineLayout:
         return found
 
 
-def kv_heads_on_a_device(config: DecoderConfig, mesh: Mesh, rules: Rules) -> int:
-    return config.kv_heads // ways(mesh, partition_spec(("kv_heads",), (config.kv_heads,), mesh, rules)[0])
-
-
 def cached_bytes(config: DecoderConfig, mesh: Mesh, rules: Rules, tokens: int, width: int) -> int:
     """Bytes of one device's part of the keys and values of so many tokens of one row."""
-    return 2 * config.layers * tokens * kv_heads_on_a_device(config, mesh, rules) * config.head_dim * width
+    split = ways(mesh, partition_spec(("kv_heads",), (config.kv_heads,), mesh, rules)[0])
+    return 2 * config.layers * tokens * config.kv_heads // split * config.head_dim * width

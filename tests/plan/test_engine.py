@@ -132,7 +132,6 @@ def test_keys_and_values_in_closed_form(folder, mesh, ways):
     prefill, decode = engine_steps(settings_of(folder, "generate", mesh), jax.devices())
     expected = 2 * LAYERS * 8 * KV_HEADS * 384 * HEAD_DIM * 4 // ways
     assert prefill.groups["keys and values"] == decode.groups["keys and values"] == expected
-    assert decode.layout.kept == (0 if mesh == SPLIT_HEADS else expected)  # no copy where a device has one kv head
     memory = compile_step(decode).memory
     assert memory.argument == pytest.approx(sum(decode.groups.values()), abs=1000)
     assert memory.alias >= expected  # donated, and taken over
