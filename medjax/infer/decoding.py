@@ -40,6 +40,11 @@ class Decoding:
         """Parts that the mesh splits slots into: of a number that it does not divide, every device would hold all."""
         return ways(self.mesh, self._cache_rules.batch)
 
+    @property
+    def entries_last(self) -> bool:
+        """In which order a cache has its keys: see nn.cache.Group."""
+        return self.mesh.devices.flat[0].platform == "cpu"
+
     def empty_cache(self, slots: int, rooms: Sequence[int], int8: bool = False) -> tuple[Layer, ...]:
         """A cache to decode into, one tuple of groups a layer, a group for each of `rooms` tokens.
 
@@ -53,8 +58,9 @@ class Decoding:
             return p.zeros(shape, p.placed(shape, rules, *_axes(len(shape))), dtype)
 
         def group(room):
-            scales = [zeros(room, dtype=jnp.float32) for _ in "kv"] if int8 else (None, None)
-            return Group(zeros(c.head_dim, room), zeros(room, c.head_dim), *scales)
+            k_scale, v_scale = (zeros(room, dtype=jnp.float32) if int8 else None for _ in "kv")
+            k = zeros(c.head_dim, room) if self.entries_last else zeros(room, c.head_dim)
+            return Group(k, zeros(room, c.head_dim), k_scale, v_scale, self.entries_last)
 
         return tuple(tuple(group(room) for room in rooms) for _ in range(c.layers))
 
@@ -162,7 +168,9 @@ class Decoding:
             def add(number, group):
                 row, place, slot = into.row[number], into.place[number], into.slot[number] - start
                 k_own, v_own, *scales = packed(k[row][place], v[row][place], group.is_int8)  # [room, kv_heads, …]
-                own = Group(k_own.transpose(1, 2, 0), v_own.swapaxes(0, 1), *(x if x is None else x.T for x in scales))
+                k_own = k_own.transpose(1, 2, 0) if group.entries_last else k_own.swapaxes(0, 1)
+                k_scale, v_scale = (x if x is None else x.T for x in scales)
+                own = Group(k_own, v_own.swapaxes(0, 1), k_scale, v_scale, group.entries_last)
 
                 def write(group):
                     def put(old, new):

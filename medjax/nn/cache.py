@@ -1,8 +1,9 @@
 """Keys and values of sequences that are being written, and attention of one new token each to its own past.
 
 The cache has slots, one a sequence, in groups whose slots have the same room: a short sequence is not made to read the
-room of a long one. Keys lie with their entries last, which is how q . k reads them: on a CPU six times faster than the
-other order (64 slots of 1,024 entries).
+room of a long one. On a CPU keys lie with their entries last, which is how q . k reads them: six times faster than the
+other order (64 slots of 1,024 entries). An accelerator reads either as fast, but writes an entry where it lies only in
+the order of the values; it would copy the cache before and after.
 
 Kept in int8, an entry's keys and values have one scale for each head, its largest magnitude / 127 (the scheme of
 per-token KV quantisation in LMDeploy and vLLM). Scales multiply scores and weights, never the entries.
@@ -10,7 +11,7 @@ per-token KV quantisation in LMDeploy and vLLM). Scales multiply scores and weig
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -19,10 +20,11 @@ import jax.numpy as jnp
 from medjax.nn.forest import Prefix
 
 
-class Group(NamedTuple):
+@flax.struct.dataclass
+class Group:
     """One layer's keys and values of the slots of one group.
 
-    k                 [slots, kv_heads, head_dim, room]
+    k                 [slots, kv_heads, head_dim, room], without entries_last as v
     v                 [slots, kv_heads, room, head_dim]
     k_scale, v_scale  [slots, kv_heads, room] float32 where k and v are int8, else None
     """
@@ -31,6 +33,7 @@ class Group(NamedTuple):
     v: jax.Array
     k_scale: jax.Array | None = None
     v_scale: jax.Array | None = None
+    entries_last: bool = flax.struct.field(pytree_node=False, default=True)
 
     @property
     def room(self) -> int:
@@ -38,20 +41,28 @@ class Group(NamedTuple):
 
     def written(self, k: jax.Array, v: jax.Array, lengths: jax.Array) -> "Group":
         """With a new entry of every slot: k, v [slots, kv_heads, head_dim]; lengths [slots] beyond the room: none."""
-        rows = jnp.arange(lengths.shape[0])
-
-        def put(old, new):
-            return old.at[rows, :, lengths].set(new.astype(old.dtype), mode="drop")
-
         new = packed(k, v, self.is_int8)
-        keys = self.k.at[rows, :, :, lengths].set(new.k.astype(self.k.dtype), mode="drop")
-        if not self.is_int8:
-            return Group(keys, put(self.v, new.v))
-        return Group(keys, put(self.v, new.v), put(self.k_scale, new.k_scale), put(self.v_scale, new.v_scale))
+        keys = _put(self.k, new.k, lengths, axis=1 if self.entries_last else 0)
+        values = _put(self.v, new.v, lengths)
+        if self.k_scale is None or self.v_scale is None:
+            return replace(self, k=keys, v=values)
+        scales = _put(self.k_scale, new.k_scale, lengths), _put(self.v_scale, new.v_scale, lengths)
+        return replace(self, k=keys, v=values, k_scale=scales[0], v_scale=scales[1])
 
     @property
     def is_int8(self) -> bool:
         return self.k_scale is not None
+
+
+def _put(old: jax.Array, new: jax.Array, lengths: jax.Array, axis: int = 0) -> jax.Array:
+    """New entries [slots, kv_heads, ...] at the places `lengths` [slots] along an axis of what each head has."""
+
+    def one(old, new, place):
+        return old.at[(slice(None),) * axis + (place,)].set(new.astype(old.dtype), mode="drop")
+
+    # head by head: what TPU writes for several heads at once lies in another order than the cache, which it then copies
+    places = jnp.broadcast_to(lengths[:, None], new.shape[:2])
+    return jax.vmap(jax.vmap(one))(old, new, places)
 
 
 @flax.struct.dataclass
@@ -79,12 +90,21 @@ class Cache:
         return stacked.reshape(-1, *inner)
 
 
-def packed(k: jax.Array, v: jax.Array, int8: bool) -> Group:
+class Packed(NamedTuple):
+    """Entries as they are kept: k, v [..., head_dim], scales [...]."""
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: Any = None
+    v_scale: Any = None
+
+
+def packed(k: jax.Array, v: jax.Array, int8: bool) -> Packed:
     """Keys and values [..., head_dim] as they are kept, scales [...] included; rounded, not yet cast."""
     if not int8:
-        return Group(k, v)
+        return Packed(k, v)
     (k, k_scale), (v, v_scale) = (_int8(x) for x in (k, v))
-    return Group(k, v, k_scale, v_scale)
+    return Packed(k, v, k_scale, v_scale)
 
 
 def _int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,7 +150,8 @@ def _attend(q, group: Group, lengths, window, prefix: Prefix | None):
         return jnp.where(seen[:, None, None], scores, -jnp.inf)
 
     index = jnp.arange(group.room)
-    scores = jnp.einsum("bkgh,bkhs->bkgs", q, group.k.astype(q.dtype), preferred_element_type=jnp.float32)
+    by_place = "bkgh,bkhs->bkgs" if group.entries_last else "bkgh,bksh->bkgs"
+    scores = jnp.einsum(by_place, q, group.k.astype(q.dtype), preferred_element_type=jnp.float32)
     if group.k_scale is not None:
         scores *= group.k_scale[:, :, None]
     own = masked(scores, index <= lengths, lengths - index)

@@ -182,7 +182,7 @@ def _generate_steps(programs: ShapePrograms, settings: EnginePlanSettings) -> li
         passes=DECODE_STEPS,
         keys=load.context,
         reads=max(count // programs.data_shards, 1),
-        kept=held,
+        kept=0,
         cache=held + groups["prefix"],
     )
     decode = EngineStep("decode", _newest(programs, "decode"), "tokens", tokens, flops, {}, groups, layout)

@@ -1,7 +1,6 @@
 """What a program of the engine needs of a device's memory and time, by arithmetic alone; plan.memory has the parts.
 
-kept    prefill: keys and values of the row; decode: the cache once more, which the compiler may copy into an order that
-        its loop reads
+kept    prefill: keys and values of the row; decode: nothing, as the cache is written where it lies
 layer   activations of a layer, and the largest kernel out of its quantised form
 loss    logits of the rows that are read at one time, a chunk of the vocabulary
 """

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from medjax.infer.decoding import Decoding
 from medjax.infer.generator import TOO_LONG, Generation, Generator, finished
 from medjax.infer.programs import Programs
 from medjax.infer.sampling import Sampling
@@ -142,8 +143,8 @@ def test_first_tokens_are_drawn_from_the_model_s_distribution(programs, plain_lo
         ("data=2,tensor=3", 6, (4, 1)),
     ],
 )
-def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
-    """held: sequences and kv heads of the cache on each device."""
+def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held, monkeypatch):
+    """held: sequences and kv heads of the cache on each device. The cache is in the order of accelerators."""
     import jax
 
     from medjax.parallel.mesh import make_mesh
@@ -155,8 +156,10 @@ def test_a_mesh_gives_the_same_tokens(tiny_folder, programs, mesh, size, held):
     expected = Generator(programs, _Letters(), batch_size=4, row_tokens=512).generate(prompts, max_new_tokens=9)
     loaded = load_decoder(tiny_folder, mesh=make_mesh(mesh, jax.devices()[:size]))
     model = Programs(loaded, dtype="float32", backend="blockwise")
+    monkeypatch.setattr(Decoding, "entries_last", False)
     sharded = Generator(model, _Letters(), batch_size=8, row_tokens=512)
     keys = sharded.decoding.empty_cache(8, [128])[0][0].k
+    assert keys.shape[2] == 128
     assert keys.sharding.shard_shape(keys.shape)[:2] == held
     assert sharded.generate(prompts, max_new_tokens=9) == expected
 

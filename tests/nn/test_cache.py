@@ -17,7 +17,7 @@ def drawn(rng, *shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def group_of(k, v, ages, room, int8=False):
+def group_of(k, v, ages, room, int8=False, entries_last=True):
     """k, v [slots, t, kv, h], of which a slot holds the first of its age."""
     rows = {"k": np.full((len(ages), KV_HEADS, room, SIZE), NEVER, np.float32)}
     rows["v"] = rows["k"].copy()
@@ -26,11 +26,14 @@ def group_of(k, v, ages, room, int8=False):
             rows[name][slot, :, :age] = np.asarray(whole)[slot, :age].swapaxes(0, 1)
     found = packed(jnp.asarray(rows["k"]), jnp.asarray(rows["v"]), int8)
     k, v = (x.astype(jnp.int8) if int8 else x for x in found[:2])
-    return Group(k.swapaxes(2, 3), v, *found[2:])
+    return Group(k.swapaxes(2, 3) if entries_last else k, v, *found[2:], entries_last=entries_last)
 
 
-@pytest.mark.parametrize(("length", "window"), [(None, None), (None, 4), (3, 4), (400, None)])
-def test_cache_equals_row(length, window):
+@pytest.mark.parametrize(
+    ("length", "window", "entries_last"),
+    [(None, None, True), (None, None, False), (None, 4, True), (3, 4, False), (400, None, True)],
+)
+def test_cache_equals_row(length, window, entries_last):
     """Four sequences of different ages in two groups, token by token, and the same tokens in one row."""
     rng = np.random.default_rng(9)
     t, rooms, slots = 12, (16, 13), 4
@@ -45,7 +48,7 @@ def test_cache_equals_row(length, window):
     step = jax.jit(lambda q, k, v, cache: cached_attention(q, k, v, cache, **how))
     ages, index = np.array([0, 4, 3, 1]), np.arange(slots)
     held = zip((slice(0, 2), slice(2, 4)), rooms, strict=True)
-    groups = tuple(group_of(k[some], v[some], ages[some], room) for some, room in held)
+    groups = tuple(group_of(k[some], v[some], ages[some], room, entries_last=entries_last) for some, room in held)
     for _ in range(8):
         new = [np.asarray(x)[index, ages][:, None] for x in (q, k, v)]
         got, cache = step(*new, Cache(groups, jnp.asarray(ages, jnp.int32)))

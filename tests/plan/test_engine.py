@@ -132,6 +132,7 @@ def test_keys_and_values_in_closed_form(folder, mesh, ways):
     prefill, decode = engine_steps(settings_of(folder, "generate", mesh), jax.devices())
     expected = 2 * LAYERS * 8 * KV_HEADS * 384 * HEAD_DIM * 4 // ways
     assert prefill.groups["keys and values"] == decode.groups["keys and values"] == expected
+    assert decode.layout.kept == 0  # written where it lies
     memory = compile_step(decode).memory
     assert memory.argument == pytest.approx(sum(decode.groups.values()), abs=1000)
     assert memory.alias >= expected  # donated, and taken over
@@ -181,8 +182,8 @@ def test_what_is_large_stays_where_it_lies(folder, objective, mesh):
     gathered = [one for one in planned(step, slices.topology("cpu:8")).collectives if one.kind == "all-gather"]
     smallest = EMBED * KV_HEADS * HEAD_DIM * 4  # bytes of the key projection; the table has four times as many
     of = [one for one in gathered if objective == "generate" or "vocabulary" in one.op_name]
-    assert of
-    assert max(one.payload_bytes for one in of) < smallest
+    assert of or objective == "generate"
+    assert max((one.payload_bytes for one in of), default=0) < smallest
 
 
 def test_the_largest_row_fits_and_the_next_does_not(folder, monkeypatch):
