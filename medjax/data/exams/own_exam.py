@@ -133,6 +133,12 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{here}: got {len(cells)} columns, expected {len(header)} as in the header; a text that holds a "
                     "comma stands in double quotes"
                 )
+            for name, cell in zip(names, cells, strict=True):  # numbers are a table's own count of its rows
+                if not name and cell.strip() and not cell.strip().isdecimal():
+                    raise ValueError(
+                        f"{here}: got {shown(cell)} in a column without a name, expected a name in the header; choices "
+                        "are a, b, c ..."
+                    )
             yield here, _fields_of(cells, known, choices, here)
 
 

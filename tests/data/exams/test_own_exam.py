@@ -118,6 +118,10 @@ def test_a_table(tmp_path):
             ', row 2: item 1: choices: got ["x", "y"], expected no choice for an item',
         ),
         (f"{HEADER}\n1,?,x,y,,a\n1,?,x,y,,a\n", ', row 3: id: got "1" again (first on row 2), expected every id once'),
+        (
+            ",id,question,a,b,answer,\n0,1,?,x,y,a,\n1,2,?,x,y,a,z\n",
+            ', row 3: got "z" in a column without a name, expected a name in the header; choices are a, b, c ...',
+        ),
         ("", ": got no items, expected one JSON object a line, or one row an item"),
     ],
 )
