@@ -2,8 +2,8 @@
 
 The cache has slots, one a sequence, in groups whose slots have the same room: a short sequence is not made to read the
 room of a long one. On a CPU keys lie with their entries last, which is how q . k reads them: six times faster than the
-other order (64 slots of 1,024 entries). An accelerator reads either as fast, but writes an entry where it lies only in
-the order of the values; it would copy the cache before and after.
+other order (64 slots of 1,024 entries). Elsewhere they lie as the values do: TPU's compiler writes an entry where it
+lies in that order only, and would copy the keys before and after a loop of steps.
 
 Kept in int8, an entry's keys and values have one scale for each head, its largest magnitude / 127 (the scheme of
 per-token KV quantisation in LMDeploy and vLLM). Scales multiply scores and weights, never the entries.
