@@ -130,12 +130,17 @@ def shown(value: Mapping[str, Any] | None) -> str:
         return ""
     if value["value"] is None:
         return f"not graded: {value['not_graded']}" if "not_graded" in value else "undefined"
-    unit, digits, end = (100, 1, " %") if value["metric"] == "accuracy" else (1, 3, "")
-    text = f"{unit * value['value']:.{digits}f}{end}"
+    text, unit, digits = _number(value["value"], value["metric"])
     if not value["interval"]:
         return f"{text} (no interval: {reason})" if (reason := value.get("no_interval")) else text
     low, high = (f"{unit * bound:.{digits}f}" for bound in value["interval"])
     return f"{text} ({low} to {high})"
+
+
+def _number(value: float, metric: str) -> tuple[str, int, int]:
+    """In words, and the unit and digits in which it is given."""
+    unit, digits, end = (100, 1, " %") if metric == "accuracy" else (1, 3, "")
+    return f"{unit * value:.{digits}f}{end}", unit, digits
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -143,10 +148,10 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         first = next(iter(row["values"].values()))
-        chance = None if first["chance"] is None else {**first, "value": first["chance"], "interval": None}
+        chance = "" if first["chance"] is None else _number(first["chance"], first["metric"])[0]
         found.append(
             {key: row[key] for key in ("task", "language", "protocol")}
-            | {"metric": first["metric"], "items": str(first["items"]), "chance": shown(chance)}
+            | {"metric": first["metric"], "items": str(first["items"]), "chance": chance}
             | {"values": {name: shown(value) for name, value in row["values"].items()}}
         )
     return found

@@ -76,7 +76,10 @@ def test_the_headline_is_what_the_set_is_graded_by_first():
     assert shown(headline(_evaluation("crade", 0.5, metrics={"kappa_linear": _metric(None)}))) == "undefined"
     assert shown(None) == ""
     sure = _metric(1.0) | {"interval": None, "no_interval": "a single item"}
-    assert shown(headline(_evaluation("crade", 0.5, metrics={"kappa": sure}))) == "1.000 (no interval: a single item)"
+    certain = _evaluation("crade", 0.5, metrics={"kappa": sure})
+    assert shown(headline(certain)) == "1.000 (no interval: a single item)"
+    (row,) = as_text(scores(entrants(["one"]), [{"medjax": {"evaluations": [certain]}}]))
+    assert row["chance"] == "0.000"  # which has no interval to speak of
 
 
 def test_two_models_end_to_end(tmp_path, capsys, shared_data):
