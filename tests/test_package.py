@@ -1,9 +1,11 @@
 """The front door: what `import medjax` costs, what it shows, and how fast a command answers --help."""
 
+import ast
 import importlib
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,12 @@ def test_help_answers_within_a_second(verb):
     _, done = run_python("-m", f"medjax.{verb}", "--help")
     assert done.stdout.startswith(f"usage: python -m medjax.{verb} [CONFIG.toml]")
     assert done.stderr == ""
+
+
+def test_lm_evaluation_harness_is_shown_the_model():
+    """The entry point names a class that stands there; read as text, as the harness need not be installed."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        target = tomllib.load(file)["project"]["entry-points"]["lm_eval.models"]["medjax"]
+    module, _, name = target.partition(":")
+    tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8"))
+    assert name in [node.name for node in tree.body if isinstance(node, ast.ClassDef)]

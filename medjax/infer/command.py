@@ -65,12 +65,12 @@ def exit_status(prog: str, work: Callable[[], None], engine: Engine, *, stopped:
 
 
 def keep_compiled(engine: Engine) -> None:
-    """Keep compiled programs in the cache folder, where the settings want it and the environment names no other."""
+    """Keep compiled programs in the cache folder, where the settings want it and no other is named for JAX already."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     from medjax.assets import cache_folder
 
-    if engine.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if engine.compilation_cache and not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -4,7 +4,8 @@
 
 The harness, to its release 0.4.13, looks for models in its own package only: a plain `lm_eval` does not know the name
 `medjax`. This command registers the name and is `lm_eval` from there on, every option included; Python code imports
-this module before it calls `lm_eval.simple_evaluate(model="medjax", ...)`. Nothing else in medjax needs the harness.
+this module before it calls `lm_eval.simple_evaluate(model="medjax", ...)`. Harnesses that load models of other packages
+(pull request 4013) find this one by medjax's entry point. Nothing else in medjax needs the harness.
 
 Texts become tokens by the harness's rules, not by those of medjax.eval, so that numbers compare with its Hugging Face
 back end: special tokens written in a text are special, a pair is cut where the context's own ids end, what is too long
@@ -38,7 +39,7 @@ from medjax.report.progress import ProgressBar
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
-    from lm_eval.api.registry import register_model
+    from lm_eval.api.registry import model_registry
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 except ImportError as error:
     raise ImportError(
@@ -51,7 +52,6 @@ _AUTO_BATCH = EngineSettings().batch_size
 _log = logging.getLogger("lm_eval.medjax")  # shown as the harness shows its own
 
 
-@register_model("medjax")
 class MedjaxLM(TemplateLM):
     """A medjax language model behind the harness's interface.
 
@@ -87,6 +87,7 @@ class MedjaxLM(TemplateLM):
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model_args: dtype: got {dtype!r}, expected float32 or bfloat16; write one of them.")
         engine = EngineSettings(mesh, row_tokens, _batch_size(batch_size, max_batch_size))
+        keep_compiled(engine)
         base = load_base(settings, engine, say=_log.info, progress=True)
         self.model = base.with_adapter(adapter) if adapter else base
         self.batch_size = engine.batch_size
@@ -302,6 +303,10 @@ class MedjaxLM(TemplateLM):
         return [tuple(prompt[-room:]) for prompt in prompts]
 
 
+if "medjax" not in model_registry:  # a harness that loads entry points may have it there
+    model_registry.register("medjax")(MedjaxLM)
+
+
 def model_arguments(given: Mapping[str, Any], of_harness: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of MedjaxLM out of --model_args and what the harness adds (batch_size, max_batch_size, device).
 
@@ -352,7 +357,6 @@ def main() -> None:
     """The harness's command line."""
     from lm_eval.__main__ import cli_evaluate
 
-    keep_compiled(EngineSettings())
     cli_evaluate()
 
 

@@ -190,6 +190,19 @@ metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 }
 
 
+def test_the_registry_finds_the_model_by_the_entry_point():
+    """What a harness that loads entry points does: a name that stands for the point until the model is asked for."""
+    code = """
+from importlib.metadata import entry_points
+from lm_eval.api.registry import get_model, model_registry
+(point,) = entry_points(group="lm_eval.models", name="medjax")
+model_registry.register(point.name, target=point)
+print(get_model("medjax"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.split("\n")[-2:] == ["<class 'medjax.infer.lm_eval.MedjaxLM'>", ""], done.stderr
+
+
 def test_the_command_gives_the_same_results(smollm2_gguf, theirs, tmp_path):
     data = tmp_path / "documents.jsonl"
     data.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in _DOCUMENTS), "utf-8")
