@@ -333,21 +333,31 @@ def _audit(settings: AuditSettings) -> None:
         folder.write_text("audit.html", audit_report(found))
     print_audited(found)
     print(f"\nresults  {folder.path}/audit.json, audit.html (both texts side by side)")
-    if found["matches"]:
+    if any(match["level"] != "context" for match in found["matches"]):
         print("next     look at audit.html, take the records found out of the training data, or report both scores")
+    elif found["matches"]:
+        print("next     look at audit.html: contexts stand in the training data, none of their questions does")
 
 
 def print_audited(found: Mapping[str, Any]) -> None:
     """Print the tables of an audit."""
-    rows = [
-        [
-            f"{task['task']} ({task['language']})",
-            *(f"{task[name]:,}" for name in ("items", "exact", "normalised", "near", "records", "unchecked")),
-        ]
-        for task in found["tasks"]
-    ]
+    named = {"items": "items", "exact": "exact", "normalised": "normalised", "near": "near"}
+    if any(task["contexts"] for task in found["tasks"]):
+        named["context"] = "context alone"
+    named |= {"records": "records", "unchecked": "too short"}
+    rows = [[f"{task['task']} ({task['language']})", *(f"{task[name]:,}" for name in named)] for task in found["tasks"]]
     print()
-    print(text_table(rows, ["set", "items", "exact", "normalised", "near", "records", "too short"]))
+    print(text_table(rows, ["set", *named.values()]))
+    for task in found["tasks"]:
+        places = task["contexts_of_found"]
+        if asked := sum(places.values()):
+            print(
+                f"{task['task']} ({task['language']}): {counted(asked, 'question')} with a context found, the context "
+                f"{places['same record']:,} times in the same record, {places['another record']:,} in another, "
+                f"{places['not found']:,} nowhere"
+            )
+    if any(task["context"] for task in found["tasks"]):
+        print("Context alone: what an item refers to is there, its question is not; not counted as found.")
     letters = found["letters"]
     read = f"{letters / 1e6:,.1f} million letters" if letters >= 1e5 else counted(letters, "letter")
     print(f"{counted(found['records'], 'record')}, {read} read")
