@@ -69,7 +69,7 @@ def audit(
     letters, records = 0, _Distinct()
     holders: dict[tuple[str, str], _Distinct] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
+        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train], besides=(".csv",))
         total = size_of(files)
         say(f"looking for {counted(len(items), 'item')} in {counted(len(files), 'file')}, {total / _MEGABYTE:,.1f} MB")
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)

@@ -75,7 +75,9 @@ class AuditSettings:
     """Everything `python -m medjax.eval audit` can be told."""
 
     train: tuple[str, ...] = field(
-        (), help="training data: files and folders as medjax.train reads them, exams, or a set's part (pubmedqa:train)"
+        (),
+        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv), or a "
+        "set's part (pubmedqa:train)",
     )
     tasks: tuple[str, ...] = field(
         (),

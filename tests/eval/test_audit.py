@@ -296,6 +296,24 @@ def test_questions_and_the_contexts_they_refer_to_are_looked_for_apart(tmp_path,
     assert "with a context found" not in printed
 
 
+def test_an_exam_of_any_form_may_be_training_data(ward, tmp_path, capsys):
+    exam, data = ward
+    own, out = tmp_path / "Own.CSV", ["--out", str(tmp_path / "out")]
+    own.write_text(f"id,question,a,b,answer\n7,{QUESTIONS['c']},は い,いいえ,a\n", "utf-8")
+    (data / "passed_over.csv").write_text("name,age\nx,3\n", "utf-8")
+    assert main(["audit", "--train", str(data / "book.txt"), str(own), "--tasks", str(exam), *out]) == 0
+    (match,) = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["matches"]
+    assert (match["item"], match["level"], match["where"]) == ("c", "exact", f"{own}, item 7")
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), *out]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--train", str(data / "passed_over.csv"), "--tasks", str(exam), *out]) == 2
+    said = capsys.readouterr().err
+    assert f'{data / "passed_over.csv"}, row 1: got the column "name", expected some of id, question, ' in said
+    assert said.endswith(" (a .csv is read as an exam; write other data as .jsonl)\n")
+    assert main(["audit", "--train", str(tmp_path / "own.cvs"), "--tasks", str(exam), *out]) == 2
+    assert "own.cvs: no such file or folder" in capsys.readouterr().err
+
+
 def test_a_context_too_short_to_be_told_is_part_of_the_question(tmp_path):
     exam, data, out = tmp_path / "short.jsonl", tmp_path / "notes.jsonl", tmp_path / "out"
     row = {
