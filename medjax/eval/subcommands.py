@@ -255,13 +255,23 @@ def print_compared(found: Mapping[str, Any]) -> None:
         print(f"No interval: {' or '.join(reasons)}.")
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
-            print(f"{entry['task']}: {counted(count, 'item')} that cannot be paired left out")
+            left_out = f"{counted(count, 'item')} that cannot be paired left out"
+            print(f"{_evaluation(entry)}, {_pair(entry, letters)}: {left_out}")
     for exam in found["exams"]:
         shown = ", ".join(
             f"{letter} {row['result'] if row else 'not asked'}"
             for letter, row in zip(letters.values(), exam["runs"], strict=True)
         )
-        print(f"{exam['task']} ({exam['language']}) {exam['exam']}: {shown}{'  (changed)' if exam['changed'] else ''}")
+        ending = "  (changed)" if exam["changed"] else "" if exam["alike"] else "  (not asked the same)"
+        print(f"{_evaluation(exam)}, exam {exam['exam']}: {shown}{ending}")
+
+
+def _evaluation(entry: Mapping[str, Any]) -> str:
+    return f"{entry['task']} ({entry['language']}) {entry['protocol']}"
+
+
+def _pair(entry: Mapping[str, Any], letters: Mapping[str, str]) -> str:
+    return f"{letters[entry['second_label']]} - {letters[entry['first_label']]}"
 
 
 def _merge(settings: MergeSettings) -> None:
@@ -280,7 +290,7 @@ def _say_moved(folder: "RunFolder") -> None:
 def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iterator[list[str]]:
     """Rows of the table: right and wrong, and what else the set is graded by."""
     place = [f"{entry['task']} ({entry['language']})", entry["protocol"]]
-    place.append(f"{letters[entry['second_label']]} - {letters[entry['first_label']]}")
+    place.append(_pair(entry, letters))
     if entry["has_answers"]:
         low, high = entry["accuracy_difference_interval"]
         yield [

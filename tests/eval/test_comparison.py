@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from report_pages import Page
 from scipy.stats import binomtest
+from small_runs import write_run
 
 from medjax.data.qa import Item
 from medjax.eval.__main__ import main
@@ -66,21 +67,6 @@ def test_pairing_is_narrower():
     assert high - low < 0.1
 
 
-def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **evaluation):
-    """What a run of one evaluation leaves, as far as a comparison reads it; changes: to the samples' fields."""
-    entry = {"id": "x", "task": "ward", "language": "en", "protocol": "strict-0shot", "data": {"digest": "d" * 64}}
-    entry |= evaluation
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"medjax": {"evaluations": [entry]}}))
-    lines = []
-    for name, correct, worth in zip(ids, right, points, strict=False):
-        sample = {"task": entry["id"], "doc": {"id": name}, "doc_hash": f"doc {name}", "prompt_hash": f"prompt {name}"}
-        sample |= {"correct": bool(correct), "points": worth * int(correct), "text": "\u2028"} | dict(changes)
-        lines.append(json.dumps(sample, ensure_ascii=False) + "\n")
-    (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
-    return folder
-
-
 def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
     first = write_run(tmp_path / "one", [1, 0, 0, 1])
     second = write_run(tmp_path / "two", [1, 1, 1], ids="srq", points=(4, 3, 2), id="another")
@@ -99,7 +85,7 @@ def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
         *("+5", "2 / 0"),
     ]
     assert "Tango's score interval" in printed
-    assert "ward: 1 item that cannot be paired left out" in printed
+    assert "\nward (en) strict-0shot, B - A: 1 item that cannot be paired left out\n" in printed
 
 
 def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
@@ -226,26 +212,6 @@ def test_a_set_that_no_model_has_seen_is_noted_and_not_compared(tmp_path, capsys
     assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 
-def test_anyway_compares_and_says_what_differs(tmp_path):
-    first = write_run(tmp_path / "one", [1, 0, 0, 1])
-    second = write_run(tmp_path / "two", [1, 1, 1, 0], protocol="kasai-3shot", changes={"prompt_hash": "other"})
-    found = compare_runs([first, second], anyway=True, resamples=10)
-    (entry,) = found["comparisons"]
-    assert (entry["protocol"], entry["items"], entry["only_first"], entry["only_second"]) == (
-        *("strict-0shot / kasai-3shot", 4),
-        *(1, 2),
-    )
-    assert [(each["field"], each["values"]) for each in found["differences"]] == [
-        ("protocol", ["strict-0shot", "kasai-3shot"]),
-        ("prompts of 4 of 4 items, the first p", ["prompt p", "other"]),
-    ]
-    assert found["notes"] == []  # neither protocol stands alone
-    # two questions under one id are never a pair
-    other = write_run(tmp_path / "other", [1, 1, 1, 0], data={"digest": "e" * 64}, changes={"doc_hash": "q"})
-    with pytest.raises(ValueError, match="got no item that both runs asked"):
-        compare_runs([first, other], anyway=True)
-
-
 def test_three_runs_are_corrected_together(tmp_path):
     rng = np.random.default_rng(5)
     ids, points = [f"q{i}" for i in range(60)], [1] * 60
@@ -311,7 +277,7 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
     (exam,) = comparison["exams"]
     assert (exam["exam"], exam["changed"], [row["result"] for row in exam["runs"]]) == ("2022", True, ["fail", "pass"])
     printed = capsys.readouterr().out
-    assert "ward (en) 2022: A fail, B pass  (changed)" in printed
+    assert "\nward (en) strict-0shot, exam 2022: A fail, B pass  (changed)\n" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
     assert [cell.strip() for cell in row.split("│")][4:] == [
         *("accuracy", "50.0% → 75.0%", "+25.0 (-50.5 to +77.8)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
