@@ -215,7 +215,10 @@ def _compare(settings: CompareSettings) -> None:
         write_comparison(folder, found)
     print_compared(found)
     print(f"\nresults  {folder.path}/comparison.json, questions.json (won and lost), comparison.html (to look at)")
-    print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")
+    if found["comparisons"]:
+        print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")
+    else:
+        print("next     nothing was compared, see the notes above: grade the sets so that both runs have a score")
 
 
 def print_compared(found: Mapping[str, Any]) -> None:

@@ -40,7 +40,8 @@ def print_summary(results: dict[str, Any]) -> None:
             print(f"{evaluation['id']}: {line}")
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
-            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
+            worth = "there is no score" if "not_graded" in evaluation["scores"] else "counted as wrong"
+            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; {worth}")
         if count := evaluation["scores"]["no_reference"]:
             questions = "1 open question has" if count == 1 else f"{count} open questions have"
             print(
@@ -260,7 +261,10 @@ def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> lis
 
 
 def _next(record: dict[str, Any], context: int) -> str:
-    """A command that goes one step further than this run did."""
+    """A command that goes one step further than this run did, or what keeps it from having graded anything."""
+    scores = [evaluation["scores"] for evaluation in record["evaluations"]]
+    if all("not_graded" in score or score["no_reference"] == score["items"] for score in scores):
+        return _first_grade(record["command"], scores, context)
     name = record["model"]["name"]
     model = "" if name == "smollm2-135m" else f" --model {shlex.quote(name)}"
     model += f" --adapter {shlex.quote(record['adapter']['name'])}" if "adapter" in record else ""
@@ -273,3 +277,14 @@ def _next(record: dict[str, Any], context: int) -> str:
         "python -m medjax.eval --model <another model> with the same sets and protocol, then python -m medjax.eval "
         f"compare {shlex.quote(record['folder'])} <its folder>"
     )
+
+
+def _first_grade(command: str, scores: Sequence[Mapping[str, Any]], context: int) -> str:
+    """What to do after a run without a score: another model would have none either."""
+    if any(score["too_long"] for score in scores):
+        if " --num-fewshot " in command:
+            return re.sub(r" --num-fewshot \d+", "", command) + "  (without examples: questions are too long with them)"
+        return f"take a model whose context is longer than {context:,} tokens, or leave less room with --max-new-tokens"
+    if any(score["not_asked"] for score in scores):
+        return re.sub(r" --protocol \S+", "", command) + " --protocol strict  (which asks for numbers, too)"
+    return "read the answers in report.html: without reference answers people judge them, nothing is graded"

@@ -208,7 +208,11 @@ def test_a_set_that_no_model_has_seen_is_noted_and_not_compared(tmp_path, capsys
     note = "ward (en) strict-0shot: not compared, since no item reached a model: too long 4/4 in one"
     assert (found["comparisons"], found["notes"]) == ([], [note])
     assert main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
-    assert f"note     {note}\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"note     {note}\n" in printed
+    assert printed.endswith(
+        "next     nothing was compared, see the notes above: grade the sets so that both runs have a score\n"
+    )
     assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 

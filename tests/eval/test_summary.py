@@ -185,6 +185,52 @@ def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_question
     assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")
 
 
+@pytest.mark.parametrize(
+    ("counts", "command", "told"),
+    [
+        (
+            {"too_long": 97, "not_asked": 3},
+            "python -m medjax.eval --tasks x --num-fewshot 3 --limit 100",
+            "python -m medjax.eval --tasks x --limit 100  (without examples: questions are too long with them)",
+        ),
+        (
+            {"too_long": 100},
+            "python -m medjax.eval --tasks x --limit 100",
+            "take a model whose context is longer than 8,192 tokens, or leave less room with --max-new-tokens",
+        ),
+        (
+            {"not_asked": 100},
+            "python -m medjax.eval --tasks x --protocol choice-logprob --out o",
+            "python -m medjax.eval --tasks x --out o --protocol strict  (which asks for numbers, too)",
+        ),
+        (
+            {"no_reference": 100},
+            "python -m medjax.eval --tasks x",
+            "read the answers in report.html: without reference answers people judge them, nothing is graded",
+        ),
+    ],
+)
+def test_the_next_step_after_a_run_without_a_score_is_none_with_another_model(capsys, counts, command, told):
+    results = _results()
+    record = results["medjax"]
+    record["command"] = command
+    (entry,) = record["evaluations"]
+    entry["scores"] |= counts
+    entry["limit"] = 100
+    if "no_reference" not in counts:
+        entry["scores"] |= {"not_graded": "why", "accuracy": None, "accuracy_interval": None}
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("next ")] == [f"next     {told}"]
+    said = [line for line in lines if "no choices to score" in line]
+    assert all(line.endswith("no choices to score; there is no score") for line in said)
+    # beside a set that has a score the step is the one of any run
+    scored = _results()["medjax"]["evaluations"]
+    record["evaluations"] = [entry, *scored]
+    print_summary(results)
+    assert told not in capsys.readouterr().out
+
+
 def test_where_nothing_was_read_nothing_agrees(capsys):
     results = _results()
     (entry,) = results["medjax"]["evaluations"]
