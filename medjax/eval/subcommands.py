@@ -239,15 +239,15 @@ def print_compared(found: Mapping[str, Any]) -> None:
         print(f"note     {note}")
     rows = [row for entry in found["comparisons"] for row in _compared_rows(entry, letters)]
     header = ["set", "protocol", "runs", "items", "graded by", "score", "difference (95 %)", "points", "won / lost"]
-    header += ["odds ratio (95 %)", "g", "p", "p Holm"]
+    header += ["odds ratio (95 %)", "p", "p Holm"]
     if not rows:
         return
     print()
-    print(text_table(rows, header, align="lllrlrrrrrrrr"))
+    print(text_table(rows, header, align="lllrlrrrrrrr", once=("set", "protocol", "runs", "items", "graded by")))
     print(
-        "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval "
-        "and p by bootstrap; p Holm: corrected over all rows; g: Cohen's g."
+        "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval"
     )
+    print("and p by bootstrap; p Holm: corrected over all rows. Cohen's g: comparison.html.")
     reasons = {
         metric["no_interval"]: None
         for entry in found["comparisons"]
@@ -303,7 +303,6 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
             f"{entry['points_difference']:+g}",
             f"{entry['only_second']} / {entry['only_first']}",
             _odds(entry),
-            "" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}",
             f"{entry['p_value']:.2g}",
             f"{entry['p_holm']:.2g}",
         ]
@@ -316,7 +315,7 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
             difference = f"{metric['difference']:+.3f} (no interval)"
         won_and_lost = "" if entry["has_answers"] else f"{entry['won_count']} / {entry['lost_count']}"
         yield [
-            *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, "", ""),
+            *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, ""),
             *(_number(metric[name], ".2g") for name in ("p_value", "p_holm")),
         ]
 
