@@ -3,26 +3,25 @@
 Three levels, the surest counts: `exact`, the question to the letter; `normalised`, the same letters and digits (NFKC,
 case, blanks and punctuation aside); `near`, a near duplicate by n-grams of letters (data.text.near_duplicates, whose
 search finds candidates of all three). Where a question is too short to tell one item from another, its choices must be
-there too. Training data are read stretch by stretch, whatever their size.
+there too. Contexts are looked for by themselves: where one stands without its question, the item is reported, but not
+as found (eval.found_items). Training data are read stretch by stretch, whatever their size.
 """
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medjax.data.exams.groups import expand
 from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.exams.training import asked_of, is_training_part, write_training_part
 from medjax.data.qa import Item
-from medjax.data.text.near_duplicates import Near, NearIndex
-from medjax.data.text.overlap import Asked, normalise
+from medjax.data.text.near_duplicates import NearIndex
 from medjax.data.text.records import find_files
 from medjax.data.text.stretches import Stretch, size_of, stretches
+from medjax.eval.found_items import ANOTHER, LEVELS, NOWHERE, QUESTION_LEVELS, SAME, ItemFinder, Match
 from medjax.eval.graded import GradedRun, called, labels
 from medjax.eval.metric_differences import headlines, reading_of
 from medjax.eval.metrics import grade
@@ -31,30 +30,8 @@ from medjax.eval.subcommands import AuditSettings, counted
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
 
-LEVELS = ("exact", "normalised", "near")
 _BLOCK = 1 << 20  # characters searched at one time
-_AROUND = 60  # characters of an excerpt on both sides of what was found
-_MORE_RECORDS = 5  # named besides the best
 _MEGABYTE = 1e6
-Spans = list[list[int]]
-
-
-@dataclass
-class _Match:
-    """The best place of an item, and how many records hold it."""
-
-    level: str
-    near: Near
-    stretch: Stretch
-    excerpt: dict[str, Any]
-    question: dict[str, Any]
-    records: int = 0
-    others: list[str] = field(default_factory=list)
-    last: str = ""
-
-    @property
-    def rank(self) -> tuple[int, float]:
-        return -LEVELS.index(self.level), self.near.containment
 
 
 def audit(
@@ -62,11 +39,12 @@ def audit(
 ) -> dict[str, Any]:
     """Look for the items of question sets in training data.
 
-    returns  tasks: items, items found by level, records that hold any, unchecked, for each set and language; matches:
-             task, language, item, level, containment, jaccard, record, where, records, others, question, choices and
-             excerpt with the spans that agree; runs: label, evaluation, and scores of all items, without those
-             found, and of those found, with the set's headline metric where that is not accuracy, and the differences
-             of these scores (eval.part_differences); records, letters; thresholds
+    returns  tasks: items, items found by level, those of which the context alone was found (context), items with a
+             context and where the contexts of the questions found are, records that hold any question, unchecked, for
+             each set and language; matches: task, language, item, level, containment, jaccard, record, where, records,
+             others, where the context is, asked and excerpt with the spans that agree; runs: label, evaluation, and
+             scores of all items, without those found, and of those found, with the set's headline metric where that is
+             not accuracy, and the differences of these scores (eval.part_differences); records, letters; thresholds
 
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
@@ -79,42 +57,36 @@ def audit(
                 say(f"{label}: {called(key)} is not scored again, since no item reached the model: {reason}")
     items = [(task, item) for task in tasks for item in task.items]
     asked = [each for task in tasks for each in asked_of(task, task.name)]
-    index = NearIndex(
-        asked,
+    index = partial(
+        NearIndex,
         containment=settings.containment,
         jaccard=settings.jaccard,
         ngram_japanese=settings.ngram_japanese,
         ngram=settings.ngram,
         sketch=settings.sketch,
     )
-    found: dict[int, _Match] = {}
+    finder = ItemFinder([item for _, item in items], asked, index)
     letters, records = 0, _Distinct()
     holders: dict[tuple[str, str], _Distinct] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train])
+        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train], besides=(".csv",))
         total = size_of(files)
         say(f"looking for {counted(len(items), 'item')} in {counted(len(files), 'file')}, {total / _MEGABYTE:,.1f} MB")
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)
         pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
         with ProgressBar(progress, "reading", "MB") as bar:
             for block in _blocks(pieces):
-                texts = [normalise(stretch.text) for stretch in block]
-                by_text: dict[int, np.ndarray] = {}
-                for near in index.find(texts):
-                    stretch = block[near.text]
-                    if near.text not in by_text:
-                        by_text[near.text] = letter_places(stretch.text, len(texts[near.text]))
-                    task, item = items[near.item]
-                    match = _match(index, asked[near.item], item, near, stretch, texts[near.text], by_text[near.text])
-                    _keep(found, near.item, match)
-                    holders.setdefault((task.name, task.language), _Distinct()).add(stretch.where)
+                for number, match in finder.look(block):
+                    if match.level in QUESTION_LEVELS:
+                        task, _ = items[number]
+                        holders.setdefault((task.name, task.language), _Distinct()).add(match.stretch.where)
                 for stretch in block:
                     letters += stretch.fresh
                     records.add(stretch.where)
                 bar.reach(round(block[-1].done / _MEGABYTE), max(1, round(total / _MEGABYTE)))
-    held = {(task.name, task.language, item.id) for number in found for task, item in [items[number]]}
-    unchecked = {(items[number][0].name, items[number][0].language, items[number][1].id) for number in index.unchecked}
-    matches = [_entry(*items[number], match) for number, match in sorted(found.items())]
+    matches = [_entry(*items[number], match) for number, match in sorted(finder.found.items())]
+    held = {(each["task"], each["language"], each["item"]) for each in matches if each["level"] in QUESTION_LEVELS}
+    unchecked = {(items[number][0].name, items[number][0].language, items[number][1].id) for number in finder.unchecked}
     return {
         "train": list(settings.train),
         "files": [str(file) for file in files],
@@ -151,19 +123,6 @@ def load_tasks(
     return list(found.values())
 
 
-def letter_places(text: str, letters: int) -> np.ndarray:
-    """Which character of a text each of its normalised letters comes from, [letters] int64.
-
-    Where characters are composed by normalisation (half-width kana and their marks), nearly.
-    """
-    lengths = {character: len(normalise(character)) for character in set(text)}
-    each = np.fromiter((lengths[character] for character in text), np.int64, len(text))
-    places = np.repeat(np.arange(len(text)), each)
-    if len(places) != letters and letters:
-        places = places[np.arange(letters) * len(places) // letters]
-    return places
-
-
 class _Distinct:
     """Counts different names where the same ones follow each other."""
 
@@ -195,78 +154,14 @@ def _blocks(pieces: Iterable[Stretch]) -> Iterator[list[Stretch]]:
         yield block
 
 
-def _match(
-    index: NearIndex, asked: Asked, item: Item, near: Near, stretch: Stretch, letters: str, places: np.ndarray
-) -> _Match:
-    window = letters[near.start : near.end]
-    first, last = int(places[near.start]), int(places[near.end - 1]) + 1
-    begin, end = max(0, first - _AROUND), min(len(stretch.text), last + _AROUND)
-    spans = _spans(index.marks(window, near.item), places[near.start : near.end], begin)
-    excerpt = {
-        "text": stretch.text[begin:end],
-        "marks": spans,
-        "start": stretch.start + begin,
-        "cut": [stretch.start + begin > 0, end < len(stretch.text)],
-    }
-    parts = {"context": item.context, "question": item.question}
-    shown: dict[str, Any] = {name: _marked(index, near.item, text, window) for name, text in parts.items() if text}
-    shown["choices"] = [_marked(index, near.item, choice, window) for choice in item.choices]
-    needs = asked.details if index.needs_choices[near.item] else ()
-    raw, plain = stretch.text[begin:end], normalise(stretch.text[begin:end])
-    if _holds(raw, asked.stem.strip(), [part.strip() for part in needs]):
-        level = "exact"
-    elif _holds(plain, normalise(asked.stem), [normalise(part) for part in needs]):
-        level = "normalised"
-    else:
-        level = "near"
-    return _Match(level, near, stretch, excerpt, shown)
-
-
-def _holds(text: str, stem: str, details: Sequence[str]) -> bool:
-    """Whether a text holds a stem with all its details, or with none: the question by itself."""
-    held = [part in text for part in details if part]
-    return stem in text and (all(held) or not any(held))
-
-
-def _marked(index: NearIndex, item: int, text: str, window: str) -> dict[str, Any]:
-    letters = normalise(text)
-    return {
-        "text": text,
-        "marks": _spans(index.held_marks(item, letters, window), letter_places(text, len(letters)), 0),
-    }
-
-
-def _spans(marked: np.ndarray, places: np.ndarray, begin: int) -> Spans:
-    """First and last + 1 character of each run of marked letters, counted from `begin`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(np.int8)))
-    return [[int(places[a]) - begin, int(places[b - 1]) + 1 - begin] for a, b in edges.reshape(-1, 2)]
-
-
-def _keep(found: dict[int, _Match], item: int, match: _Match) -> None:
-    known = found.get(item)
-    if known is None:
-        match.records, match.last = 1, match.stretch.where
-        found[item] = match
-        return
-    if known.last != match.stretch.where:
-        known.records += 1
-        known.last = match.stretch.where
-        if len(known.others) < _MORE_RECORDS:
-            known.others.append(match.stretch.where)
-    if match.rank > known.rank:
-        match.records, match.last = known.records, known.last
-        others = [known.stretch.where, *known.others]
-        match.others = [where for where in dict.fromkeys(others) if where != match.stretch.where][:_MORE_RECORDS]
-        found[item] = match
-
-
-def _entry(task: LoadedTask, item: Item, match: _Match) -> dict[str, Any]:
+def _entry(task: LoadedTask, item: Item, match: Match) -> dict[str, Any]:
     return {
         **{"task": task.name, "language": task.language, "item": item.id, "exam": item.exam, "level": match.level},
         **{"containment": round(match.near.containment, 4), "jaccard": round(match.near.jaccard, 4)},
         **{"record": match.stretch.record, "where": match.stretch.where},
         **{"records": match.records, "others": match.others},
-        "asked": match.question,
+        "context": match.context,
+        "asked": match.asked,
         "excerpt": match.excerpt,
     }
 
@@ -283,6 +178,10 @@ def _summary(
     return {
         **{"task": task.name, "language": task.language, "digest": task.digest, "items": len(task.items)},
         **{level: sum(match["level"] == level for match in mine) for level in LEVELS},
+        "contexts": sum(bool(item.context) for item in task.items),
+        "contexts_of_found": {
+            where: sum(match["context"] == where for match in mine) for where in (SAME, ANOTHER, NOWHERE)
+        },
         "records": holders[place].count if place in holders else 0,
         "unchecked": len(short),
         "unchecked_ids": short,

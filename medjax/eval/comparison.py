@@ -11,6 +11,7 @@ lists, similarities and texts, that is its only test.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from medjax.eval.graded import GradedRun, Key, called, labels
 from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences, reading_of
+from medjax.eval.settings import FEWSHOT
 from medjax.report.comparison import comparison_report
 from medjax.statistics import differences, intervals
 from medjax.statistics.paired import discordance, holm
@@ -27,6 +29,7 @@ _Samples = Mapping[str, Mapping[str, Any]]
 _SHOWN = 12  # characters of a digest
 _MOST_REASONS = 8
 _TEXT = ("question", "choices", "context")
+_EXAMPLES = re.compile(rf"(-({'|'.join(FEWSHOT)}))?-[0-9]+shot$")  # the end of a protocol's id
 _SAME = 1e-9  # relative: a metric of the same answers, computed again
 
 
@@ -82,7 +85,7 @@ def compare_runs(
              returns), left_out (items that cannot be paired), won and lost (questions that the second, the first
              answered better, with both answers) and their counts; p_holm beside every p_value, corrected over all
              tests of the result, None for what is none; differences: what `anyway` let pass; notes: what else differs;
-             exams: the verdicts of every run on every exam
+             exams: the verdicts of every run on every exam, under each protocol
     A set of which no item reached a model has no score: it is noted, not compared.
 
     Raises FileNotFoundError for a folder without results, and ValueError where nothing can be compared.
@@ -104,6 +107,11 @@ def compare_runs(
         if not matched:
             held = [", ".join(map(called, run.evaluations)) for run in pair.runs]
             way = f", or leave {names[i]} or {names[j]} out" if len(runs) > 2 else ""
+            if _alike(runs[i], runs[j]):
+                way += (
+                    "; to compare two protocols with --anyway, name runs that asked a set under one each, or under "
+                    "several that differ in their worked examples alone"
+                )
             raise ValueError(
                 f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: got no set with the same "
                 "language and protocol in both; scores of different protocols cannot be compared, so run both with "
@@ -118,7 +126,12 @@ def compare_runs(
                 pairs.append((pair, key, other))
         every.append(pair)
         shared |= {key for both in matched for key in both}
-    told = [difference for pair, *both in pairs for difference in pair.differences(*both)]
+    told: list[dict[str, Any]] = []
+    unlike: set[Key] = set()  # under one protocol, but of other data or prompts
+    for pair, *both in pairs:
+        if differing := pair.differences(*both):
+            told += differing
+            unlike |= {both[0]} & {both[1]}
     if told and not anyway:
         asked = dict.fromkeys(line for pair, *both in pairs for line in pair.items_apart(*both))
         alone = _in_one_run_alone(runs, names, shared)
@@ -133,7 +146,7 @@ def compare_runs(
             *_notes(runs, names, shared),
             *dict.fromkeys(note for pair in every for note in pair.notes),
         ],
-        "exams": _exams(runs, {key for wanted in keys for key in wanted}),
+        "exams": _exams(runs, {key for wanted in keys for key in wanted}, unlike),
         "anyway": anyway,
         "resamples": resamples,
         "seed": seed,
@@ -160,12 +173,32 @@ def _alike(run: GradedRun, other: GradedRun) -> list[Key]:
 
 
 def _matched(first: GradedRun, second: GradedRun) -> list[tuple[Key, Key]]:
-    """Evaluations to compare: the same ones, and where a set has none, those of other protocols if each run has one."""
+    """Evaluations to compare: the same ones, and where a set has none, those of other protocols.
+
+    Of other protocols that is the only one of each run, or those which differ in their worked examples alone.
+    """
     found: list[tuple[Key, Key]] = []
     for place in dict.fromkeys(key[:2] for key in _alike(first, second)):
         mine, others = ([key for key in run.evaluations if key[:2] == place] for run in (first, second))
         same = [(key, key) for key in mine if key in others]
-        found += same or ([(mine[0], others[0])] if len(mine) == len(others) == 1 else [])
+        if not same and len(mine) == len(others) == 1:
+            same = [(mine[0], others[0])]
+        if not same:
+            families, theirs = _families(mine), _families(others)
+            same = [
+                (keys[0], theirs[name][0])
+                for name, keys in families.items()
+                if len(keys) == len(theirs.get(name, ())) == 1
+            ]
+        found += same
+    return found
+
+
+def _families(keys: Sequence[Key]) -> dict[str, list[Key]]:
+    """Evaluations of a set by their protocol without its worked examples."""
+    found: dict[str, list[Key]] = {}
+    for key in keys:
+        found.setdefault(_EXAMPLES.sub("", key[2]), []).append(key)
     return found
 
 
@@ -380,8 +413,12 @@ def _in_one_run_alone(runs: Sequence[GradedRun], names: Sequence[str], compared:
     return [f"{called(key)}: in {holders[key]} alone" for key in sorted(set(holders) - compared)]
 
 
-def _exams(runs: Sequence[GradedRun], keys: set[Key]) -> list[dict[str, Any]]:
-    """One entry an exam with cut-offs: what every run made of it (None: not asked), and whether they agree."""
+def _exams(runs: Sequence[GradedRun], keys: set[Key], unlike: set[Key]) -> list[dict[str, Any]]:
+    """One entry an exam with cut-offs, set, language and protocol.
+
+    It holds what every run made of it (None: not asked under this protocol), whether they were asked the same, and
+    whether their verdicts then differ. unlike: evaluations of which some runs were not asked the same.
+    """
     found = []
     for key in sorted(keys):
         scores = [run.evaluations.get(key, {}).get("scores", {}).get("by_exam", {}) for run in runs]
@@ -391,7 +428,8 @@ def _exams(runs: Sequence[GradedRun], keys: set[Key]) -> list[dict[str, Any]]:
             if results - {"none"}:
                 task, language, protocol = key
                 entry = {"task": task, "language": language, "protocol": protocol, "exam": exam}
-                found.append({**entry, "runs": rows, "changed": len(results) > 1})
+                alike = key not in unlike
+                found.append({**entry, "runs": rows, "alike": alike, "changed": alike and len(results) > 1})
     return found
 
 

@@ -170,7 +170,7 @@ def print_scores(results: Mapping[str, Any]) -> None:
     ]
     header = ["set", "protocol", "graded by", "items", "chance", *names]
     print()
-    print(text_table(lines, header, align="lll" + "r" * (2 + len(names))))
+    print(text_table(lines, header, align="lll" + "r" * (2 + len(names)), once=header[1:5]))
 
 
 def _name(settings: EvalSettings, chosen: Sequence[Entrant]) -> str:

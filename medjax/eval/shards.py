@@ -88,12 +88,15 @@ def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str, say:
 
     config  content of config.toml of the whole run
     say     called with what was found in either folder
-    Raises ValueError when the folder holds another run that is not finished, or this part is being written.
+    Raises ValueError when the folder holds another run that is not finished, or parts of another count, or this part is
+    being written.
     """
     finished = (run / "results.json").is_file()
 
     def make() -> None:
         with RunFolder.open(run, identity, replace=finished) as whole:
+            _check_count(run, shard)
+            shard.folder(run).mkdir(parents=True, exist_ok=True)  # a process of another count sees it from here on
             whole.write_text("config.toml", config)
             if not whole.resumed and whole.note:
                 say(whole.note)
@@ -106,8 +109,13 @@ def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str, say:
 
 
 def check_free(run: Path, shard: Shard) -> None:
-    """Raise what `join` would raise without knowing the model: for a folder of other files, or a part being written."""
+    """Raise what `join` would raise without knowing the model.
+
+    That is for a folder of other files, parts of another count that wait for each other, and a part being written.
+    """
     _patient(lambda: RunFolder.check(run))
+    if not (run / "results.json").is_file():  # a finished run may be moved aside
+        _check_count(run, shard)
     RunFolder.check(shard.folder(run))
 
 
@@ -145,14 +153,13 @@ def complete_count(run: Path, command: str) -> int:
     Raises ValueError that names the parts which are missing, or differ, and how to make them; FileNotFoundError where
     there are none.
     """
-    folders = sorted(path for path in run.glob("shards/*-of-*") if path.is_dir())
-    counts = {int(number) for path in folders if (number := path.name.rpartition("-of-")[2]).isdigit()}
+    folders, counts = _parts(run), _counts(run)
     if not counts:
         raise FileNotFoundError(f"{run}: found no shards/1-of-N, expected a run made with --shard; name its folder.")
     if len(counts) > 1:
         raise ValueError(
-            f"{run}/shards: got parts of runs of {' and of '.join(map(str, sorted(counts)))} processes, expected one "
-            "count; delete the folders that are not wanted."
+            f"{run}/shards: got parts of runs of {' and of '.join(map(str, counts))} processes, expected one count; "
+            f"delete those that are not wanted ({' or '.join(f'*-of-{count}' for count in counts)})."
         )
     (count,) = counts
     if missing := unfinished(run, count):
@@ -200,6 +207,28 @@ def settings_file(run: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the folder of a run made with --shard; name it.")
     return path
+
+
+def _parts(run: Path) -> list[Path]:
+    return sorted(path for path in run.glob("shards/*-of-*") if path.is_dir())
+
+
+def _counts(run: Path) -> list[int]:
+    """The counts of processes that a run's folder holds parts of."""
+    return sorted({int(count) for path in _parts(run) if (count := path.name.rpartition("-of-")[2]).isdigit()})
+
+
+def _check_count(run: Path, shard: Shard) -> None:
+    """Refuse a part of another count than those that are there: the two would not add up to one run."""
+    if others := [count for count in _counts(run) if count != shard.count]:
+        known = others[0]
+        there = [path.name for path in _parts(run)]
+        shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+        raise ValueError(
+            f"{run}: got shard {shard}, one of {shard.count} processes, expected one of {known}, since shards/ holds "
+            f"{shown}; go on with --shard 1/{known} to {known}/{known}, delete {run}/shards to begin anew with "
+            f"{shard.count}, or choose another --out."
+        )
 
 
 def _launched(environment: Mapping[str, str]) -> Shard:

@@ -75,7 +75,9 @@ class AuditSettings:
     """Everything `python -m medjax.eval audit` can be told."""
 
     train: tuple[str, ...] = field(
-        (), help="training data: files and folders as medjax.train reads them, exams, or a set's part (pubmedqa:train)"
+        (),
+        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv), or a "
+        "set's part (pubmedqa:train)",
     )
     tasks: tuple[str, ...] = field(
         (),
@@ -213,7 +215,10 @@ def _compare(settings: CompareSettings) -> None:
         write_comparison(folder, found)
     print_compared(found)
     print(f"\nresults  {folder.path}/comparison.json, questions.json (won and lost), comparison.html (to look at)")
-    print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")
+    if found["comparisons"]:
+        print("next     open comparison.html; a difference whose interval holds 0 is not shown by these questions")
+    else:
+        print("next     nothing was compared, see the notes above: grade the sets so that both runs have a score")
 
 
 def print_compared(found: Mapping[str, Any]) -> None:
@@ -234,15 +239,15 @@ def print_compared(found: Mapping[str, Any]) -> None:
         print(f"note     {note}")
     rows = [row for entry in found["comparisons"] for row in _compared_rows(entry, letters)]
     header = ["set", "protocol", "runs", "items", "graded by", "score", "difference (95 %)", "points", "won / lost"]
-    header += ["odds ratio (95 %)", "g", "p", "p Holm"]
+    header += ["odds ratio (95 %)", "p", "p Holm"]
     if not rows:
         return
     print()
-    print(text_table(rows, header, align="lllrlrrrrrrrr"))
+    print(text_table(rows, header, align="lllrlrrrrrrr", once=("set", "protocol", "runs", "items", "graded by")))
     print(
-        "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval "
-        "and p by bootstrap; p Holm: corrected over all rows; g: Cohen's g."
+        "Paired over the same questions; accuracy: Tango's score interval, p: McNemar, exact; other figures: interval"
     )
+    print("and p by bootstrap; p Holm: corrected over all rows. Cohen's g: comparison.html.")
     reasons = {
         metric["no_interval"]: None
         for entry in found["comparisons"]
@@ -253,13 +258,23 @@ def print_compared(found: Mapping[str, Any]) -> None:
         print(f"No interval: {' or '.join(reasons)}.")
     for entry in found["comparisons"]:
         if count := entry["left_out"]:
-            print(f"{entry['task']}: {counted(count, 'item')} that cannot be paired left out")
+            left_out = f"{counted(count, 'item')} that cannot be paired left out"
+            print(f"{_evaluation(entry)}, {_pair(entry, letters)}: {left_out}")
     for exam in found["exams"]:
         shown = ", ".join(
             f"{letter} {row['result'] if row else 'not asked'}"
             for letter, row in zip(letters.values(), exam["runs"], strict=True)
         )
-        print(f"{exam['task']} ({exam['language']}) {exam['exam']}: {shown}{'  (changed)' if exam['changed'] else ''}")
+        ending = "  (changed)" if exam["changed"] else "" if exam["alike"] else "  (not asked the same)"
+        print(f"{_evaluation(exam)}, exam {exam['exam']}: {shown}{ending}")
+
+
+def _evaluation(entry: Mapping[str, Any]) -> str:
+    return f"{entry['task']} ({entry['language']}) {entry['protocol']}"
+
+
+def _pair(entry: Mapping[str, Any], letters: Mapping[str, str]) -> str:
+    return f"{letters[entry['second_label']]} - {letters[entry['first_label']]}"
 
 
 def _merge(settings: MergeSettings) -> None:
@@ -278,7 +293,7 @@ def _say_moved(folder: "RunFolder") -> None:
 def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iterator[list[str]]:
     """Rows of the table: right and wrong, and what else the set is graded by."""
     place = [f"{entry['task']} ({entry['language']})", entry["protocol"]]
-    place.append(f"{letters[entry['second_label']]} - {letters[entry['first_label']]}")
+    place.append(_pair(entry, letters))
     if entry["has_answers"]:
         low, high = entry["accuracy_difference_interval"]
         yield [
@@ -288,7 +303,6 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
             f"{entry['points_difference']:+g}",
             f"{entry['only_second']} / {entry['only_first']}",
             _odds(entry),
-            "" if entry["cohen_g"] is None else f"{entry['cohen_g']:+.2f}",
             f"{entry['p_value']:.2g}",
             f"{entry['p_holm']:.2g}",
         ]
@@ -301,7 +315,7 @@ def _compared_rows(entry: Mapping[str, Any], letters: Mapping[str, str]) -> Iter
             difference = f"{metric['difference']:+.3f} (no interval)"
         won_and_lost = "" if entry["has_answers"] else f"{entry['won_count']} / {entry['lost_count']}"
         yield [
-            *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, "", ""),
+            *(*place, str(metric["items"]), name, f"{first} → {second}", difference, "", won_and_lost, ""),
             *(_number(metric[name], ".2g") for name in ("p_value", "p_holm")),
         ]
 
@@ -333,21 +347,31 @@ def _audit(settings: AuditSettings) -> None:
         folder.write_text("audit.html", audit_report(found))
     print_audited(found)
     print(f"\nresults  {folder.path}/audit.json, audit.html (both texts side by side)")
-    if found["matches"]:
+    if any(match["level"] != "context" for match in found["matches"]):
         print("next     look at audit.html, take the records found out of the training data, or report both scores")
+    elif found["matches"]:
+        print("next     look at audit.html: contexts stand in the training data, none of their questions does")
 
 
 def print_audited(found: Mapping[str, Any]) -> None:
     """Print the tables of an audit."""
-    rows = [
-        [
-            f"{task['task']} ({task['language']})",
-            *(f"{task[name]:,}" for name in ("items", "exact", "normalised", "near", "records", "unchecked")),
-        ]
-        for task in found["tasks"]
-    ]
+    named = {"items": "items", "exact": "exact", "normalised": "normalised", "near": "near"}
+    if any(task["contexts"] for task in found["tasks"]):
+        named["context"] = "context alone"
+    named |= {"records": "records", "unchecked": "too short"}
+    rows = [[f"{task['task']} ({task['language']})", *(f"{task[name]:,}" for name in named)] for task in found["tasks"]]
     print()
-    print(text_table(rows, ["set", "items", "exact", "normalised", "near", "records", "too short"]))
+    print(text_table(rows, ["set", *named.values()]))
+    for task in found["tasks"]:
+        places = task["contexts_of_found"]
+        if asked := sum(places.values()):
+            print(
+                f"{task['task']} ({task['language']}): {counted(asked, 'question')} with a context found, the context "
+                f"{places['same record']:,} times in the same record, {places['another record']:,} in another, "
+                f"{places['not found']:,} nowhere"
+            )
+    if any(task["context"] for task in found["tasks"]):
+        print("Context alone: what an item refers to is there, its question is not; not counted as found.")
     letters = found["letters"]
     read = f"{letters / 1e6:,.1f} million letters" if letters >= 1e5 else counted(letters, "letter")
     print(f"{counted(found['records'], 'record')}, {read} read")

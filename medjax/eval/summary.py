@@ -9,6 +9,9 @@ from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
+_ALWAYS_SCORED = ("right", "wrong")  # likewise where nothing is written that could not be read
+_SHORT = {"no_reference": "to judge"}  # heads of columns
+_SHARED = ("set", "protocol", "items", "chance")  # said above a table where all rows hold the same
 _UNREAD = ("cut_off", "too_long")  # columns beside unparsed, where some hold more than zeros
 _MANY = 0.05  # share of unread answers, cut off, that is worth a hint
 _FEW_SHOT_CONTEXT = 4096  # tokens that the longest IgakuQA question needs after three demonstrations, with room
@@ -20,12 +23,15 @@ def print_summary(results: dict[str, Any]) -> None:
     both = "comparisons" in record
     counts = [evaluation["scores"]["outcomes"] for evaluation in record["evaluations"]]
     # those that always say something, and of the others those that happened
-    outcomes = [name for name in counts[0] if name in _ALWAYS or any(count[name] for count in counts)]
-    rows = [_row(evaluation, both, outcomes) for evaluation in record["evaluations"]]
-    header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 % interval)", "chance", "points"]
-    header += [named(name) for name in outcomes] + ["prohibited"]
+    always = _ALWAYS if any(_generates(evaluation) for evaluation in record["evaluations"]) else _ALWAYS_SCORED
+    outcomes = [name for name in counts[0] if name in always or any(count[name] for count in counts)]
+    has_prohibited = any(_can_be_prohibited(evaluation["scores"]) for evaluation in record["evaluations"])
+    rows = [_row(evaluation, both, outcomes, has_prohibited) for evaluation in record["evaluations"]]
+    header = ["set", "protocol", *(["graded"] if both else []), "items", "accuracy (95 %)", "chance", "points"]
+    header += [_SHORT.get(name) or named(name) for name in outcomes] + ["prohibited"] * has_prohibited
+    align = ("lll" if both else "ll") + "r" * (len(header) - 2 - both)
     print()
-    print(text_table(rows, header, align=("lll" if both else "ll") + "rrrr" + "r" * (len(outcomes) + 1)))
+    print(text_table(rows, header, align=align, once=_SHARED if len(rows) > 1 else ("protocol",)))
     if record.get("comparisons"):
         print()
         print_comparisons(record["comparisons"], ("base", "adapter"))
@@ -40,7 +46,8 @@ def print_summary(results: dict[str, Any]) -> None:
             print(f"{evaluation['id']}: {line}")
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
-            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
+            worth = "there is no score" if "not_graded" in evaluation["scores"] else "counted as wrong"
+            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; {worth}")
         if count := evaluation["scores"]["no_reference"]:
             questions = "1 open question has" if count == 1 else f"{count} open questions have"
             print(
@@ -83,9 +90,9 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str
     """
     first, second = names
     if rows := [_difference_row(comparison) for comparison in comparisons if comparison["has_answers"]]:
-        header = ["set", "protocol", "items", first, second, "difference (95 % interval)"]
+        header = ["set", "protocol", "items", first, second, "difference (95 %)"]
         header += [f"only {first} right", f"only {second} right", "p"]
-        print(text_table(rows, header, align="llrrrrrrr"))
+        print(text_table(rows, header, align="llrrrrrrr", once=("protocol",)))
         print(
             f"Difference: {second} minus {first} in percentage points, paired over the same items; p: McNemar, exact."
         )
@@ -93,8 +100,8 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], names: tuple[str
     if rows and graded:
         print()
     if graded:
-        header = ["set", "protocol", "graded by", "items", first, second, "difference (95 % interval)", "p"]
-        print(text_table(graded, header, align="lllrrrrr"))
+        header = ["set", "protocol", "graded by", "items", first, second, "difference (95 %)", "p"]
+        print(text_table(graded, header, align="lllrrrrr", once=("protocol",)))
         print(f"Difference: {second} minus {first}, both computed again on the same resamples of the items, as is p.")
     if not rows and not graded:
         print("No question has a known right answer to compare by: people have to judge (samples.jsonl).")
@@ -118,18 +125,18 @@ def _print_languages(entries: Sequence[Mapping[str, Any]]) -> None:
                 f"{entry['p_value']:.2g}",
             ]
         )
-    header = ["set", "protocol", "languages", "items", "accuracy", "difference (95 % interval)"]
+    header = ["set", "protocol", "languages", "items", "accuracy", "difference (95 %)"]
     header += ["both right", "only first", "only second", "neither", "p"]
     if rows:
-        print(text_table(rows, header, align="lllrrrrrrrr"))
+        print(text_table(rows, header, align="lllrrrrrrrr", once=("set", "protocol", "languages", "items")))
     graded = [
         _metric_row({**entry, "language": f"{entry['first']} / {entry['second']}"}, metric)
         for entry in entries
         for metric in entry["metrics"]
     ]
     if graded:
-        header = ["set", "protocol", "graded by", "items", "first", "second", "difference (95 % interval)", "p"]
-        print(text_table(graded, header, align="lllrrrrr"))
+        header = ["set", "protocol", "graded by", "items", "first", "second", "difference (95 %)", "p"]
+        print(text_table(graded, header, align="lllrrrrr", once=("protocol",)))
     print("The same questions in two languages, paired by id; difference: second minus first; p: McNemar, exact, or of")
     print("other figures than accuracy from resamples of the questions, the same for both languages.")
 
@@ -150,22 +157,59 @@ def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
         chance = "" if graded["chance"] is None else f"{graded['chance']:.3f}"
         row = [*_place(evaluation), name, str(graded["items"]), value, chance]
         rows.append([*row, *(str(graded[count]) for count in counts)])
-    header = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", *map(named, counts)]
+    header = ["set", "protocol", "graded by", "items", "value (95 %)", "chance", *map(named, counts)]
     print()
-    print(text_table(rows, header, align="lllrrr" + "r" * len(counts)))
+    print(text_table(rows, header, align="lllrrr" + "r" * len(counts), once=("protocol",)))
 
 
 def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
-    """Pass or fail of every exam whose cut-offs are known."""
-    rows = [
-        [*_place(evaluation), exam, score["verdict"]["result"], "; ".join(score["verdict"]["reasons"])]
+    """Pass or fail of every exam whose cut-offs are known; what keeps an exam from being judged is said once."""
+    found = [
+        (evaluation, exam, score)
         for evaluation in evaluations
         for exam, score in evaluation["scores"]["by_exam"].items()
         if score["verdict"]["result"] != "none"
     ]
-    if rows:
-        print()
-        print(text_table(rows, ["set", "protocol", "exam", "verdict", "why"], align="lllll"))
+    if not found:
+        return
+    rows = [
+        [*_place(evaluation), exam, score["verdict"]["result"], *_against_cuts(score)]
+        for evaluation, exam, score in found
+    ]
+    header = ["set", "protocol", "exam", "verdict", "required (needed)", "general (needed)", "prohibited (most)"]
+    print()
+    print(text_table(rows, header, align="llllrrr", once=("set", "protocol")))
+    if any("open" in score["verdict"] for _, _, score in found):
+        print("+: worth of questions not asked or too long; a fail stands even with all of them right.")
+    parts: dict[str, list[str]] = {}
+    for evaluation, exam, score in found:
+        if _is_part(score):
+            parts.setdefault("; ".join(score["verdict"]["reasons"]), []).append(
+                f"{' '.join(_place(evaluation))} {exam}"
+            )
+    for reason, exams in parts.items():
+        print(f"{', '.join(exams) if len(parts) > 1 else 'incomplete'}: {reason}")
+
+
+def _is_part(score: Mapping[str, Any]) -> bool:
+    """Whether an exam is incomplete because the run took some of its questions: there are no cut-offs for these."""
+    return score["verdict"]["result"] == "incomplete" and "open" not in score["verdict"]
+
+
+def _against_cuts(score: Mapping[str, Any]) -> list[str]:
+    """Points of both parts and prohibited picks, with the cut-offs where these hold, and what is open."""
+    verdict = score["verdict"]
+    cells = []
+    for name in ("required", "general"):
+        limit = "" if _is_part(score) else f" ({verdict[f'{name}_min']:g})"
+        cells.append(f"{score[f'{name}_points']:g}{_open(verdict, name)} / {score[f'{name}_total']:g}{limit}")
+    limit = "" if _is_part(score) else f" ({verdict['prohibited_max']})"
+    return [*cells, f"{score['prohibited']}{_open(verdict, 'prohibited')}{limit}"]
+
+
+def _open(verdict: Mapping[str, Any], name: str) -> str:
+    left = verdict.get("open", {}).get(name)
+    return f" +{left:g}" if left else ""
 
 
 def _place(evaluation: Mapping[str, Any]) -> list[str]:
@@ -239,12 +283,22 @@ def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> lis
     ]
 
 
-def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> list[str]:
+def _generates(evaluation: Mapping[str, Any]) -> bool:
+    return not evaluation["protocol"].startswith("choice-logprob")
+
+
+def _can_be_prohibited(score: Mapping[str, Any]) -> bool:
+    """Whether the number of prohibited picks says something: there are some, or an exam's rule has a word on them."""
+    return bool(score["prohibited"]) or any("prohibited_max" in e["verdict"] for e in score["by_exam"].values())
+
+
+def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str], has_prohibited: bool) -> list[str]:
     score = evaluation["scores"]
-    accuracy, points = _none(score, ""), f"– / {score['points_total']:g}"
+    # why it is not graded stand the columns beside
+    accuracy, points = "not graded" if "not_graded" in score else "", f"– / {score['points_total']:g}"
     if score["accuracy"] is not None:
         low, high = score["accuracy_interval"]
-        accuracy = f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})"
+        accuracy = f"{score['accuracy']:6.1%} ({100 * low:.1f} to {100 * high:.1f})"
         points = f"{score['points']:g} / {score['points_total']:g}"
     return [
         f"{evaluation['task']} ({evaluation['language']})",
@@ -255,12 +309,15 @@ def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> lis
         f"{score['chance']['accuracy']:.1%}",
         points,
         *(str(score["outcomes"][name]) for name in outcomes),
-        str(score["prohibited"]),
+        *([str(score["prohibited"])] * has_prohibited),
     ]
 
 
 def _next(record: dict[str, Any], context: int) -> str:
-    """A command that goes one step further than this run did."""
+    """A command that goes one step further than this run did, or what keeps it from having graded anything."""
+    scores = [evaluation["scores"] for evaluation in record["evaluations"]]
+    if all("not_graded" in score or score["no_reference"] == score["items"] for score in scores):
+        return _first_grade(record["command"], scores, context)
     name = record["model"]["name"]
     model = "" if name == "smollm2-135m" else f" --model {shlex.quote(name)}"
     model += f" --adapter {shlex.quote(record['adapter']['name'])}" if "adapter" in record else ""
@@ -273,3 +330,14 @@ def _next(record: dict[str, Any], context: int) -> str:
         "python -m medjax.eval --model <another model> with the same sets and protocol, then python -m medjax.eval "
         f"compare {shlex.quote(record['folder'])} <its folder>"
     )
+
+
+def _first_grade(command: str, scores: Sequence[Mapping[str, Any]], context: int) -> str:
+    """What to do after a run without a score: another model would have none either."""
+    if any(score["too_long"] for score in scores):
+        if " --num-fewshot " in command:
+            return re.sub(r" --num-fewshot \d+", "", command) + "  (without examples: questions are too long with them)"
+        return f"take a model whose context is longer than {context:,} tokens, or leave less room with --max-new-tokens"
+    if any(score["not_asked"] for score in scores):
+        return re.sub(r" --protocol \S+", "", command) + " --protocol strict  (which asks for numbers, too)"
+    return "read the answers in report.html: without reference answers people judge them, nothing is graded"

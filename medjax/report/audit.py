@@ -14,7 +14,12 @@ from medjax.report import drawing, pages
 from medjax.report.headlines import metric_label, no_interval
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
-_LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate"}
+_LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate", "context": "context alone"}
+_CONTEXTS = {
+    "same record": "with its context",
+    "another record": "its context in another",
+    "not found": "without its context",
+}
 _MOVED = {"matched_minus_without": "found − others", "all_minus_without": "all − others"}
 _PARTS = {"all": "all items", "without": "without those found", "matched": "those found"}
 
@@ -26,6 +31,7 @@ def audit_report(found: Mapping[str, Any]) -> str:
     values = {
         "train": found["train"],
         "tasks": found["tasks"],
+        "contexts": any(task["contexts"] for task in found["tasks"]),
         "records": found["records"],
         "letters": f"{found['letters'] / 1e6:,.1f} million" if found["letters"] >= 1e5 else f"{found['letters']:,}",
         "thresholds": found["thresholds"],
@@ -115,6 +121,7 @@ def _match(match: Mapping[str, Any]) -> dict[str, Any]:
         "place": place,
         "lang": match["language"],
         "label": _LEVELS[match["level"]],
+        "beside": _CONTEXTS.get(match["context"], ""),
         "containment": f"{100 * match['containment']:.0f} %",
         "jaccard": f"{match['jaccard']:.2f}",
         "more": match["records"] - 1,

@@ -23,12 +23,19 @@ def display_width(text: str) -> int:
 
 
 def text_table(
-    rows: Sequence[Sequence[str]], header: Sequence[str], *, align: str = "", ascii_rules: bool = False
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str],
+    *,
+    align: str = "",
+    ascii_rules: bool = False,
+    once: Sequence[str] = (),
 ) -> str:
     """Lay out rows under a header, without a newline at the end.
 
     align        a letter a column: l left, r right, c centred; "" puts the first column left and the others right
     ascii_rules  draw the rules with | - + where the output cannot show box characters
+    once         columns that a line above the table says ("protocol strict-0shot, items 120") where all rows hold the
+                 same; the first column stays where it names a single row
 
     Line breaks and other control characters in a cell become blanks. Raises ValueError when a row or `align` does not
     fit the header.
@@ -46,6 +53,14 @@ def text_table(
                 f"{', '.join(header)}"
             )
     table = [[_one_line(cell) for cell in row] for row in (header, *rows)]
+    said = [
+        column
+        for column, name in enumerate(table[0])
+        if name in once and len({row[column] for row in table[1:]}) == 1 and (column or len(rows) > 1)
+    ]
+    above = [", ".join(f"{table[0][column]} {table[1][column].strip()}" for column in said)] if said else []
+    table = [[cell for column, cell in enumerate(row) if column not in said] for row in table]
+    align = "".join(side for column, side in enumerate(align) if column not in said)
     widths = [max(map(display_width, column)) for column in zip(*table, strict=True)]
     vertical, horizontal, cross = "|-+" if ascii_rules else "│─┼"
     lines = [
@@ -53,7 +68,7 @@ def text_table(
         for row in table
     ]
     lines.insert(1, f"{horizontal}{cross}{horizontal}".join(horizontal * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join([*above, *(line.rstrip() for line in lines)])
 
 
 def _character_width(character: str) -> int:

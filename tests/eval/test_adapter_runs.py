@@ -113,8 +113,12 @@ def test_the_record_holds_both_and_their_comparison(both, adapter_run, tiny_fold
         difference = 100 * comparison["accuracy_difference"]
         shown = f"{difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         assert any(name.partition("_en_")[2] in line and shown in line for line in printed.splitlines())
-    table = next(line for line in printed.splitlines() if line.startswith("set "))
-    assert [cell.strip() for cell in table.split("│")][:4] == ["set", "protocol", "graded", "items"]
+    heads = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines()]
+    table = next(number for number, cells in enumerate(heads) if "graded" in cells)
+    # one set, said once
+    assert heads[table][:3] == ["protocol", "graded", "accuracy (95 %)"]
+    (above,) = heads[table - 1]
+    assert above.startswith(f"set {record['evaluations'][0]['task']} (en), items 24, chance ")
 
 
 def test_a_run_without_an_adapter_keeps_its_layout(tiny_folder, exam, tmp_path):

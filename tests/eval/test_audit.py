@@ -8,7 +8,8 @@ import pytest
 from medjax.data.exams.tasks import load_task
 from medjax.data.text.overlap import normalise
 from medjax.eval.__main__ import main
-from medjax.eval.audit import letter_places, load_tasks
+from medjax.eval.audit import load_tasks
+from medjax.eval.found_items import letter_places
 from medjax.eval.subcommands import gathered
 from medjax.report.audit import marked
 from medjax.statistics.differences import independent
@@ -215,6 +216,121 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     )
 
 
+CASES = {
+    "alone": "A 58-year-old farmer came in after three days of fever and a cough that brought up rusty sputum.",
+    "passage": "The trial followed 412 nurses over nine winters and counted every day that each stayed at home.",
+    "both": "Seven litres of water were lost in a night on the ward for burns, as the charts of the shift have shown.",
+    "apart": "Her gait had become broad and unsteady since spring, and at night she saw two lamps where one was hung.",
+    "short": "An infant of five weeks vomits in an arc after each feed, is hungry again at once and has lost weight.",
+    "short_with": "On the third day after the hip was replaced he was short of breath and his left calf was swollen.",
+    "short_passage": "A diver surfaced too fast from forty metres and felt pain in both shoulders within the hour.",
+    "alike": "We wanted to know whether early walking shortens the stay of older patients after surgery of the colon.",
+}
+ASKED = {
+    "alone": "Which organism grows most often from such sputum in people who work on the land all year?",
+    "passage": "Did vaccination in autumn lower the number of absences from work over all of these years?",
+    "both": "How much fluid should have been given in the first eight hours by the formula of Parkland?",
+    "apart": "In which part of the brain does the lesion lie that explains double vision and ataxia here?",
+    "short": "What is the diagnosis?",
+    "short_with": "What comes first?",
+    "short_passage": "How is he treated?",
+    "alike": "Does early walking shorten the stay of older patients after surgery of the colon?",
+}
+
+
+def test_questions_and_the_contexts_they_refer_to_are_looked_for_apart(tmp_path, capsys):
+    exam, data, out = tmp_path / "cases.jsonl", tmp_path / "notes.jsonl", tmp_path / "out"
+    choices = {name: [f"the first way for {name} cases", f"another one, known for {name}"] for name in CASES}
+    rows = [
+        {"id": name, "question": ASKED[name], "context": CASES[name], "choices": choices[name], "answer": ["a"]}
+        for name in CASES
+    ]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    filler = "Nothing of all that has been written on these pages is of any use to a reader. " * 3
+    texts = [
+        *(ASKED["alone"], CASES["passage"], CASES["both"] + "\n" + ASKED["both"]),
+        *(CASES["apart"], filler + ASKED["apart"].upper(), "\n".join((ASKED["short"], *choices["short"]))),
+        *(filler + CASES["short_with"] + " " + ASKED["short_with"] + filler, CASES["short_passage"], CASES["alike"]),
+        CASES["passage"] + filler,
+    ]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    run = write_graded(tmp_path / "graded", exam)
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(out)]) == 0
+    found = json.loads((out / "audit.json").read_text("utf-8"))
+    assert {match["item"]: (match["level"], match["context"], match["records"]) for match in found["matches"]} == {
+        "alone": ("exact", "not found", 1),
+        "passage": ("context", None, 2),
+        "both": ("exact", "same record", 1),
+        "apart": ("normalised", "another record", 1),
+        "short": ("exact", "not found", 1),
+        "short_with": ("exact", "same record", 1),
+        "short_passage": ("context", None, 1),
+        "alike": ("context", None, 1),
+    }
+    (task,) = found["tasks"]
+    counts = {key: task[key] for key in ("exact", "normalised", "near", "context", "contexts", "records", "unchecked")}
+    assert counts == {"exact": 4, "normalised": 1, "near": 0, "context": 3, "contexts": 8, "records": 5, "unchecked": 0}
+    # an item whose context alone is there keeps its place among the others
+    (score,) = found["runs"]
+    assert (score["matched"]["items"], score["without"]["items"]) == (5, 3)
+    (held,) = (match for match in found["matches"] if match["item"] == "short_with")
+    marked = [held["excerpt"]["text"][slice(*span)] for span in held["excerpt"]["marks"]]
+    assert "".join(marked).startswith("On the third day")
+    assert "What comes first" in "".join(marked)
+    printed = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines()]
+    assert ["set", "items", "exact", "normalised", "near", "context alone", "records", "too short"] in lines
+    assert ["cases (en)", *"8410350"] in lines
+    assert (
+        "cases (en): 5 questions with a context found, the context 2 times in the same record, 1 in another, 2 nowhere"
+        "\nContext alone: what an item refers to is there, its question is not; not counted as found.\n"
+    ) in printed
+    html = (out / "audit.html").read_text("utf-8")
+    assert html.count('<span class="tag context">context alone</span>') == 3
+    assert html.count("<span>without its context</span>") == html.count("<span>with its context</span>") == 2
+    assert '<td class="num" data-label="Context alone">3</td>' in html
+    data.write_text(json.dumps({"text": CASES["passage"]}) + "\n", "utf-8")
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "look at audit.html: contexts stand in the training data, none of their questions does" in printed
+    assert "with a context found" not in printed
+
+
+def test_an_exam_of_any_form_may_be_training_data(ward, tmp_path, capsys):
+    exam, data = ward
+    own, out = tmp_path / "Own.CSV", ["--out", str(tmp_path / "out")]
+    own.write_text(f"id,question,a,b,answer\n7,{QUESTIONS['c']},は い,いいえ,a\n", "utf-8")
+    (data / "passed_over.csv").write_text("name,age\nx,3\n", "utf-8")
+    assert main(["audit", "--train", str(data / "book.txt"), str(own), "--tasks", str(exam), *out]) == 0
+    (match,) = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["matches"]
+    assert (match["item"], match["level"], match["where"]) == ("c", "exact", f"{own}, item 7")
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), *out]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--train", str(data / "passed_over.csv"), "--tasks", str(exam), *out]) == 2
+    said = capsys.readouterr().err
+    assert f'{data / "passed_over.csv"}, row 1: got the column "name", expected some of id, question, ' in said
+    assert said.endswith(" (a .csv is read as an exam; write other data as .jsonl)\n")
+    assert main(["audit", "--train", str(tmp_path / "own.cvs"), "--tasks", str(exam), *out]) == 2
+    assert "own.cvs: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_context_too_short_to_be_told_is_part_of_the_question(tmp_path):
+    exam, data, out = tmp_path / "short.jsonl", tmp_path / "notes.jsonl", tmp_path / "out"
+    row = {
+        "id": "q",
+        "question": "診断はどれか。",
+        "context": "58歳の男性、胸痛。",
+        "choices": CHOICES,
+        "answer": ["a"],
+    }
+    exam.write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    text = "\n".join((row["context"], row["question"], *CHOICES))
+    data.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", "utf-8")
+    assert main(["audit", "--train", str(data), "--tasks", str(exam), "--out", str(out)]) == 0
+    (match,) = json.loads((out / "audit.json").read_text("utf-8"))["matches"]
+    assert (match["level"], match["context"]) == ("exact", None)
+
+
 def test_groups_stand_for_their_sets_on_this_machine(monkeypatch, ward):
     exam, _ = ward
     said = []
@@ -239,6 +355,7 @@ def test_clean_data_and_wrong_calls(ward, tmp_path, capsys):
     assert "No item was found." in (tmp_path / "out" / "audit.html").read_text("utf-8")
     printed = capsys.readouterr().out
     assert "next " not in printed
+    assert "context" not in printed
     assert "looking for 4 items in 1 file, 0.0 MB\n" in printed
     assert "\n1 record, " in printed
     assert main(["audit", "--train", str(data / "none.jsonl"), "--tasks", str(exam), *out]) == 2

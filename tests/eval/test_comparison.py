@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from report_pages import Page
 from scipy.stats import binomtest
+from small_runs import write_run
 
 from medjax.data.qa import Item
 from medjax.eval.__main__ import main
@@ -66,21 +67,6 @@ def test_pairing_is_narrower():
     assert high - low < 0.1
 
 
-def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **evaluation):
-    """What a run of one evaluation leaves, as far as a comparison reads it; changes: to the samples' fields."""
-    entry = {"id": "x", "task": "ward", "language": "en", "protocol": "strict-0shot", "data": {"digest": "d" * 64}}
-    entry |= evaluation
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"medjax": {"evaluations": [entry]}}))
-    lines = []
-    for name, correct, worth in zip(ids, right, points, strict=False):
-        sample = {"task": entry["id"], "doc": {"id": name}, "doc_hash": f"doc {name}", "prompt_hash": f"prompt {name}"}
-        sample |= {"correct": bool(correct), "points": worth * int(correct), "text": "\u2028"} | dict(changes)
-        lines.append(json.dumps(sample, ensure_ascii=False) + "\n")
-    (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
-    return folder
-
-
 def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
     first = write_run(tmp_path / "one", [1, 0, 0, 1])
     second = write_run(tmp_path / "two", [1, 1, 1], ids="srq", points=(4, 3, 2), id="another")
@@ -94,12 +80,12 @@ def test_runs_are_compared_over_the_items_both_asked(tmp_path, capsys):
     assert main(["compare", f"{first},{second}", "--resamples", "100", "--out", out]) == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
-    assert [cell.strip() for cell in row.split("│")][:9] == [
-        *("ward (en)", "strict-0shot", "B - A", "3", "accuracy", "33.3% → 100.0%", "+66.7 (-26.9 to +93.9)"),
-        *("+5", "2 / 0"),
+    assert [cell.strip() for cell in row.split("│")][:5] == [
+        *("ward (en)", "33.3% → 100.0%", "+66.7 (-26.9 to +93.9)", "+5", "2 / 0"),
     ]
+    assert "\nprotocol strict-0shot, runs B - A, items 3, graded by accuracy\n" in printed
     assert "Tango's score interval" in printed
-    assert "ward: 1 item that cannot be paired left out" in printed
+    assert "\nward (en) strict-0shot, B - A: 1 item that cannot be paired left out\n" in printed
 
 
 def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
@@ -222,28 +208,12 @@ def test_a_set_that_no_model_has_seen_is_noted_and_not_compared(tmp_path, capsys
     note = "ward (en) strict-0shot: not compared, since no item reached a model: too long 4/4 in one"
     assert (found["comparisons"], found["notes"]) == ([], [note])
     assert main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
-    assert f"note     {note}\n" in capsys.readouterr().out
-    assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
-
-
-def test_anyway_compares_and_says_what_differs(tmp_path):
-    first = write_run(tmp_path / "one", [1, 0, 0, 1])
-    second = write_run(tmp_path / "two", [1, 1, 1, 0], protocol="kasai-3shot", changes={"prompt_hash": "other"})
-    found = compare_runs([first, second], anyway=True, resamples=10)
-    (entry,) = found["comparisons"]
-    assert (entry["protocol"], entry["items"], entry["only_first"], entry["only_second"]) == (
-        *("strict-0shot / kasai-3shot", 4),
-        *(1, 2),
+    printed = capsys.readouterr().out
+    assert f"note     {note}\n" in printed
+    assert printed.endswith(
+        "next     nothing was compared, see the notes above: grade the sets so that both runs have a score\n"
     )
-    assert [(each["field"], each["values"]) for each in found["differences"]] == [
-        ("protocol", ["strict-0shot", "kasai-3shot"]),
-        ("prompts of 4 of 4 items, the first p", ["prompt p", "other"]),
-    ]
-    assert found["notes"] == []  # neither protocol stands alone
-    # two questions under one id are never a pair
-    other = write_run(tmp_path / "other", [1, 1, 1, 0], data={"digest": "e" * 64}, changes={"doc_hash": "q"})
-    with pytest.raises(ValueError, match="got no item that both runs asked"):
-        compare_runs([first, other], anyway=True)
+    assert note in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 
 def test_three_runs_are_corrected_together(tmp_path):
@@ -311,11 +281,10 @@ def test_questions_won_and_lost_and_verdicts_that_changed(tmp_path, monkeypatch,
     (exam,) = comparison["exams"]
     assert (exam["exam"], exam["changed"], [row["result"] for row in exam["runs"]]) == ("2022", True, ["fail", "pass"])
     printed = capsys.readouterr().out
-    assert "ward (en) 2022: A fail, B pass  (changed)" in printed
+    assert "\nward (en) strict-0shot, exam 2022: A fail, B pass  (changed)\n" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ward (en)"))
-    assert [cell.strip() for cell in row.split("│")][4:] == [
-        *("accuracy", "50.0% → 75.0%", "+25.0 (-50.5 to +77.8)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "+0.17"),
-        *("1", "1"),
+    assert [cell.strip() for cell in row.split("│")][1:] == [
+        *("50.0% → 75.0%", "+25.0 (-50.5 to +77.8)", "+1", "2 / 1", "2.00 (0.10 to 117.99)", "1", "1"),
     ]
     html = (tmp_path / "out" / "comparison.html").read_text("utf-8")
     assert "one &lt;says&gt; s" in html
@@ -363,13 +332,15 @@ def test_a_set_graded_by_kappa_is_compared_by_that_too(tmp_path, capsys):
     assert (metric["p_holm"], entry["p_holm"]) == pytest.approx(holm([metric["p_value"], entry["p_value"]]))
     assert comparison["notes"] == []
     printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
-    accuracy, kappa = [row for row in printed if row[0] == "ward (en)"]
-    assert (accuracy[4], kappa[4]) == ("accuracy", "kappa")
+    head = next(number for number, row in enumerate(printed) if row[0] == "graded by")
+    assert printed[head - 1][0].startswith("set ward (en), protocol strict-0shot, runs B - A, items ")
+    accuracy, kappa = printed[head + 2 : head + 4]
+    assert (accuracy[0], kappa[0]) == ("accuracy", "kappa")
     low, high = metric["difference_interval"]
-    assert kappa[5:] == [
+    assert kappa[1:] == [
         f"{metric['first']:.3f} → {metric['second']:.3f}",
         f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
-        *("", "", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
+        *("", "", "", f"{metric['p_value']:.2g}", f"{metric['p_holm']:.2g}"),
     ]
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (row,) = root.one("table", id="graded").one("tbody").all("tr")
@@ -388,9 +359,9 @@ def test_runs_that_agree_on_every_item_have_no_interval_of_other_figures(tmp_pat
     assert (metric["difference"], metric["difference_interval"], metric["p_value"]) == (0, None, 1)
     printed = capsys.readouterr().out
     rows = [[c.strip() for c in line.split("│")] for line in printed.splitlines()]
-    accuracy, kappa = [row for row in rows if row[0] == "ward (en)"]
-    assert accuracy[6] == "+0.0 (-32.4 to +32.4)"
-    assert kappa[6] == "+0.000 (no interval)"
+    (accuracy,), (kappa,) = ([row for row in rows if row[0] == name] for name in ("accuracy", "kappa"))
+    assert accuracy[2] == "+0.0 (-32.4 to +32.4)"
+    assert kappa[2] == "+0.000 (no interval)"
     assert "\nNo interval: the same on every resample.\n" in printed
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (accuracy,) = root.one("table", id="comparisons").one("tbody").all("tr")
@@ -437,7 +408,9 @@ def test_lists_are_compared_by_their_f1_alone(tmp_path, capsys):
     assert [question["id"] for question in ward["lost"]] == ["q3"]
     printed = [[c.strip() for c in line.split("│")] for line in capsys.readouterr().out.splitlines()]
     (row,) = [row for row in printed if row[0] == "ward (en)"]
-    assert (row[4], row[8]) == ("entity_partial_f1", "2 / 1")
+    head = next(cells for cells in printed if cells[0] == "set")
+    shown = dict(zip(head, row, strict=True))
+    assert (shown["graded by"], shown["won / lost"]) == ("entity_partial_f1", "2 / 1")
     assert "Better in B" in (tmp_path / "out" / "comparison.html").read_text("utf-8")
 
 

@@ -320,10 +320,13 @@ def test_shards_of_other_settings_models_and_counts(tiny_folder, exam, tmp_path,
     assert f"{out}: got a run in shards that is not finished, and no shard to make; add --shard" in refused()
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
-    assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/3")) == 0
-    capsys.readouterr()
+    # an interrupted copy of another run
+    shutil.copytree(out / "shards" / "1-of-2", out / "shards" / "1-of-3")
     assert main(["merge", str(out)]) == 2
-    assert f"{out}/shards: got parts of runs of 2 and of 3 processes, expected one count" in capsys.readouterr().err
+    assert (
+        f"{out}/shards: got parts of runs of 2 and of 3 processes, expected one count; delete those that are not "
+        "wanted (*-of-2 or *-of-3).\n"
+    ) in capsys.readouterr().err
     shutil.rmtree(out / "shards" / "1-of-3")
     # another machine's folder is copied in
     copied = out / "shards" / "2-of-2"
@@ -335,6 +338,39 @@ def test_shards_of_other_settings_models_and_counts(tiny_folder, exam, tmp_path,
     (copied / "run.json").write_text('{"dtype"')
     assert main(["merge", str(out)]) == 2
     assert f"{copied}/run.json: cannot be read (" in capsys.readouterr().err
+
+
+def test_a_shard_of_another_count_is_refused_before_the_model_is_loaded(
+    tiny_folder, exam, tmp_path, monkeypatch, capsys
+):
+    out, few = tmp_path / "run", ("--protocol", "strict", "--limit", "4")
+    assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/2")) == 0
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("medjax.eval.run.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+        assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/3")) == 2
+    said = (
+        f"{out}: got shard 1/3, one of 3 processes, expected one of 2, since shards/ holds 1-of-2; go on with --shard "
+        f"1/2 to 2/2, delete {out}/shards to begin anew with 3, or choose another --out.\n"
+    )
+    assert said in capsys.readouterr().err
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+    # two that begin at one time see nothing of each other before the model is loaded
+    monkeypatch.setattr("medjax.eval.run.check_free", lambda *_: None)
+    assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/3")) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+    monkeypatch.undo()
+    assert main(arguments(tiny_folder, exam, out, *few, "--shard", "2/2")) == 0
+    results = (out / "results.json").read_bytes()
+    capsys.readouterr()
+    # the same run, finished, is no other one to be moved aside
+    assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/3")) == 2
+    assert "expected one of 2, since shards/ holds 1-of-2, 2-of-2; go on" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == results
+    assert main(arguments(tiny_folder, exam, out, *few, "--seed", "1", "--shard", "1/3")) == 0
+    assert [path.name for path in (out / "shards").iterdir()] == ["1-of-3"]
 
 
 def test_merging_what_is_no_run_in_shards(tiny_folder, exam, tmp_path, capsys):

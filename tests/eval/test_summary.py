@@ -3,6 +3,7 @@
 import pytest
 
 from medjax.eval.summary import print_comparisons, print_summary
+from medjax.report.table import display_width
 
 
 def _results(*, unparsed=0, truncated=0, cut_off=0, no_reference=0, unpinned=()):
@@ -67,7 +68,7 @@ def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     )
     cells = [[cell.strip() for cell in line.split("│")] for line in (head, row)]
     shown = dict(zip(*cells, strict=True))
-    assert (shown["wrong"], shown["for people to judge"]) == ("50", "25")
+    assert (shown["wrong"], shown["to judge"]) == ("50", "25")
 
 
 def _table(lines, column):
@@ -78,23 +79,112 @@ def _table(lines, column):
     return [dict(zip(cells[start], row, strict=True)) for row in cells[start + 2 : end]]
 
 
+def _exam(result, reasons=(), points=(5, 7), prohibited=1, left=None, whole=True):
+    """An entry of by_exam; left: points of both parts and prohibited picks that are open."""
+    verdict = {"result": result, "reasons": list(reasons)}
+    verdict |= {"required_min": 8, "general_min": 6.5, "prohibited_max": 3} if result != "none" else {}
+    if left:
+        verdict["open"] = dict(zip(("required", "general", "prohibited"), left, strict=True))
+    won = {"required_points": points[0], "general_points": points[1], "prohibited": prohibited}
+    return {"verdict": verdict, "required_total": 10, "general_total": 9, **won}
+
+
 def test_every_exam_with_cut_offs_has_a_verdict(capsys):
     results = _results()
-    verdicts = {
-        **{"2018": ("pass", []), "2019": ("fail", ["required 1 of 5 points, 4 needed", "4 picks"])},
-        **{"2020": ("incomplete", ["4 of the 400 questions were asked"]), "mine": ("none", ["no cut-off is known"])},
-    }
+    part = "4 of the 400 questions were asked; the cut-offs are for all of them"
     results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {
-        exam: {"verdict": {"result": result, "reasons": reasons}} for exam, (result, reasons) in verdicts.items()
+        "2018": _exam("pass", points=(9, 7.5)),
+        "2019": _exam("fail", ["required 5 of 10 points, 8 needed"]),
+        **{year: _exam("incomplete", [part], points=(1, 0), prohibited=0) for year in ("2020", "2021")},
+        "mine": _exam("none", ["no cut-off is known"]),
     }
     print_summary(results)
-    rows = _table(capsys.readouterr().out.splitlines(), "verdict")
-    place = {"set": "exam (en)", "protocol": "strict-0shot"}
-    assert rows == [
-        place | {"exam": "2018", "verdict": "pass", "why": ""},
-        place | {"exam": "2019", "verdict": "fail", "why": "required 1 of 5 points, 4 needed; 4 picks"},
-        place | {"exam": "2020", "verdict": "incomplete", "why": "4 of the 400 questions were asked"},
+    lines = capsys.readouterr().out.splitlines()
+    names = "exam", "verdict", "required (needed)", "general (needed)", "prohibited (most)"
+    assert _table(lines, "verdict") == [
+        dict(zip(names, row, strict=True))
+        for row in (
+            ("2018", "pass", "9 / 10 (8)", "7.5 / 9 (6.5)", "1 (3)"),
+            ("2019", "fail", "5 / 10 (8)", "7 / 9 (6.5)", "1 (3)"),
+            # the cut-offs are for whole exams
+            ("2020", "incomplete", "1 / 10", "0 / 9", "0"),
+            ("2021", "incomplete", "1 / 10", "0 / 9", "0"),
+        )
     ]
+    # each once, not in every row
+    assert [line for line in lines if "400" in line] == [f"incomplete: {part}"]
+    assert not [line for line in lines if line.startswith("+")]
+    assert [line for line in lines if "strict-0shot" in line] == [
+        "protocol strict-0shot",
+        "set exam (en), protocol strict-0shot",
+    ]
+
+
+def test_what_is_open_in_an_exam_stands_beside_its_points(capsys):
+    results = _results()
+    reasons = ["required 5 of 10 points, 8 needed, and questions worth 4 not asked"]
+    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {"2022": _exam("incomplete", reasons, left=(4, 0, 2))}
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = _table(lines, "verdict")
+    assert list(row.values())[2:] == ["incomplete", "5 +4 / 10 (8)", "7 / 9 (6.5)", "1 +2 (3)"]
+    assert "+: worth of questions not asked or too long; a fail stands even with all of them right." in lines
+    assert not [line for line in lines if line.startswith("incomplete")]
+
+
+def test_reasons_of_several_exams_name_them(capsys):
+    results = _results()
+    exams = {"2020": _exam("incomplete", ["4 of 400"]), "2021": _exam("incomplete", ["5 of 400"])}
+    results["medjax"]["evaluations"][0]["scores"]["by_exam"] = exams
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " of 400" in line] == [
+        "exam (en) strict-0shot 2020: 4 of 400",
+        "exam (en) strict-0shot 2021: 5 of 400",
+    ]
+
+
+def test_what_all_rows_share_is_said_once_and_columns_without_news_are_left_out(capsys):
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    entry["scores"]["prohibited"] = 0
+    other = entry | {"protocol": "choice-logprob-0shot", "id": "exam_en_choice-logprob-0shot"}
+    results["medjax"]["evaluations"] = [entry, other]
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("protocol"))
+    assert lines[head - 1] == "set exam (en), items 100, chance 20.0%"
+    heads = ["protocol", "accuracy (95 %)", "points", "right", "wrong", "unparsed", "cut off"]
+    assert [cell.strip() for cell in lines[head].split("│")] == heads
+    assert [line.split("│")[0].strip() for line in lines[head + 2 : head + 4]] == [
+        "strict-0shot",
+        "choice-logprob-0shot",
+    ]
+    assert "25.0% (20.0 to 30.0)" in lines[head + 2]
+    # where choices are scored nothing can be unparsed
+    results["medjax"]["evaluations"] = [other]
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("set "))
+    assert lines[head - 1] == "protocol choice-logprob-0shot"
+    heads = ["set", "items", "accuracy (95 %)", "chance", "points", "right", "wrong"]
+    assert [cell.strip() for cell in lines[head].split("│")] == heads
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_ordinary_runs_fit_a_terminal(capsys, rows):
+    """An exam of the ministry, all columns that may come, under one protocol and under two."""
+    results = _results()
+    (entry,) = results["medjax"]["evaluations"]
+    entry |= {"task": "igakuqa", "language": "ja"}
+    entry["scores"] |= {"accuracy_interval": [0.201, 0.333], "points": 1222, "points_total": 2494}
+    entry["scores"]["outcomes"] |= {"not_asked": 3, "too_long": 3 if rows == 1 else 0}
+    entry["scores"]["by_exam"] = {"2022": _exam("incomplete", points=(155, 177), left=(135, 190, 20))}
+    names = ("choice-logprob-3shot", "strict-3shot")[:rows]
+    results["medjax"]["evaluations"] = [entry | {"protocol": name} for name in names]
+    print_summary(results)
+    tables = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert max(map(display_width, tables)) <= 120
 
 
 def test_without_cut_offs_there_is_no_table_of_verdicts(capsys):
@@ -108,8 +198,8 @@ def test_what_no_model_has_seen_has_no_score(capsys):
     entry["scores"] |= none | {"outcomes": dict.fromkeys(entry["scores"]["outcomes"], 0) | {"too_long": 100}}
     print_summary(results)
     lines = capsys.readouterr().out.splitlines()
-    (row,) = _table(lines, "accuracy (95 % interval)")
-    assert (row["accuracy (95 % interval)"], row["points"]) == ("not graded: too long 100/100", "– / 120")
+    (row,) = _table(lines, "accuracy (95 %)")
+    assert (row["accuracy (95 %)"], row["points"]) == ("not graded", "– / 120")
     assert (row["right"], row["too long"]) == ("0", "100")
     (told,) = [line for line in lines if line.startswith("exam_en_strict-0shot: 100 items are longer")]
     assert "and not asked; there is no score; ask with fewer examples" in told
@@ -122,12 +212,12 @@ def test_figures_stand_beside_what_could_not_be_read(capsys):
 
     results = _results()
     (entry,) = results["medjax"]["evaluations"]
-    columns = ["set", "protocol", "graded by", "items", "value (95 % interval)", "chance", "unparsed"]
+    columns = ["set", "graded by", "items", "value (95 %)", "chance", "unparsed"]
     entry["metrics"] = {"kappa": graded(0.2, unparsed=4)}
     print_summary(results)
     (row,) = _table(capsys.readouterr().out.splitlines(), "graded by")
     assert list(row) == columns  # no columns of zeros
-    assert (row["value (95 % interval)"], row["unparsed"]) == ("0.200 (0.100 to 0.300)", "4")
+    assert (row["value (95 %)"], row["unparsed"]) == ("0.200 (0.100 to 0.300)", "4")
     entry["metrics"] |= {"f1_macro": graded(0.2, cut_off=3), "pearson": graded(None)}
     entry["metrics"]["bleu"] = graded(None, too_long=9, not_graded="too long 9/9")
     print_summary(results)
@@ -139,7 +229,7 @@ def test_figures_stand_beside_what_could_not_be_read(capsys):
         ("0", "0"),
         ("0", "9"),
     ]
-    shown = [row["value (95 % interval)"] for row in rows.values()]
+    shown = [row["value (95 %)"] for row in rows.values()]
     assert shown[2:] == ["undefined", "not graded: too long 9/9"]
 
 
@@ -150,7 +240,7 @@ def test_sets_without_right_answers_are_compared_by_their_figure_alone(capsys):
     print_comparisons([place | {"metrics": [metric]}], ("base", "adapter"))
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("exam (en)")]
-    assert [cell.strip() for cell in row.split("│")][2:] == [
+    assert [cell.strip() for cell in row.split("│")][1:] == [
         *("mae, lower is better", "9", "1.250", "undefined", "undefined", "undefined"),
     ]
     assert not [line for line in lines if "percentage points" in line]
@@ -168,7 +258,7 @@ def test_two_languages_are_told_by_what_the_set_is_graded_by(capsys):
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("exam (ja / en)")]
     assert [cell.strip() for cell in row.split("│")][1:] == [
-        *("strict-0shot", "kappa", "9", "0.500", "0.500", "+0.000 (no interval: the same on every resample)", "1"),
+        *("kappa", "9", "0.500", "0.500", "+0.000 (no interval: the same on every resample)", "1"),
     ]
     assert not [line for line in lines if "both right" in line]
 
@@ -183,6 +273,52 @@ def test_changed_data_are_named(capsys):
 def test_the_next_step_after_a_whole_run_is_a_comparison_with_tables_of_questions(capsys):
     (line,) = [line for line in _lines(capsys) if line.startswith("next ")]
     assert line.endswith("then python -m medjax.eval compare runs/eval/x <its folder>")
+
+
+@pytest.mark.parametrize(
+    ("counts", "command", "told"),
+    [
+        (
+            {"too_long": 97, "not_asked": 3},
+            "python -m medjax.eval --tasks x --num-fewshot 3 --limit 100",
+            "python -m medjax.eval --tasks x --limit 100  (without examples: questions are too long with them)",
+        ),
+        (
+            {"too_long": 100},
+            "python -m medjax.eval --tasks x --limit 100",
+            "take a model whose context is longer than 8,192 tokens, or leave less room with --max-new-tokens",
+        ),
+        (
+            {"not_asked": 100},
+            "python -m medjax.eval --tasks x --protocol choice-logprob --out o",
+            "python -m medjax.eval --tasks x --out o --protocol strict  (which asks for numbers, too)",
+        ),
+        (
+            {"no_reference": 100},
+            "python -m medjax.eval --tasks x",
+            "read the answers in report.html: without reference answers people judge them, nothing is graded",
+        ),
+    ],
+)
+def test_the_next_step_after_a_run_without_a_score_is_none_with_another_model(capsys, counts, command, told):
+    results = _results()
+    record = results["medjax"]
+    record["command"] = command
+    (entry,) = record["evaluations"]
+    entry["scores"] |= counts
+    entry["limit"] = 100
+    if "no_reference" not in counts:
+        entry["scores"] |= {"not_graded": "why", "accuracy": None, "accuracy_interval": None}
+    print_summary(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("next ")] == [f"next     {told}"]
+    said = [line for line in lines if "no choices to score" in line]
+    assert all(line.endswith("no choices to score; there is no score") for line in said)
+    # beside a set that has a score the step is the one of any run
+    scored = _results()["medjax"]["evaluations"]
+    record["evaluations"] = [entry, *scored]
+    print_summary(results)
+    assert told not in capsys.readouterr().out
 
 
 def test_where_nothing_was_read_nothing_agrees(capsys):

@@ -47,6 +47,7 @@ def an_audit():
         ],
     }
     counts = {"items": 10, "exact": 4, "normalised": 0, "near": 0, "records": 4, "unchecked": 1, "unchecked_ids": ["q"]}
+    counts |= {"context": 0, "contexts": 0}
     return {
         **{"train": ["notes.jsonl"], "records": 1, "letters": 1234, "tasks": [place | counts], "matches": []},
         "thresholds": {"containment": 0.35, "jaccard": 0.2, "ngram_japanese": 5, "ngram": 6, "sketch": 64},

@@ -28,7 +28,12 @@ def test_every_page_fills_the_blocks_of_the_shared_one(name):
 
 def test_a_page_runs_no_script_unless_its_policy_names_one():
     values = {"train": ["<a>"], "tasks": [], "records": 0, "letters": "0.0", "axis": "", "runs": [], "matches": []}
-    values |= {"count": 0, "unchecked": [], "thresholds": dict.fromkeys(("ngram", "ngram_japanese"), 5)}
+    values |= {
+        "count": 0,
+        "unchecked": [],
+        "contexts": False,
+        "thresholds": dict.fromkeys(("ngram", "ngram_japanese"), 5),
+    }
     values["thresholds"] |= {"containment": 0.35, "jaccard": 0.2}
 
     def policy(**more):

@@ -37,6 +37,28 @@ def test_wide_characters_keep_columns_straight():
     ]
 
 
+def test_columns_that_all_rows_share_are_said_above():
+    rows = [("医師国試", "kasai-3shot", "400", "38.3 %"), ("医師国試", "strict-0shot", "400", " 6.7 %")]
+    header = ("task", "protocol", "items", "accuracy")
+    once = ("task", "protocol", "items")
+    assert text_table(rows, header, align="llrr", once=once).split("\n") == [
+        "task 医師国試, items 400",
+        "protocol     │ accuracy",
+        "─────────────┼─────────",
+        "kasai-3shot  │   38.3 %",
+        "strict-0shot │    6.7 %",
+    ]
+    # a single row keeps its name, and what differs stays
+    assert text_table(rows[:1], header, once=once).split("\n") == [
+        "protocol kasai-3shot, items 400",
+        "task     │ accuracy",
+        "─────────┼─────────",
+        "医師国試 │   38.3 %",
+    ]
+    assert text_table(rows, header, once=("protocol",)) == text_table(rows, header)
+    assert text_table([], header, once=once) == text_table([], header)
+
+
 def test_rules_in_ascii_and_centred_columns():
     assert text_table([("a", "x", "1"), ("bcd", "医療用", "10")], ("", "c", "n"), align="rcl", ascii_rules=True) == (
         "    |   c    | n\n"

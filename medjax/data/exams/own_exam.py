@@ -20,6 +20,7 @@ from medjax.data.gold import shown
 from medjax.data.qa import OPTIONAL, REQUIRED, Item, check_characters, fields, items_of, read_jsonl
 
 ENDINGS = (".jsonl", ".json", ".csv")
+_HEAD = 1 << 20  # bytes that hold the first question of an array
 _BLANK = re.compile(r"\s*")
 _CHOICE = re.compile("(?:(?:choice|option|選択肢)[ _]?([a-z]|[0-9]{1,2})|([a-z]))")
 
@@ -27,6 +28,47 @@ _CHOICE = re.compile("(?:(?:choice|option|選択肢)[ _]?([a-z]|[0-9]{1,2})|([a-
 def is_exam_file(name: str) -> bool:
     """Whether a task's name is the path of an exam file, by its ending."""
     return Path(name).suffix.lower() in ENDINGS
+
+
+def holds_exam(path: Path) -> bool:
+    """Whether a file among other data is an exam: a .csv, or a .jsonl or .json whose first object is an item.
+
+    A malformed file is none: whoever reads it says what is wrong.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS or not path.is_file():
+        return False
+    return ending == ".csv" or _is_item(_first_object(path))
+
+
+def _first_object(path: Path) -> object:
+    """The first line of a .jsonl or .json; of a .json that is one array or object, the first object of its array."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD).decode("utf-8-sig", "ignore").lstrip()
+        file.seek(0)
+        first = next((line for line in file if line.strip()), b"")
+    is_json = path.suffix.lower() == ".json"
+    try:
+        if is_json and head.startswith("["):
+            return json.JSONDecoder().raw_decode(head, _skip(head, 1))[0]
+        try:
+            row = json.loads(first.removeprefix(b"\xef\xbb\xbf"))
+        except json.JSONDecodeError:
+            row = json.loads(read_text(path)) if is_json else None
+    except (ValueError, RecursionError):
+        return None
+    arrays = [value for value in row.values() if _holds_objects(value)] if is_json and isinstance(row, dict) else []
+    return arrays[0][0] if len(arrays) == 1 and not _is_item(row) else row
+
+
+def _is_item(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
+    if isinstance(row.get("choices"), list) and isinstance(row.get("answer"), list):
+        return True
+    # a row with further fields may be a pair to train on
+    needed = {"id", "question", "answer"} <= row.keys() and not row.keys().isdisjoint(("choices", "kind"))
+    return needed and row.keys() <= {*REQUIRED, *OPTIONAL}
 
 
 def read_exam(path: Path) -> list[Item]:

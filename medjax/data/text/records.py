@@ -100,8 +100,10 @@ class Passage:
 Record = Conversation | Pair | Passage
 
 
-def find_files(paths: Paths) -> list[Path]:
+def find_files(paths: Paths, *, besides: tuple[str, ...] = ()) -> list[Path]:
     """The files that the paths stand for; a folder of tensorflow-datasets stays a folder.
+
+    besides  endings that a file named by itself may have as well, in any case; in folders they are passed over
 
     Raises FileNotFoundError for a path that does not exist (the nearest name beside it is offered), ValueError for a
     file of an unknown ending, a folder without any file of a known one, and for no path at all.
@@ -118,9 +120,9 @@ def find_files(paths: Paths) -> list[Path]:
             near = difflib.get_close_matches(path.name, beside, n=1)
             hint = f"did you mean {path.parent / near[0]}?" if near else "correct the path."
             raise FileNotFoundError(f"{path}: no such file or folder, expected training data; {hint}")
-        elif _ending(path) is None:
+        elif _ending(path) is None and path.suffix.lower() not in besides:
             raise ValueError(
-                f"{path}: got a {path.suffix or 'nameless'} file, expected one of {', '.join(ENDINGS)}; "
+                f"{path}: got a {path.suffix or 'nameless'} file, expected one of {', '.join((*ENDINGS, *besides))}; "
                 "write the data as JSON lines."
             )
         else:

@@ -2,15 +2,14 @@
 
 A record longer than a stretch comes in several that lap over each other, so that what is looked for lies whole in one
 of them. Text files are read stretch by stretch; other files as `records.read` reads them, one record (of JSON lists,
-one file) at a time. A .jsonl exam (data.qa) is read item by item, which training itself does not.
+one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv) is read item by item, which training does not.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from medjax.data.qa import read_jsonl
+from medjax.data.exams.own_exam import holds_exam, read_exam
 from medjax.data.text.records import Passage, Record, read
 
 LONGEST = 1 << 19  # characters of a stretch
@@ -75,7 +74,7 @@ def _of_text(file: Path, lap: int, longest: int) -> Iterator[tuple[str, str, int
 
 
 def _of_records(file: Path, lap: int, longest: int, split: str) -> Iterator[tuple[str, str, int, str, int]]:
-    records: Iterable[Record] = _exam(file) if _is_exam(file) else read([file], split=split)
+    records: Iterable[Record] = _exam(file) if holds_exam(file) else read([file], split=split)
     for record in records:
         text = "\n".join(part for part in record.texts if part)
         reached = 0
@@ -86,20 +85,13 @@ def _of_records(file: Path, lap: int, longest: int, split: str) -> Iterator[tupl
             reached = start + len(part)
 
 
-def _is_exam(file: Path) -> bool:
-    """Whether the first row of a .jsonl file is an exam item."""
-    if file.suffix != ".jsonl" or file.is_dir():
-        return False
-    with file.open("rb") as lines:
-        first = next((line for line in lines if line.strip()), b"")
-    try:
-        row = json.loads(first.removeprefix(b"\xef\xbb\xbf"))
-    except ValueError:
-        return False  # reading will say where
-    return isinstance(row, dict) and isinstance(row.get("choices"), list) and isinstance(row.get("answer"), list)
-
-
 def _exam(file: Path) -> Iterator[Record]:
-    for item in read_jsonl(file):
+    try:
+        items = read_exam(file)
+    except ValueError as error:
+        if file.suffix.lower() != ".csv":
+            raise
+        raise ValueError(f"{error} (a .csv is read as an exam; write other data as .jsonl)") from None
+    for item in items:
         text = "\n".join(part for part in (item.context, item.question, *item.choices, item.explanation) if part)
         yield Passage(item.id, f"{file}, item {item.id}", text)

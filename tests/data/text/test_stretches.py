@@ -54,6 +54,45 @@ def test_every_form_that_training_reads_and_exams(tmp_path):
     assert size_of([tmp_path]) == size_of(files)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.csv", "id,question,a,b,answer,context\nw1,Which?,A,B,a,case\n"),
+        ("OWN.CSV", "id,question,a,b,answer,context\nw1,Which?,A,B,a,case\n"),
+        (
+            "own.json",
+            '[ {"id": "w1", "question": "Which?", "choices": ["A", "B"], "answer": ["a"], "context": "case"}]',
+        ),
+        ("own.jsonl", '{"id": "w1", "question": "Which?", "choices": ["A", "B"], "answer": "a", "context": "case"}'),
+        (
+            "own.json",
+            '{"title": "x",\n "items": [{"id": "w1", "question": "Which?", "choices": ["A", "B"], "answer": "B",'
+            ' "context": "case"}]}',
+        ),
+    ],
+)
+def test_exams_in_every_form(tmp_path, name, text):
+    file = tmp_path / name
+    file.write_text("\ufeff" + text, "utf-8")
+    assert joined(stretches([file], lap=10)) == {f"{file}, item w1": "case\nWhich?\nA\nB"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "record"),
+    [
+        # a pair with choices beside it, and what only looks like an exam
+        ("a.jsonl", '{"question": "Q?", "answer": "because", "choices": ["A", "B"]}', "Q?\nbecause"),
+        ("a.json", '[{"question": "Q?", "answer": "b", "choices": ["A", "B"], "id": "1", "from": "x"}]', "Q?\nb"),
+        ("a.json", '{"messages": [{"role": "user", "content": "Q?"}]}', "Q?"),
+        ("a.json", '[{"text": "Q?"}, {"id": "1", "question": "Q", "choices": ["A", "B"], "answer": "a"}]', "Q?"),
+    ],
+)
+def test_training_data_that_are_no_exam(tmp_path, name, text, record):
+    file = tmp_path / name
+    file.write_text(text)
+    assert next(iter(joined(stretches([file], lap=10)).values())) == record
+
+
 def test_bad_files_are_named(tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"ok \xff")
@@ -66,3 +105,16 @@ def test_bad_files_are_named(tmp_path):
     rows.write_text('{"choices": [')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 1: not JSON"):
         list(stretches([rows], lap=10))
+    table = tmp_path / "a.csv"
+    table.write_text("name,age\nx,3\n")
+    said = (
+        r"a\.csv, row 1: got the column \"name\", expected some of .* \(a \.csv is read as an exam; write other data as"
+    )
+    with pytest.raises(ValueError, match=said):
+        list(stretches([table], lap=10))
+    lines = tmp_path / "a.json"
+    lines.write_text('{"id": "1", "question": "Q", "choices": ["A", "B"], "answer": "a"}\n' * 2)
+    with pytest.raises(
+        ValueError, match=r"line 2: got a second object, expected one array.* one object a line a\.jsonl"
+    ):
+        list(stretches([lines], lap=10))
