@@ -348,7 +348,7 @@ def _score(
     how = {"resamples": settings.resamples, "seed": settings.seed}
     right = [bool(sample["correct"]) for sample in samples.values()]
     won, worth = [sample["points"] for sample in samples.values()], [items[item].points for item in samples]
-    accuracy = intervals.share_interval(right, **how) if right else None
+    accuracy = intervals.share_interval(right) if right else None
     share = intervals.ratio_interval(won, worth, **how) if sum(worth) else None
     readings = [reading_of(sample.get("picked")) for sample in samples.values()]
     graded = grade(metrics, [items[item] for item in samples], readings, **how)

@@ -165,7 +165,7 @@ def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         elif name == "accuracy":
             # by the protocol's verdict: an answer may be wrong by its form (kasai) or under another shift
             right = [verdict.correct for _, verdict in taken]
-            share = share_interval(right, resamples=settings.resamples, seed=settings.seed)
+            share = share_interval(right)
             guesses = [chance(item, rotated=e.protocol.settings.rotate) for item, _ in taken]
             found |= {"value": share.estimate, "interval": [share.low, share.high]}
             found["chance"] = math.fsum(guesses) / len(guesses)

@@ -142,7 +142,8 @@ def aggregate(
     items      the items asked: all of task.items or a part of them
     verdicts   one for each item, in the same order
     rotated    an item was asked once under every shift of its choices, and chance is to guess right every time
-    resamples  of the bootstrap over items behind the 95 % intervals [low, high] (statistics.intervals)
+    resamples  of the bootstrap over items behind the 95 % interval [low, high] of points; that of accuracy is Wilson's
+               (statistics.intervals)
 
     Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
     prohibited_ids, outcomes (how many items had each of OUTCOMES), of these also unparsed, cut_off, not_asked and
@@ -175,7 +176,7 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     if reason:
         score |= {"not_graded": reason, "accuracy_interval": None, "points_share_interval": None}
     else:
-        interval = intervals.share_interval(right, resamples=resamples, seed=seed)
+        interval = intervals.share_interval(right)
         score["accuracy_interval"] = [interval.low, interval.high]
     if score["points_total"] and not reason:
         won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]

@@ -90,7 +90,9 @@ class AuditSettings:
     ngram: int = field(6, help="letters of an n-gram in other items")
     sketch: int = field(64, help="n-grams of each item that are looked for at first (MinHash)")
     out: str | None = field(None, help="folder of the result; default: runs/audit/<names of data and sets>")
-    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    resamples: int = field(
+        10000, help="bootstrap samples behind 95 % intervals, except those of accuracy, which need none"
+    )
     seed: int = field(0, help="of the bootstrap")
 
     def __post_init__(self):

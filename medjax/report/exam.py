@@ -6,10 +6,10 @@ It takes the dict that stands in results.json and draws every proportion on the 
 
 A set that is graded by another figure (kappa, F1, correlation, BLEU) stands in a table of its own, on the scale of that
 figure (report.headlines). A run of a base and its adapter also shows both side by side (report.variants) and their
-paired differences (report.differences). Intervals of whole evaluations and exams are those of the dict (bootstrap over
-items). For sections and categories, which may hold a handful of items, the Wilson interval is computed here. The page
-loads nothing and shows every key of the record, those it does not know included; text of models and items is escaped.
-With samples it holds every question (report.questions), and the one script it allows searches them.
+paired differences (report.differences). Accuracies have Wilson's interval: of whole evaluations and exams that of the
+dict, of sections and categories, whose counts alone stand there, it is computed here. The page loads nothing and shows
+every key of the record, those it does not know included; text of models and items is escaped. With samples it holds
+every question (report.questions), and the one script it allows searches them.
 """
 
 import math
