@@ -40,7 +40,7 @@ import numpy as np
 from medjax.data.gold import shown
 from medjax.data.qa import NUMBER, SIMILARITY, Item
 from medjax.eval import entities, translation
-from medjax.eval.scoring import Prediction, chance, judge
+from medjax.eval.scoring import ACCURACY_KINDS, Prediction, chance, judge
 from medjax.statistics.agreement import error_statistics
 from medjax.statistics.bootstrap import Floats, PatientBootstrap, Statistic, weighted_mean
 from medjax.statistics.intervals import RESAMPLES, share_interval
@@ -343,7 +343,7 @@ _SHARE, _AGREEMENT, _PERCENT = (0.0, 1.0), (-1.0, 1.0), (0.0, 100.0)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", ("choice", "number"), _SHARE, _mean_of(_is_right), _is_right, _mean_chance),
+        Metric("accuracy", ACCURACY_KINDS, _SHARE, _mean_of(_is_right), _is_right, _mean_chance),
         Metric("kappa", _CHOICE, _AGREEMENT, _kappa, chance=_zero, is_mean=False),
         Metric("kappa_linear", _CHOICE, _AGREEMENT, _kappa_linear, chance=_zero, is_mean=False),
         Metric("f1_macro", _CHOICE, _SHARE, _f1_macro, is_mean=False),

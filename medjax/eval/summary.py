@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax.report.headlines import accuracy_items
 from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
@@ -44,8 +45,8 @@ def print_summary(results: dict[str, Any]) -> None:
         if count := evaluation["scores"]["no_reference"]:
             questions = "1 open question has" if count == 1 else f"{count} open questions have"
             print(
-                f"{evaluation['id']}: {questions} no reference answer; counted as wrong here, for people to judge in "
-                "samples.jsonl"
+                f"{evaluation['id']}: {questions} no reference answer and no part in the accuracy; for people to judge "
+                "in samples.jsonl"
             )
         if count := evaluation["scores"]["too_long"]:
             items = "1 item is" if count == 1 else f"{count} items are"
@@ -241,10 +242,14 @@ def _metric_row(comparison: Mapping[str, Any], metric: Mapping[str, Any]) -> lis
 
 def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> list[str]:
     score = evaluation["scores"]
-    accuracy, points = _none(score, ""), f"– / {score['points_total']:g}"
+    counted = accuracy_items(score)
+    accuracy, points = _none(score, "" if counted else "for people to judge"), f"– / {score['points_total']:g}"
     if score["accuracy"] is not None:
         low, high = score["accuracy_interval"]
         accuracy = f"{score['accuracy']:6.1%} ({low:.1%} to {high:.1%})"
+        if counted < score["items"]:
+            accuracy += f" of {counted}"
+    if "not_graded" not in score:
         points = f"{score['points']:g} / {score['points_total']:g}"
     return [
         f"{evaluation['task']} ({evaluation['language']})",
@@ -252,7 +257,7 @@ def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str]) -> lis
         *([evaluation["variant"]] if both else []),
         str(score["items"]),
         accuracy,
-        f"{score['chance']['accuracy']:.1%}",
+        f"{score['chance']['accuracy']:.1%}" if counted else "",
         points,
         *(str(score["outcomes"][name]) for name in outcomes),
         str(score["prohibited"]),

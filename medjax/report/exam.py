@@ -21,6 +21,7 @@ from medjax.report import certainty, differences, drawing, outcomes, pages, ques
 from medjax.report.headlines import (
     ACCURACY,
     accuracy,
+    accuracy_items,
     by_scale,
     called,
     checked_record,
@@ -174,7 +175,8 @@ def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the summary or of the table of exams."""
     right, cuts = accuracy(score), score.get("verdict", {})
     return {
-        **{key: score[key] for key in ("items", "correct", "accuracy", "prohibited")},
+        **{key: score[key] for key in ("correct", "accuracy", "prohibited")},
+        "items": right.items,
         **{key: score[key] for key in ("points", "points_total", "points_share")},
         **{"low": right.low, "high": right.high, "unread": right.unread, "not_graded": right.not_graded},
         "prohibited_max": cuts.get("prohibited_max"),
@@ -214,13 +216,13 @@ def _breakdowns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _bars(groups: Mapping[str, Mapping[str, Any]], guess: float) -> list[dict[str, Any]]:
     rows = []
     for label, total in groups.items():
-        if total["accuracy"] is None:  # no model has seen any of its questions
+        if total["accuracy"] is None:  # no model has seen a question of it that accuracy counts
             plot = drawing.marks((None, None, None), guess, "not graded", bar=True)
-            rows.append({"label": label, **total, "low": None, "plot": plot})
+            rows.append({"label": label, **total, "count": total["items"], "low": None, "plot": plot})
             continue
-        low, high = wilson_interval(total["correct"], total["items"])
+        low, high = wilson_interval(total["correct"], accuracy_items(total))
         plot = drawing.plot(total["accuracy"], low, high, guess, bar=True)
-        rows.append({"label": label, **total, "low": low, "high": high, "plot": plot})
+        rows.append({"label": label, **total, "count": accuracy_items(total), "low": low, "high": high, "plot": plot})
     return rows
 
 
@@ -263,7 +265,10 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if reason := scores.get("not_graded"):
         yield f"not graded: {reason}"
     elif unknown < scores["items"]:
-        yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
+        counted = accuracy_items(scores)
+        yield f"{drawing.number(scores['correct'])} of {drawing.counted(counted, 'question')} right"
+        if others := scores["items"] - counted - unknown:
+            yield f"{drawing.counted(others, 'question')} without choices, graded by other figures than accuracy"
         yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
     if unknown:
         yield f"{drawing.number(unknown)} open questions without a reference answer, for people to judge"
@@ -281,7 +286,7 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"] and plain["accuracy"] is not None:
-        share, shown = drawing.percent(plain["accuracy"]), drawing.number(plain["items"])
+        share, shown = drawing.percent(plain["accuracy"]), drawing.number(accuracy_items(plain))
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
         yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"

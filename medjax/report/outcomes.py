@@ -146,7 +146,11 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
         gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": [] if "not_graded" in score else gauges},
-        **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
+        **{
+            "accuracy": score["accuracy"],
+            "correct": score["correct"],
+            "count": score.get("accuracy_items", score["items"]),
+        },
         "not_graded": score.get("not_graded", ""),
     }
 
