@@ -55,6 +55,7 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         (item, order, reply.picked)
         for item, parts, replies in zip(e.items, orders, shifts, strict=True)
         for order, reply in zip(parts, replies, strict=True)
+        if reply.verdict.outcome not in ("not_asked", "too_long")
     ]
     same = [len({reply.picked for reply in part}) == 1 and part[0].picked is not None for part in shifts]
     return {
@@ -62,7 +63,7 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         **_mean("mean_accuracy", means, settings),
         "by_shift": [sum(right) / len(right) for right in by_shift],
         "consistent": sum(same) / len(same),
-        "position_bias": position_bias(asked),
+        "position_bias": position_bias(asked, resamples=settings.resamples, seed=settings.seed),
     }
 
 

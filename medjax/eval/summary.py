@@ -202,9 +202,15 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
             f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
         )
+        unread = f"{bias['unread']} of {bias['asks']} asks could not be read"
         if bias["p_value"] is not None:
             picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())
-            yield f"positions picked (right ones): {picked}; p = {bias['p_value']:.2g} that they are picked alike"
+            yield (
+                f"positions picked (right ones): {picked}; p = {bias['p_value']:.2g} that it does not matter where a "
+                f"choice stands; {unread}"
+            )
+        elif bias["unread"]:
+            yield f"positions picked: none, {unread}"
 
 
 def _difference_row(comparison: Mapping[str, Any]) -> list[str]:

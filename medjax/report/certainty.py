@@ -111,10 +111,10 @@ def _difficulty_note(difficulty: Mapping[str, Any]) -> str:
 
 
 def _position_note(bias: Mapping[str, Any]) -> str:
-    picks = sum(bias["picked"].values())
-    if bias["p_value"] is None:
-        return f"{drawing.number(picks)} picks; no test of position bias can be made."
+    picks, asks = drawing.counted(sum(bias["picked"].values()), "pick"), drawing.counted(bias["asks"], "ask")
+    how = f"{drawing.number(bias['permutations'])} drawn" if bias["permutations"] else "all counted"
     return (
-        f"{drawing.number(picks)} picks; χ² {bias['chi_square']:.1f} with {bias['degrees']} degrees of freedom, "
-        f"p = {bias['p_value']:.2g} that positions are picked as often as right choices stand there."
+        f"{picks}; {drawing.number(bias['unread'])} of {asks} could not be read. χ² {bias['chi_square']:.1f}, "
+        f"p = {bias['p_value']:.2g} that it does not matter where a choice stands, from permutations of the answers to "
+        f"a question among its shifts ({how})."
     )

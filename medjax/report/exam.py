@@ -303,6 +303,9 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if rotation := entry.get("rotation"):
         mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+        bias = rotation.get("position_bias") or {}
+        if unread := bias.get("unread"):
+            yield f"{drawing.number(unread)} of {drawing.counted(bias['asks'], 'ask')} could not be read"
     if agreement := entry.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{drawing.percent(agreement)} of the replies say what the answer says"
     if forced := entry.get("forced"):

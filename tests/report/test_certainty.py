@@ -27,7 +27,7 @@ DIFFICULTY = {
 }
 BIAS = {
     **{"picked": {"a": 60, "b": 20, "c": 20}, "gold": {"a": 30, "b": 30, "c": 30}},
-    **{"chi_square": 32.0, "degrees": 2, "p_value": 1.1e-7},
+    **{"asks": 112, "unread": 12, "chi_square": 32.0, "p_value": 0.0001, "permutations": 10_000},
 }
 ROTATION = {"position_bias": BIAS, "mean_accuracy": 0.4, "consistent": 0.25}
 ENTRY = evaluation(calibration=CALIBRATION, difficulty=DIFFICULTY, rotation=ROTATION)
@@ -76,8 +76,8 @@ def test_notes_say_the_numbers():
         "100 questions of which it is known how many examinees were right: 83.0 % of them on average, the model 46.0 %."
     )
     assert bias == (
-        "100 picks; χ² 32.0 with 2 degrees of freedom, p = 1.1e-07 that positions are picked as often as right choices "
-        "stand there."
+        "100 picks; 12 of 112 asks could not be read. χ² 32.0, p = 0.0001 that it does not matter where a choice "
+        "stands, from permutations of the answers to a question among its shifts (10,000 drawn)."
     )
 
 
@@ -89,6 +89,10 @@ def test_figures_of_the_page_are_those_of_its_numbers():
     assert second.all("figure") == []
     said = "right means under every shift of the choices; 40.0 % on average over shifts, 25.0 % answered alike"
     assert said in first.one("p", class_="remarks").text
-    untested = figures(evaluation(rotation={"position_bias": {**BIAS, "p_value": None, "chi_square": None}}))
-    assert untested[0]["note"] == "100 picks; no test of position bias can be made."
-    assert figures(evaluation(rotation={"position_bias": {**BIAS, "picked": {}, "gold": {}}})) == []
+    assert "12 of 112 asks could not be read" in first.one("p", class_="remarks").text
+    exact = figures(evaluation(rotation={"position_bias": {**BIAS, "permutations": None}}))
+    assert exact[0]["note"].endswith("(all counted).")
+    nothing = {"picked": {}, "gold": {}, "asks": 5, "unread": 5, "chi_square": None, "p_value": None}
+    unread = evaluation(rotation={**ROTATION, "position_bias": nothing})
+    assert figures(unread) == []
+    assert "5 of 5 asks could not be read" in page(results(unread)).one("p", class_="remarks").text
