@@ -59,8 +59,8 @@ def print_summary(results: dict[str, Any]) -> None:
         if cut_off > _MANY * evaluation["n_items"]:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
             print(
-                f"{evaluation['id']}: {answers} cut off before anything could be read; "
-                "give more room with --max-new-tokens"
+                f"{evaluation['id']}: {answers} cut off (truncated at the limit of new tokens before anything could be "
+                "read); give more room with --max-new-tokens"
             )
     if changed := dict.fromkeys(name for e in record["evaluations"] for name in e["data"]["unpinned"]):
         print(f"data differ from the published files: {', '.join(changed)}")

@@ -282,8 +282,9 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if too_long := scores.get("too_long"):
         worth = "" if "not_graded" in scores else " and worth nothing"
         yield f"{drawing.number(too_long)} longer than the model's context, not sent{worth}"
-    if cut_off := entry.get("truncated"):
-        yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
+    if truncated := entry.get("truncated"):
+        unread = f", {drawing.number(scores['cut_off'])} of them unread (cut off)" if scores.get("cut_off") else ""
+        yield f"{drawing.counted(truncated, 'answer')} truncated at the limit of new tokens{unread}"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"] and plain["accuracy"] is not None:
         share, shown = drawing.percent(plain["accuracy"]), drawing.number(accuracy_items(plain))

@@ -108,7 +108,7 @@ def verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
     results = [verdict["result"] for verdict in verdicts]
     tone = next((tone for tone in ("fail", "incomplete", "pass") if tone in results), "none")
     if tone == "none":
-        return {"tone": tone, "label": "no cut-off", "reasons": []}
+        return {"tone": tone, "label": "no pass mark", "reasons": []}
     if len(verdicts) == 1:
         return {"tone": tone, "label": tone, "reasons": verdicts[0]["reasons"]}
     label = f"{results.count('pass')} of {len(results)} passed"

@@ -48,7 +48,7 @@ def test_one_answer_is_not_answers(capsys):
     results = _results(cut_off=1)
     results["medjax"]["evaluations"][0]["n_items"] = 10
     print_summary(results)
-    assert "exam_en_strict-0shot: 1 answer was cut off before anything could be read" in capsys.readouterr().out
+    assert "exam_en_strict-0shot: 1 answer was cut off (truncated at the limit of new tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("cut_off", "shown"), [(5, []), (6, ["6"])])

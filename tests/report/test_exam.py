@@ -9,6 +9,7 @@ from report_pages import FAIL, SVG, cells, evaluation, numbers, page, results, s
 
 from medjax.data.exams.tasks import load_task
 from medjax.eval.scoring import aggregate, judge_kasai
+from medjax.report.comparison import _answer
 from medjax.report.exam import exam_report, wilson_interval
 from medjax.report.exam_figure import summary_figure
 from medjax.report.table import display_width
@@ -143,8 +144,8 @@ def test_one_exam_shows_its_cuts_and_reasons_in_the_summary():
     [
         (["pass"], "pass", []),
         (["incomplete"], "incomplete", [["because"]]),
-        (["none"], "no cut-off", []),
-        ([], "no cut-off", []),
+        (["none"], "no pass mark", []),
+        ([], "no pass mark", []),
         (["pass", "fail", "pass"], "2 of 3 passed", []),
         (["pass", "incomplete", "incomplete"], "1 of 3 passed", [["2 incomplete"]]),
     ],
@@ -173,7 +174,7 @@ def test_normalisations_and_remarks():
     assert section.one("p", class_="remarks").text == (
         "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; "
         "8 without choices not asked, which counts as wrong; "
-        "4 answers cut off at the limit of new tokens; 20 of the 50 without an image "
+        "4 answers truncated at the limit of new tokens; 20 of the 50 without an image "
         "right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
         "1,234,567 tokens computed, 75.3 % saved by sharing."
     )
@@ -182,7 +183,7 @@ def test_normalisations_and_remarks():
 def test_no_column_for_sections_that_no_evaluation_has():
     scores = {key: value for key, value in score(by_exam={}).items() if not key.startswith(("required", "general"))}
     (row,) = cells(page(results(evaluation(scores=scores))).one("table", id="summary"))
-    assert row[4:] == ["57.5 / 144 39.9 %", "2", "3", "no cut-off"]
+    assert row[4:] == ["57.5 / 144 39.9 %", "2", "3", "no pass mark"]
 
 
 def _facts(root):
@@ -360,3 +361,11 @@ def test_incomplete_results_are_refused():
     del broken["protocol"], broken["scores"]
     with pytest.raises(ValueError, match=r"medjax.evaluations\[1\]: got no protocol, scores, expected id, task"):
         summary_figure(results(evaluation(), broken))
+
+
+def test_truncated_answers_and_those_cut_off_are_told_apart():
+    made = evaluation(scores=score(by_exam={}, cut_off=1), truncated=4)
+    remarks = page(results(made)).one("p", class_="remarks").text
+    assert "4 answers truncated at the limit of new tokens, 1 of them unread (cut off); " in remarks
+    read = [_answer({"picked": picked, "truncated": cut}, "A")["read"] for picked in (None, ["a"]) for cut in (1, 0)]
+    assert read == ["nothing that could be read (cut off)", "nothing that could be read", "a (truncated)", "a"]
