@@ -246,7 +246,8 @@ def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pa
     limits = {"required_min": required_min, "general_min": general_min, "prohibited_max": task.prohibited_max}
     whole = task.exam_sizes[exam]
     if score["items"] < whole:
-        reason = f"{score['items']} of the {whole} questions were asked; the cut-offs are for all of them"
+        verb = "was" if score["items"] == 1 else "were"
+        reason = f"{score['items']} of the {whole} questions {verb} asked; the cut-offs are for all of them"
         return {"result": "incomplete", "reasons": [reason], **limits}
     left = _left_open(task, pairs)
     lost, undecided = [], []
@@ -258,7 +259,7 @@ def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pa
         elif points < cut:
             undecided.append(f"{reason}, and questions worth {left[part]} not asked")
     picks, most = score["prohibited"], task.prohibited_max
-    reason = f"{picks} questions with a prohibited pick, at most {most} allowed"
+    reason = f"{picks} question{'' if picks == 1 else 's'} with a prohibited pick, at most {most} allowed"
     if picks > most:
         lost.append(reason)
     elif picks + left["prohibited"] > most:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax.report import drawing
 from medjax.report.headlines import accuracy_items
 from medjax.report.outcomes import named
 from medjax.report.table import text_table
@@ -39,9 +40,12 @@ def print_summary(results: dict[str, Any]) -> None:
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
+        has_score = "not_graded" not in evaluation["scores"]
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
-            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; counted as wrong")
+            worth = f"the accuracy counts {'it' if count == 1 else 'them'} as not right"
+            worth = worth if has_score else "there is no score"
+            print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; {worth}")
         if count := evaluation["scores"]["no_reference"]:
             questions = "1 open question has" if count == 1 else f"{count} open questions have"
             print(
@@ -50,9 +54,10 @@ def print_summary(results: dict[str, Any]) -> None:
             )
         if count := evaluation["scores"]["too_long"]:
             items = "1 item is" if count == 1 else f"{count} items are"
-            worth = "there is no score" if "not_graded" in evaluation["scores"] else "they are worth nothing"
+            worth = "it wins nothing" if count == 1 else "they win nothing"
+            worth = worth if has_score else "there is no score"
             print(
-                f"{evaluation['id']}: {items} longer than the model's context with the answer and not asked; {worth}; "
+                f"{evaluation['id']}: {items} longer than the model's context with the answer and not sent; {worth}; "
                 "ask with fewer examples (--num-fewshot) or new tokens, or take a model with a longer context"
             )
         cut_off = evaluation["scores"]["cut_off"]
@@ -69,8 +74,9 @@ def print_summary(results: dict[str, Any]) -> None:
     computed, saved = (sum(w[key] for w in work) for key in ("tokens_computed", "tokens_saved"))
     compiled = record["compiled_seconds"]
     print(
-        f"{computed:,} tokens computed, {saved:,} saved by sharing; {len(compiled)} programs compiled in "
-        f"{sum(compiled.values()):.0f} s; {record['wall_seconds']:.0f} s in all"
+        f"{computed:,} tokens computed, {saved:,} saved by sharing; "
+        f"{drawing.counted(len(compiled), 'program')} compiled in {sum(compiled.values()):.0f} s; "
+        f"{record['wall_seconds']:.0f} s in all"
     )
     print(f"results  {record['folder']}/results.json  (every item: samples.jsonl, to look at: report.html)")
     print(f"next     {_next(record, results['max_length'])}")

@@ -92,19 +92,19 @@ def _shares(counts: Mapping[str, int]) -> Sequence[float]:
 def _calibration_note(calibration: Mapping[str, Any]) -> str:
     sure, right = drawing.percent(calibration["confidence"]), drawing.percent(calibration["accuracy"])
     note = (
-        f"Mean probability {sure}, right {right} of {drawing.number(calibration['picks'])} picks. Expected calibration "
-        f"error {with_interval(calibration['ece'])}, Brier score {with_interval(calibration['brier'])}"
+        f"Mean probability {sure}, right {right} of {drawing.counted(calibration['picks'], 'pick')}. Expected "
+        f"calibration error {with_interval(calibration['ece'])}, Brier score {with_interval(calibration['brier'])}"
     )
     if calibration["slope"].get("value") is not None:
         note += f", slope {with_interval(calibration['slope'], 2)} (below 1: too sure)"
     if calibration["left_out"]:
-        note += f"; {drawing.number(calibration['left_out'])} answers without one scored pick are left out"
+        note += f"; left out: {drawing.counted(calibration['left_out'], 'answer')} without one scored pick"
     return note + "."
 
 
 def _difficulty_note(difficulty: Mapping[str, Any]) -> str:
     return (
-        f"{drawing.number(difficulty['items'])} questions of which it is known how many examinees were right: "
+        f"{drawing.counted(difficulty['items'], 'question')} of which it is known how many examinees were right: "
         f"{drawing.percent(difficulty['human_accuracy'])} of them on average, the model "
         f"{drawing.percent(difficulty['accuracy'])}."
     )

@@ -271,17 +271,17 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
             yield f"{drawing.counted(others, 'question')} without choices, graded by other figures than accuracy"
         yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
     if unknown:
-        yield f"{drawing.number(unknown)} open questions without a reference answer, for people to judge"
+        yield f"{drawing.counted(unknown, 'open question')} without a reference answer, for people to judge"
     if entry.get("limit") is not None:
-        yield f"limited to {drawing.number(entry['limit'])} questions"
+        yield f"limited to {drawing.counted(entry['limit'], 'question')}"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if not_asked := scores.get("not_asked"):
-        counts = "" if "not_graded" in scores else ", which counts as wrong"
-        yield f"{drawing.number(not_asked)} without choices not asked{counts}"
+        counts = "" if "not_graded" in scores else " (not right in the accuracy)"
+        yield f"{drawing.counted(not_asked, 'question')} without choices not asked{counts}"
     if too_long := scores.get("too_long"):
-        worth = "" if "not_graded" in scores else " and worth nothing"
-        yield f"{drawing.number(too_long)} longer than the model's context, not sent{worth}"
+        worth = "" if "not_graded" in scores else " (no points, not right)"
+        yield f"{drawing.counted(too_long, 'question')} longer than the model's context, not sent{worth}"
     if truncated := entry.get("truncated"):
         unread = f", {drawing.number(scores['cut_off'])} of them unread (cut off)" if scores.get("cut_off") else ""
         yield f"{drawing.counted(truncated, 'answer')} truncated at the limit of new tokens{unread}"
@@ -290,7 +290,8 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         share, shown = drawing.percent(plain["accuracy"]), drawing.number(accuracy_items(plain))
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
-        yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
+        withdrawn = drawing.counted(scores["withdrawn"], "withdrawn question")
+        yield f"{withdrawn} in the accuracy, not in the points"
     yield from _repeats(entry)
     if work.get("tokens_requested"):
         saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
@@ -310,7 +311,7 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if agreement := entry.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{drawing.percent(agreement)} of the replies say what the answer says"
     if forced := entry.get("forced"):
-        yield f"{drawing.number(forced)} answers forced after reasoning"
+        yield f"{drawing.counted(forced, 'answer')} forced after reasoning"
     if drawn := entry.get("samples"):
         alone = drawing.percent(drawn["accuracy"])
         yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}; one alone is right in {alone}"

@@ -35,7 +35,7 @@ class _Row:
 
     def remark(self, by: str = "") -> str:
         """by: what it is graded by, where the panel holds several figures."""
-        parts = (f"{drawing.number(self.headline.items)} items", by, self.protocol)
+        parts = (drawing.counted(self.headline.items, "item"), by, self.protocol)
         return drawing.cut_to(" · ".join(part for part in parts if part), 40)
 
 

@@ -124,7 +124,7 @@ def test_protocols_for_choices_leave_other_kinds_out(name):
     assert not any(protocol.asks(item, "ja") for item in (FOUND, ALIKE, TRANSLATED, OPEN))
     made, _ = choose_items(loaded((FOUND, ONE)), protocol, EvalSettings())
     assert (made.items, made.unasked) == ((ONE,), 1)
-    with pytest.raises(ValueError, match=f"task exam: got 1 items, of which protocol {name} asks none"):
+    with pytest.raises(ValueError, match=f"task exam: got 1 item, of which protocol {name} asks none"):
         choose_items(loaded((FOUND,)), protocol, EvalSettings())
 
 

@@ -112,7 +112,7 @@ def test_what_no_model_has_seen_has_no_score(capsys):
     assert (row["accuracy (95 % interval)"], row["points"]) == ("not graded: too long 100/100", "– / 120")
     assert (row["right"], row["too long"]) == ("0", "100")
     (told,) = [line for line in lines if line.startswith("exam_en_strict-0shot: 100 items are longer")]
-    assert "and not asked; there is no score; ask with fewer examples" in told
+    assert "and not sent; there is no score; ask with fewer examples" in told
 
 
 def test_figures_stand_beside_what_could_not_be_read(capsys):
@@ -196,3 +196,35 @@ def test_where_nothing_was_read_nothing_agrees(capsys):
     entry["agreement"] = 0.5
     print_summary(results)
     assert "50.0% of an item's answers say what counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (
+            {"not_asked": 1},
+            "1 item that asks for a number was not asked, since there are no choices to score; the accuracy counts it "
+            "as not right",
+        ),
+        (
+            {"not_asked": 2, "not_graded": "not asked 2/2"},
+            "2 items that ask for a number were not asked, since there are no choices to score; there is no score",
+        ),
+        (
+            {"no_reference": 1},
+            "1 open question has no reference answer and no part in the accuracy; for people to judge in samples.jsonl",
+        ),
+        ({"too_long": 1}, "1 item is longer than the model's context with the answer and not sent; it wins nothing; "),
+        (
+            {"too_long": 3},
+            "3 items are longer than the model's context with the answer and not sent; they win nothing; ",
+        ),
+    ],
+)
+def test_what_was_not_graded_is_not_called_wrong(capsys, counts, line):
+    results = _results()
+    results["medjax"]["evaluations"][0]["scores"] |= counts
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert f"exam_en_strict-0shot: {line}" in said
+    assert "counted as wrong" not in said

@@ -69,8 +69,8 @@ def test_notes_say_the_numbers():
     calibration, difficulty, bias = (part["note"].replace("\u00a0", " ") for part in figures(ENTRY))
     assert calibration == (
         "Mean probability 55.0 %, right 40.0 % of 80 picks. Expected calibration error 0.150 (0.100–0.200), "
-        "Brier score 0.150 (0.100–0.200), slope 0.15 (0.10–0.20) (below 1: too sure); 40 answers without one "
-        "scored pick are left out."
+        "Brier score 0.150 (0.100–0.200), slope 0.15 (0.10–0.20) (below 1: too sure); left out: 40 answers "
+        "without one scored pick."
     )
     assert difficulty == (
         "100 questions of which it is known how many examinees were right: 83.0 % of them on average, the model 46.0 %."

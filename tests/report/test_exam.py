@@ -173,9 +173,9 @@ def test_normalisations_and_remarks():
     ]
     assert section.one("p", class_="remarks").text == (
         "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; "
-        "8 without choices not asked, which counts as wrong; "
+        "8 questions without choices not asked (not right in the accuracy); "
         "4 answers truncated at the limit of new tokens; 20 of the 50 without an image "
-        "right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
+        "right (40.0 %); 2 withdrawn questions in the accuracy, not in the points; "
         "1,234,567 tokens computed, 75.3 % saved by sharing."
     )
 
@@ -369,3 +369,19 @@ def test_truncated_answers_and_those_cut_off_are_told_apart():
     assert "4 answers truncated at the limit of new tokens, 1 of them unread (cut off); " in remarks
     read = [_answer({"picked": picked, "truncated": cut}, "A")["read"] for picked in (None, ["a"]) for cut in (1, 0)]
     assert read == ["nothing that could be read (cut off)", "nothing that could be read", "a (truncated)", "a"]
+
+
+def test_one_question_is_not_questions():
+    one = score(1, 1, (0.2, 1.0), by_exam={}, **{"withdrawn": 1, "not_asked": 1, "too_long": 1, "no_reference": 0})
+    made = evaluation(scores=one, limit=1, truncated=1, forced=1)
+    root = page(results(made))
+    remarks = root.one("p", class_="remarks").text
+    for said in (
+        *("1 of 1 question right;", "limited to 1 question;", "1 question without choices not asked (not right in the"),
+        *("1 question longer than the model's context, not sent (no points, not right);", "1 answer truncated at"),
+        *("1 withdrawn question in the accuracy, not in the points;", "1 answer forced after reasoning"),
+    ):
+        assert said in remarks
+    judged = evaluation(scores=one | {"no_reference": 1, "accuracy": None, "accuracy_interval": None}, headline=[])
+    assert "1 open question without a reference answer" in page(results(judged)).one("p", class_="judge").text
+    assert "1 item · strict-0shot" in summary_figure(results(made))
