@@ -347,9 +347,9 @@ def test_labels_of_the_figure_stop_before_the_axis():
     texts = figure.findall(f"{SVG}text")
     left = min(float(t.get("x")) for t in texts if t.text == "0 %")
     (label,) = (t.text for t in texts if t.text.startswith("厚"))
-    assert label == "厚生労働省医師国家試験厚生労働…"
-    assert display_width(label) <= 32
-    assert left > 24 + 14 * 0.5 * 32  # a wide character is as wide as the font size
+    assert label == "厚生労働省医師国家試験厚生労働省医…"
+    assert display_width(label) <= 36
+    assert left > 24 + 14 * 0.5 * 36  # a wide character is as wide as the font size
     (remark,) = (t.text for t in texts if t.text.startswith("120 items"))
     assert remark == "120 items · " + "x" * 27 + "…"
 
