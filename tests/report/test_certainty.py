@@ -57,6 +57,12 @@ def test_every_bin_of_difficulty_says_how_many_questions_it_holds():
     assert {y for _, _, y in said} == {-342}
 
 
+def test_the_number_of_picks_stands_above_the_axes_where_no_bar_is():
+    (note,) = drawn(0).find(f"{SVG}g").findall(f"{SVG}text")
+    assert note.text.endswith(" picks a point")
+    assert (float(note.get("y")), float(note.get("x")), note.get("text-anchor")) == (-338 - 4, 384, "end")
+
+
 def test_bars_of_positions_are_shares():
     paths = [path.get("d") for path in drawn(2).find(f"{SVG}g").findall(f"{SVG}path")]
     heights = [-min(float(point.split(",")[1]) for point in path.strip("MZ").split()) for path in paths]
