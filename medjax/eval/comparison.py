@@ -390,7 +390,7 @@ def _in_one_run_alone(runs: Sequence[GradedRun], names: Sequence[str], compared:
 
 
 def _exams(runs: Sequence[GradedRun], keys: set[Key]) -> list[dict[str, Any]]:
-    """One entry an exam with cut-offs: what every run made of it (None: not asked), and whether they agree."""
+    """One entry an exam with pass marks: what every run made of it (None: not asked), and whether they agree."""
     found = []
     for key in sorted(keys):
         scores = [run.evaluations.get(key, {}).get("scores", {}).get("by_exam", {}) for run in runs]

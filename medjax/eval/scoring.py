@@ -166,7 +166,7 @@ def aggregate(
     nobody gave), chance, text_only, by_section, by_category, by_exam. Accuracy and its interval are None where it
     counts no item that reached the model; where none did at all, so are points_share and its interval, and not_graded
     says why. With required sections also required_points, required_total, general_points and general_total. Each entry
-    of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or "none" when no cut-off is
+    of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or "none" when no pass mark is
     known, with the reasons. Incomplete is an exam of which some questions were left out, and one that those which the
     protocol cannot ask, or which are too long, would decide: they count as wrong, and `open` says what they are worth:
     required and general points, and prohibited, questions with a pick that is prohibited.
@@ -241,13 +241,13 @@ def _totals(pairs: _Pairs, kinds: Container[str]) -> dict[str, Any]:
 
 def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pairs) -> dict[str, Any]:
     if exam not in task.cuts:
-        return {"result": "none", "reasons": ["no cut-off is known for this exam"]}
+        return {"result": "none", "reasons": ["no pass mark is known for this exam"]}
     required_min, general_min = task.cuts[exam]
     limits = {"required_min": required_min, "general_min": general_min, "prohibited_max": task.prohibited_max}
     whole = task.exam_sizes[exam]
     if score["items"] < whole:
         verb = "was" if score["items"] == 1 else "were"
-        reason = f"{score['items']} of the {whole} questions {verb} asked; the cut-offs are for all of them"
+        reason = f"{score['items']} of the {whole} questions {verb} asked; the pass marks are for all of them"
         return {"result": "incomplete", "reasons": [reason], **limits}
     left = _left_open(task, pairs)
     lost, undecided = [], []

@@ -163,7 +163,7 @@ def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
-    """Pass or fail of every exam whose cut-offs are known."""
+    """Pass or fail of every exam whose pass marks are known."""
     rows = [
         [*_place(evaluation), exam, score["verdict"]["result"], "; ".join(score["verdict"]["reasons"])]
         for evaluation in evaluations

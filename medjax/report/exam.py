@@ -133,7 +133,7 @@ def _evaluation(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         # of a set with other questions too the accuracy is of those that it takes
         whole |= {"items": right.items, "accuracy": right.value, "low": right.low, "high": right.high}
         whole |= {"plot": right.plot(), "unread": right.unread, "not_graded": right.not_graded}
-    if len(exams) == 1:  # cut-offs are for one exam
+    if len(exams) == 1:  # pass marks are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
         **{"id": entry["id"], "number": number},

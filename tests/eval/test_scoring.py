@@ -314,7 +314,7 @@ def test_a_part_of_an_exam_has_no_verdict(igakuqa):
     score = aggregate(igakuqa, items, [judge_kasai(item, ",".join(item.answer)) for item in items], resamples=10)
     verdict = score["by_exam"]["2018"]["verdict"]
     assert (score["accuracy"], verdict["result"]) == (1.0, "incomplete")
-    assert verdict["reasons"] == ["50 of the 400 questions were asked; the cut-offs are for all of them"]
+    assert verdict["reasons"] == ["50 of the 400 questions were asked; the pass marks are for all of them"]
 
 
 def test_tables_and_intervals(tmp_path):

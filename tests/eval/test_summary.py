@@ -82,7 +82,7 @@ def test_every_exam_with_cut_offs_has_a_verdict(capsys):
     results = _results()
     verdicts = {
         **{"2018": ("pass", []), "2019": ("fail", ["required 1 of 5 points, 4 needed", "4 picks"])},
-        **{"2020": ("incomplete", ["4 of the 400 questions were asked"]), "mine": ("none", ["no cut-off is known"])},
+        **{"2020": ("incomplete", ["4 of the 400 questions were asked"]), "mine": ("none", ["no pass mark is known"])},
     }
     results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {
         exam: {"verdict": {"result": result, "reasons": reasons}} for exam, (result, reasons) in verdicts.items()
