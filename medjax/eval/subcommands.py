@@ -361,7 +361,7 @@ def print_audited(found: Mapping[str, Any]) -> None:
         for part in ("all",) if is_clean else ("all", "without", "matched"):
             entry = score[part]
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
-            shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
+            shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["accuracy_interval"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
             graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""
