@@ -50,7 +50,8 @@ def difficulty_figure(difficulty: Mapping[str, Any], chance: float) -> str:
     most = max(part["items"] for part in difficulty["bins"])
     for part in difficulty["bins"]:
         plane.bar(part["from"] + 0.01, part["to"] - 0.01, 0, 0.14 * part["items"] / most, "muted", opacity=0.25)
-        count = drawing.number(part["items"])
+        # ten bins leave room for four digits, without a comma
+        count = str(part["items"]) if part["items"] < 10_000 else drawing.magnitude(round(part["items"], -3))
         # above the axes, where no interval crosses it
         plane.note((part["from"] + part["to"]) / 2, 1.0, count, "muted", dx=-LETTER * len(count) / 2, dy=-4)
     plane.curve((0, 1), (0, 1), "muted", width=1.2, dashed=True)

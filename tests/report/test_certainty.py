@@ -1,11 +1,12 @@
 """Figures of calibration, difficulty and position bias: marks at their numbers, notes that say them."""
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from report_pages import SVG, evaluation, page, results
 
-from medjax.report.certainty import figures
+from medjax.report.certainty import difficulty_figure, figures
 
 CURVE = [
     {"mean_predicted": 0.3, "observed": 0.25, "low": 0.15, "high": 0.4, "records": 40},
@@ -55,6 +56,17 @@ def test_every_bin_of_difficulty_says_how_many_questions_it_holds():
     # two digits of 7.2 pixels, centred on the bins, above the upper end of the axis
     assert [x + 7.2 for _, x, _ in said] == [pytest.approx(46 + 338 * middle, abs=0.1) for middle in (0.45, 0.95)]
     assert {y for _, _, y in said} == {-342}
+
+
+def test_counts_of_ten_full_bins_do_not_touch():
+    full = {"human_accuracy": 0.5, "items": 2720, "correct": 5, "accuracy": 0.25, "low": 0.11, "high": 0.47}
+    bins = [full | {"from": n / 10, "to": (n + 1) / 10} for n in range(10)]
+    figure = ElementTree.fromstring(difficulty_figure({**ENTRY["difficulty"], "bins": bins}, 0.2))
+    texts = figure.find(f"{SVG}g").findall(f"{SVG}text")
+    # the last is set from its right end
+    begins = [float(t.get("x")) - (t.get("text-anchor") == "end") * 7.2 * len(t.text) for t in texts]
+    assert [t.text for t in texts] == ["2720"] * 10
+    assert all(one + 7.2 * 4 < other for one, other in pairwise(begins))
 
 
 def test_the_number_of_picks_stands_above_the_axes_where_no_bar_is():
