@@ -20,6 +20,7 @@ from medjax.eval.protocols import Prompt, Protocol
 from medjax.eval.record import sha256_text
 from medjax.eval.rotation import Order, orders, shown
 from medjax.eval.settings import EvalSettings
+from medjax.report import drawing
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -
     items = tuple(asked[: settings.task.limit])
     if not items:
         raise ValueError(
-            f"task {task.name}: got {len(task.items)} items, of which protocol {protocol.name} asks none "
-            "(docs/protocols.md says which it leaves out); choose another protocol for this set."
+            f"task {task.name}: got {drawing.counted(len(task.items), 'item')}, of which protocol {protocol.name} asks "
+            "none (docs/protocols.md says which it leaves out); choose another protocol for this set."
         )
     check(task.metrics, items)
     if protocol.picks_letters:

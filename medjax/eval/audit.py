@@ -26,6 +26,7 @@ from medjax.eval.graded import GradedRun, called, labels
 from medjax.eval.metric_differences import headlines, reading_of
 from medjax.eval.metrics import grade
 from medjax.eval.part_differences import part_differences
+from medjax.eval.scoring import in_accuracy
 from medjax.eval.subcommands import AuditSettings, counted
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
@@ -243,16 +244,22 @@ def _score(
     metrics: Sequence[str],
     settings: AuditSettings,
 ) -> dict[str, Any]:
-    """Accuracy and points of some items with their intervals, and the metrics wanted; None where there is no item."""
+    """Accuracy and points of some items with their intervals, and the metrics wanted; None where there is no item.
+
+    items  all of the set: they say which of these accuracy counts (scoring.in_accuracy)
+    """
     how = {"resamples": settings.resamples, "seed": settings.seed}
-    right = [bool(sample["correct"]) for sample in samples.values()]
+    counted = in_accuracy((str(item.kind), item.answer) for item in items.values())
+    in_it = dict(zip(items, counted, strict=True))
+    right = [bool(sample["correct"]) for item, sample in samples.items() if in_it[item]]
     won, worth = [sample["points"] for sample in samples.values()], [items[item].points for item in samples]
-    accuracy = intervals.share_interval(right, **how) if right else None
+    accuracy = intervals.share_interval(right) if right else None
     share = intervals.ratio_interval(won, worth, **how) if sum(worth) else None
     readings = [reading_of(sample.get("picked")) for sample in samples.values()]
     graded = grade(metrics, [items[item] for item in samples], readings, **how)
     return {
-        "items": len(right),
+        "items": len(samples),
+        "accuracy_items": len(right),
         "correct": sum(right),
         "accuracy": accuracy.estimate if accuracy else None,
         "accuracy_interval": [accuracy.low, accuracy.high] if accuracy else None,

@@ -13,12 +13,13 @@ lists, similarities and texts, that is its only test.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any
 
 from medjax.eval.graded import GradedRun, Key, called, labels
 from medjax.eval.metric_differences import gains, has_answers, headlines, item_of, metric_differences, reading_of
+from medjax.eval.scoring import in_accuracy
 from medjax.eval.settings import FEWSHOT
 from medjax.report.comparison import comparison_report
 from medjax.statistics import differences, intervals
@@ -34,28 +35,35 @@ _SAME = 1e-9  # relative: a metric of the same answers, computed again
 
 
 def compare(
-    first: Sequence[tuple[bool, float]], second: Sequence[tuple[bool, float]], *, resamples: int, seed: int
+    first: Sequence[tuple[bool, float]],
+    second: Sequence[tuple[bool, float]],
+    counted: Sequence[bool] | None = None,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """What the second did better than the first, as plain numbers ready for JSON.
 
     first, second  right or wrong, and points, of the same items in the same order
-    returns        items; first_accuracy, second_accuracy; accuracy_difference, second minus first, and
+    counted        which of them the accuracy counts (scoring.in_accuracy); None, and where it counts none: all
+    returns        items, of the accuracy; first_accuracy, second_accuracy; accuracy_difference, second minus first, and
                    accuracy_difference_interval, Tango's 95 % score interval [low, high] (statistics.differences);
                    points_difference and its paired bootstrap interval, in points, None where the two differ on every
                    item in the same way, on none or on all; only_first, only_second: items that one of them alone got
                    right; p_value: McNemar's exact test on these; odds_ratio (None: no bound), odds_ratio_interval and
                    cohen_g, their effect sizes (statistics.paired)
     """
-    right = [[correct for correct, _ in answers] for answers in (first, second)]
+    every = [[correct for correct, _ in answers] for answers in (first, second)]
+    right = [list(compress(part, counted)) if counted and any(counted) else part for part in every]
     points = [[worth for _, worth in answers] for answers in (first, second)]
     test = intervals.mcnemar(right[0], right[1])
     effect = discordance(test.only_first, test.only_second)
-    items = len(first)
+    items = len(right[0])
     accuracy = differences.paired(test.only_first, test.only_second, items)
     gained: list[float] | None = None
-    if test.only_first + test.only_second > 0 and items not in (test.only_first, test.only_second):
+    if len({one - two for one, two in zip(*every, strict=True)}) > 1:
         won = intervals.difference_interval(points[1], points[0], resamples=resamples, seed=seed)
-        gained = [items * won.low, items * won.high]
+        gained = [len(first) * won.low, len(first) * won.high]
     return {
         "items": items,
         "first_accuracy": sum(right[0]) / items,
@@ -271,7 +279,8 @@ class _Pair:
         pairs = [[(bool(row["correct"]), row["points"]) for row in run] for run in rows]
         metrics, better = self._graded((first, second), rows, resamples=resamples, seed=seed)
         docs = [row["doc"] for row in rows[0]]
-        is_answered = has_answers(((doc.get("kind", "choice"), doc.get("answer", ())) for doc in docs), metrics)
+        known = [(doc.get("kind", "choice"), doc.get("answer", ())) for doc in docs]
+        is_answered = has_answers(known, metrics)
         if not is_answered and not metrics:
             self.notes.append(
                 f"{called(first)}: no question has a known right answer to compare by; people have to judge"
@@ -285,7 +294,7 @@ class _Pair:
             "protocol": first[2] if first == second else f"{first[2]} / {second[2]}",
             **{"first": str(self.runs[0].path), "second": str(self.runs[1].path)},
             **{"first_label": self._names[0], "second_label": self._names[1]},
-            **compare(pairs[0], pairs[1], resamples=resamples, seed=seed),
+            **compare(pairs[0], pairs[1], in_accuracy(known), resamples=resamples, seed=seed),
             "has_answers": is_answered,
             "metrics": metrics,
             "left_out": len(set(answers[0]) | set(answers[1])) - len(both),
@@ -414,7 +423,7 @@ def _in_one_run_alone(runs: Sequence[GradedRun], names: Sequence[str], compared:
 
 
 def _exams(runs: Sequence[GradedRun], keys: set[Key], unlike: set[Key]) -> list[dict[str, Any]]:
-    """One entry an exam with cut-offs, set, language and protocol.
+    """One entry an exam with pass marks, set, language and protocol.
 
     It holds what every run made of it (None: not asked under this protocol), whether they were asked the same, and
     whether their verdicts then differ. unlike: evaluations of which some runs were not asked the same.

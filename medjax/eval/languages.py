@@ -10,6 +10,7 @@ from typing import Any
 from medjax.eval.comparison import compare
 from medjax.eval.metric_differences import has_answers, headlines, metric_differences
 from medjax.eval.samples import Finished
+from medjax.eval.scoring import in_accuracy
 from medjax.eval.settings import EvalSettings
 
 
@@ -39,10 +40,12 @@ def languages_compared(finished: Sequence[Finished], settings: EvalSettings) -> 
         items = [[by_id[item][0] for item in shared] for by_id in answered]
         answers = [[by_id[item][1] for item in shared] for by_id in answered]
         first, second = ([(a.verdict.correct, a.verdict.points) for a in side] for side in answers)
-        both = sum(one and other for (one, _), (other, _) in zip(first, second, strict=True))
+        known = [(str(item.kind), item.answer) for item in items[0]]
+        counted = in_accuracy(known)
+        both = sum(one and other for (one, _), (other, _), is_in in zip(first, second, counted, strict=True) if is_in)
         how = {"resamples": settings.resamples, "seed": settings.seed}
-        compared = compare(first, second, **how)
-        neither = len(shared) - both - compared["only_first"] - compared["only_second"]
+        compared = compare(first, second, counted, **how)
+        neither = compared["items"] - both - compared["only_first"] - compared["only_second"]
         metrics = metric_differences(
             headlines(pair[0].evaluation.task.metrics, items[0]),
             items[0],
@@ -59,7 +62,7 @@ def languages_compared(finished: Sequence[Finished], settings: EvalSettings) -> 
                 **{"both": both, "neither": neither, "left_out": len(set(answered[0]) ^ set(answered[1]))},
                 **{
                     "metrics": metrics,
-                    "has_answers": has_answers(((str(i.kind), i.answer) for i in items[0]), metrics),
+                    "has_answers": has_answers(known, metrics),
                 },
             }
         )

@@ -22,9 +22,9 @@ and these, for comparison with published tables only:
   grade_pearson                choice    JMedBench's: of the grades 0, 1, 2 ... of the letters; unparsed as above
   bleu_sentences               text      JMedBench's: mean BLEU of the sentences
 
-`grade` gives values with 95 % bootstrap intervals over items, and chance levels where guessing has one. An answer that
-an item accepts beside its gold one counts as the gold label in kappa and F1. Where every resample gives the same, the
-bootstrap knows nothing of further items: a share of right answers has Wilson's interval there, all else has none.
+`grade` gives values with 95 % intervals, and chance levels where guessing has one. An answer that an item accepts
+beside its gold one counts as the gold label in kappa and F1. Accuracy has Wilson's interval, all else the bootstrap's
+over items; where every resample gives the same, the bootstrap knows nothing of further items, and there is none.
 
 Sources: Cohen, Educational and Psychological Measurement 20 (1960) 37-46; weights: Cohen, Psychological Bulletin 70
 (1968) 213-220.
@@ -40,9 +40,9 @@ import numpy as np
 from medjax.data.gold import shown
 from medjax.data.qa import NUMBER, SIMILARITY, Item
 from medjax.eval import entities, translation
-from medjax.eval.scoring import Prediction, chance, judge
+from medjax.eval.scoring import ACCURACY_KINDS, Prediction, chance, judge
 from medjax.statistics.agreement import error_statistics
-from medjax.statistics.bootstrap import Estimate, Floats, PatientBootstrap, Statistic, weighted_mean
+from medjax.statistics.bootstrap import Floats, PatientBootstrap, Statistic, weighted_mean
 from medjax.statistics.intervals import RESAMPLES, share_interval
 
 Reading: TypeAlias = tuple[str, ...] | None
@@ -124,10 +124,9 @@ def grade(
         if not taken:
             continue
         bootstrap = PatientBootstrap(range(len(taken)), resamples=resamples, seed=seed)
-        estimate = bootstrap.estimate(metric.statistic(taken, read))
-        interval, reason = _interval(metric, taken, read, estimate)
+        value, interval, reason = _estimate(metric, taken, read, bootstrap)
         found[name] = {
-            "value": estimate.value,
+            "value": value,
             "interval": interval,
             "no_interval": reason,
             "items": len(taken),
@@ -139,18 +138,21 @@ def grade(
     return found
 
 
-def _interval(metric: Metric, items: Items, readings: Readings, estimate: Estimate) -> tuple[list[float] | None, str]:
-    """[low, high], and why there is none."""
+def _estimate(
+    metric: Metric, items: Items, readings: Readings, bootstrap: PatientBootstrap
+) -> tuple[float | None, list[float] | None, str]:
+    """Value, [low, high], and why there is none."""
+    if metric.name == "accuracy":
+        share = share_interval([_is_right(*pair) for pair in zip(items, readings, strict=True)])
+        return share.estimate, [share.low, share.high], ""
+    estimate = bootstrap.estimate(metric.statistic(items, readings))
     if estimate.value is None:
-        return None, UNDEFINED
+        return None, None, UNDEFINED
     if estimate.low is None or estimate.high is None:
-        return None, SINGLE if len(items) == 1 else UNDEFINED
+        return estimate.value, None, SINGLE if len(items) == 1 else UNDEFINED
     if estimate.high - estimate.low > SAME * min(metric.bounds[1] - metric.bounds[0], 1):
-        return [estimate.low, estimate.high], ""
-    if metric.name != "accuracy":
-        return None, CONSTANT
-    found = share_interval([_is_right(*pair) for pair in zip(items, readings, strict=True)])
-    return [found.low, found.high], ""
+        return estimate.value, [estimate.low, estimate.high], ""
+    return estimate.value, None, CONSTANT
 
 
 def _metric(name: str) -> Metric:
@@ -341,7 +343,7 @@ _SHARE, _AGREEMENT, _PERCENT = (0.0, 1.0), (-1.0, 1.0), (0.0, 100.0)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", ("choice", "number"), _SHARE, _mean_of(_is_right), _is_right, _mean_chance),
+        Metric("accuracy", ACCURACY_KINDS, _SHARE, _mean_of(_is_right), _is_right, _mean_chance),
         Metric("kappa", _CHOICE, _AGREEMENT, _kappa, chance=_zero, is_mean=False),
         Metric("kappa_linear", _CHOICE, _AGREEMENT, _kappa_linear, chance=_zero, is_mean=False),
         Metric("f1_macro", _CHOICE, _SHARE, _f1_macro, is_mean=False),

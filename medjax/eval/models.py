@@ -114,7 +114,7 @@ def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "value": score["accuracy"],
         "interval": score["accuracy_interval"],
         "chance": score["chance"]["accuracy"],
-        "items": score["items"],
+        "items": score.get("accuracy_items", score["items"]),
         **({"not_graded": score["not_graded"]} if "not_graded" in score else {}),
     }
 

@@ -9,6 +9,7 @@ for a mean it is the share of the items found times the difference of the parts.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from medjax.data.qa import Item
 from medjax.eval.metric_differences import reading_of
 from medjax.eval.metrics import CONSTANT, METRICS, SAME, SINGLE, UNDEFINED, Metric
+from medjax.eval.scoring import in_accuracy
 from medjax.statistics import differences
 from medjax.statistics.bootstrap import Floats, stratified_weights
 
@@ -37,24 +39,31 @@ def part_differences(
     """
     if not without or not matched:
         return []
-    counts = [(sum(bool(sample["correct"]) for _, sample in part), len(part)) for part in (without, matched)]
-    gap = differences.independent(*counts)
-    share = len(matched) / (len(without) + len(matched))
-    ends = [gap.low, gap.high]
-    found = [
-        {
-            "metric": "accuracy",
-            "items": [len(without), len(matched)],
-            "matched_minus_without": _entry(gap.estimate, ends),
-            "all_minus_without": _entry(share * gap.estimate, [share * end for end in ends]),
-        }
-    ]
+    found = [_accuracy(without, matched)]
     for name in metrics:
         metric = METRICS[name]
         parts = [[(item, sample) for item, sample in part if metric.takes(item)] for part in (without, matched)]
         if all(parts):
             found.append({"metric": name, "items": list(map(len, parts)), **_resampled(metric, parts, resamples, seed)})
     return found
+
+
+def _accuracy(without: Answered, matched: Answered) -> dict[str, Any]:
+    """Of the items that accuracy counts (scoring.in_accuracy); undefined where a part has none."""
+    counted = in_accuracy((str(item.kind), item.answer) for item, _ in (*without, *matched))
+    parts = list(compress(without, counted)), list(compress(matched, counted[len(without) :]))
+    found: dict[str, Any] = {"metric": "accuracy", "items": list(map(len, parts))}
+    if not all(parts):
+        undefined = _entry(None, None, UNDEFINED)
+        return found | {"matched_minus_without": undefined, "all_minus_without": undefined}
+    first, second = ((sum(bool(sample["correct"]) for _, sample in part), len(part)) for part in parts)
+    gap = differences.independent(first, second)
+    share = second[1] / (first[1] + second[1])
+    ends = [gap.low, gap.high]
+    return found | {
+        "matched_minus_without": _entry(gap.estimate, ends),
+        "all_minus_without": _entry(share * gap.estimate, [share * end for end in ends]),
+    }
 
 
 def _resampled(metric: Metric, parts: Sequence[Answered], resamples: int, seed: int) -> dict[str, Any]:

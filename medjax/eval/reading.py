@@ -41,7 +41,7 @@ class Reply:
     text       what the model wrote ("" when choices were scored)
     metrics    name -> 0 or 1, by lm-evaluation-harness's names
     resps, filtered  the output in lm-evaluation-harness's form
-    truncated  cut off at the limit of new tokens
+    truncated  ended at the limit of new tokens
     forced     reasoning ended without an answer, so that one was asked for
     probability  of the picked choice among the choices, from the scores it was picked by; None where none is scored
                or several are picked

@@ -1,12 +1,14 @@
 """What several asks of each item say besides its one answer: agreement, single templates, shifts and position bias."""
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 from medjax.eval.asking import Ask
 from medjax.eval.reading import Reply
 from medjax.eval.rotation import position_bias
 from medjax.eval.samples import Finished
+from medjax.eval.scoring import in_accuracy
 from medjax.eval.settings import EvalSettings
 from medjax.statistics import intervals
 
@@ -44,14 +46,16 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     e = run.evaluation
     orders = [list(dict.fromkeys(e.asks[i].order for i in asks)) for asks in e.by_item]
     shifts = [answer.shifts for answer in run.answers]
-    means = [sum(reply.verdict.correct for reply in part) / len(part) for part in shifts]
-    robust = [answer.verdict.correct for answer in run.answers]
-    most = max(map(len, shifts))
-    by_shift = [[part[k].verdict.correct for part in shifts if k < len(part)] for k in range(most)]
+    counted = list(compress(shifts, _counted(run)))
+    means = [sum(reply.verdict.correct for reply in part) / len(part) for part in counted]
+    robust = [answer.verdict.correct for answer in compress(run.answers, _counted(run))]
+    most = max(map(len, counted))
+    by_shift = [[part[k].verdict.correct for part in counted if k < len(part)] for k in range(most)]
     asked = [
         (item, order, reply.picked)
         for item, parts, replies in zip(e.items, orders, shifts, strict=True)
         for order, reply in zip(parts, replies, strict=True)
+        if reply.verdict.outcome not in ("not_asked", "too_long")
     ]
     same = [len({reply.picked for reply in part}) == 1 and part[0].picked is not None for part in shifts]
     return {
@@ -59,7 +63,7 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         **_mean("mean_accuracy", means, settings),
         "by_shift": [sum(right) / len(right) for right in by_shift],
         "consistent": sum(same) / len(same),
-        "position_bias": position_bias(asked),
+        "position_bias": position_bias(asked, resamples=settings.resamples, seed=settings.seed),
     }
 
 
@@ -70,13 +74,19 @@ def _template(run: Finished, settings: EvalSettings, name: str) -> dict[str, Any
 
 
 def _accuracy(run: Finished, settings: EvalSettings, which: Callable[[Ask], bool]) -> dict[str, Any]:
-    """Mean over items of the share of their replies that are right, of some of the asks."""
+    """Mean over the items that accuracy counts of the share of their replies that are right, of some of the asks."""
     shares = []
-    for asks, answer in zip(run.evaluation.by_item, run.answers, strict=True):
+    for asks, answer in compress(zip(run.evaluation.by_item, run.answers, strict=True), _counted(run)):
         pairs = zip(asks, answer.replies, strict=True)
         right = [reply.verdict.correct for i, reply in pairs if which(run.evaluation.asks[i])]
         shares.append(sum(right) / len(right))
     return _mean("accuracy", shares, settings)
+
+
+def _counted(run: Finished) -> list[bool]:
+    """Which items accuracy counts; all where it counts none, of open questions without an answer."""
+    counted = in_accuracy((str(item.kind), item.answer) for item in run.evaluation.items)
+    return counted if any(counted) else [True] * len(counted)
 
 
 def _replies(run: Finished, which: Callable[[Ask], bool]) -> list[Reply]:

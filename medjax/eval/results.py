@@ -23,7 +23,7 @@ from medjax.eval.reading import LM_EVAL
 from medjax.eval.record import sha256_text
 from medjax.eval.repeats import repeats
 from medjax.eval.samples import Finished, doc_hash, shown_doc
-from medjax.eval.scoring import aggregate, chance, not_graded
+from medjax.eval.scoring import aggregate, chance, in_accuracy, not_graded
 from medjax.eval.settings import EvalSettings
 from medjax.infer.language_model import LanguageModel
 from medjax.statistics.intervals import share_interval
@@ -165,7 +165,7 @@ def _graded(run: Finished, settings: EvalSettings) -> dict[str, Any]:
         elif name == "accuracy":
             # by the protocol's verdict: an answer may be wrong by its form (kasai) or under another shift
             right = [verdict.correct for _, verdict in taken]
-            share = share_interval(right, resamples=settings.resamples, seed=settings.seed)
+            share = share_interval(right)
             guesses = [chance(item, rotated=e.protocol.settings.rotate) for item, _ in taken]
             found |= {"value": share.estimate, "interval": [share.low, share.high]}
             found["chance"] = math.fsum(guesses) / len(guesses)
@@ -186,6 +186,7 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
         e = base.evaluation
         first, second = ([(a.verdict.correct, a.verdict.points) for a in run.answers] for run in (base, adapter))
         readings = [[answer.picked for answer in run.answers] for run in (base, adapter)]
+        known = [(str(item.kind), item.answer) for item in e.items]
         metrics = metric_differences(
             *(headlines(e.task.metrics, e.items), e.items, readings[0], readings[1]),
             resamples=settings.resamples,
@@ -195,8 +196,8 @@ def _comparisons(finished: Sequence[Finished], settings: EvalSettings) -> list[d
             {
                 **{"task": e.task.name, "language": e.task.language, "protocol": e.protocol.id},
                 **{"first": e.id, "second": adapter.evaluation.id},
-                **compare(first, second, resamples=settings.resamples, seed=settings.seed),
-                "has_answers": has_answers(((str(item.kind), item.answer) for item in e.items), metrics),
+                **compare(first, second, in_accuracy(known), resamples=settings.resamples, seed=settings.seed),
+                "has_answers": has_answers(known, metrics),
                 "metrics": metrics,
             }
         )

@@ -11,12 +11,13 @@ Both count a prohibited pick whether or not the answer was right. In IgakuQA 116
 112B30 has two gold answers; both are marked on the items. Withdrawn items (0 points) stay in the item accuracy.
 
 "Accuracy" means different things in print: here `accuracy` is items right / items, and `points_share` is points /
-points possible.
+points possible. The items are those of `in_accuracy`: an exam that asks for texts beside choices has the accuracy, and
+the chance, of its choices and numbers.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _Pairs = list[tuple[Item, "Verdict"]]
 # with nothing to read. No reference: an open question whose right answer nobody gave, answered, for people to judge.
 OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "not_asked", "too_long", "no_reference")
 _UNSEEN = ("not_asked", "too_long")  # outcomes of items that no model has seen
+ACCURACY_KINDS = ("choice", "number")  # of items whose answer is right or wrong and nothing between
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Verdict:
     asked      False: the protocol cannot put the item, which counts as wrong
     truncated  the answer ended at the limit of new tokens
     too_long   the prompt is longer than the model's context and was not sent; worth nothing
-    no_reference  nobody gave a right answer to compare with, which counts as wrong
+    no_reference  nobody gave a right answer to compare with: not right, and not counted in the accuracy
     """
 
     correct: bool
@@ -119,6 +121,19 @@ def chance(item: Item, *, rotated: bool = False) -> float:
     return float(guess ** len(item.choices)) if rotated else guess
 
 
+def in_accuracy(answers: Iterable[tuple[str, Sequence[str]]]) -> list[bool]:
+    """Which items of a set its accuracy counts: choices and numbers; of a set without any, all that have an answer.
+
+    answers  kind and gold answer of each item
+
+    Other kinds are graded by figures of their own (eval.metrics). In a set of such alone, accuracy is the share of them
+    that were answered to the letter.
+    """
+    known = list(answers)
+    kinds = _accuracy_kinds(kind for kind, _ in known)
+    return [kind in kinds and (kind != "text" or bool(answer)) for kind, answer in known]
+
+
 def not_graded(verdicts: Iterable[Verdict]) -> str:
     """Why there is no score where no item reached the model, such as "too long 8/8"; "" where one did."""
     outcomes = Counter(verdict.outcome for verdict in verdicts)
@@ -142,47 +157,51 @@ def aggregate(
     items      the items asked: all of task.items or a part of them
     verdicts   one for each item, in the same order
     rotated    an item was asked once under every shift of its choices, and chance is to guess right every time
-    resamples  of the bootstrap over items behind the 95 % intervals [low, high] (statistics.intervals)
+    resamples  of the bootstrap over items behind the 95 % interval [low, high] of points; that of accuracy is Wilson's
+               (statistics.intervals)
 
-    Keys: items, correct, accuracy(_interval), points, points_total, points_share(_interval), prohibited,
-    prohibited_ids, outcomes (how many items had each of OUTCOMES), of these also unparsed, cut_off, not_asked and
-    too_long by themselves, withdrawn, no_reference (open questions whose right answer nobody gave, which count as
-    wrong), chance, text_only, by_section, by_category, by_exam. Where no item reached the model, accuracy, points_share
-    and their intervals are None and not_graded says why. With required sections also required_points, required_total,
-    general_points and general_total. Each entry of by_exam holds the same and the official `verdict`: "pass", "fail",
-    "incomplete", or "none" when no cut-off is known, with the reasons. Incomplete is an exam of which some questions
-    were left out, and one that those which the protocol cannot ask, or which are too long, would decide: they count as
-    wrong, and `open` says what they are worth: required and general points, and prohibited, questions with a pick that
-    is prohibited.
+    Keys: items, accuracy_items (those of `in_accuracy`), correct (of these), accuracy(_interval), points, points_total,
+    points_share(_interval), prohibited, prohibited_ids, outcomes (how many items had each of OUTCOMES), of these also
+    unparsed, cut_off, not_asked and too_long by themselves, withdrawn, no_reference (open questions whose right answer
+    nobody gave), chance, text_only, by_section, by_category, by_exam. Accuracy and its interval are None where it
+    counts no item that reached the model; where none did at all, so are points_share and its interval, and not_graded
+    says why. With required sections also required_points, required_total, general_points and general_total. Each entry
+    of by_exam holds the same and the official `verdict`: "pass", "fail", "incomplete", or "none" when no pass mark is
+    known, with the reasons. Incomplete is an exam of which some questions were left out, and one that those which the
+    protocol cannot ask, or which are too long, would decide: they count as wrong, and `open` says what they are worth:
+    required and general points, and prohibited, questions with a pick that is prohibited.
     """
     if len(items) != len(verdicts) or not items:
         raise ValueError(
             f"aggregate: got {len(items)} items and {len(verdicts)} verdicts, expected as many, at least one"
         )
     pairs = list(zip(items, verdicts, strict=True))
-    score = _score(task, pairs, rotated, resamples, seed)
+    kinds = _accuracy_kinds(str(item.kind) for item in items)
+    score = _score(task, pairs, kinds, rotated, resamples, seed)
     score["by_exam"] = {}
     for exam, part in _groups(pairs, "exam").items():
-        entry = _score(task, part, rotated, resamples, seed)
+        entry = _score(task, part, kinds, rotated, resamples, seed)
         score["by_exam"][exam] = {**entry, "verdict": _exam_verdict(task, exam, entry, part)}
     return score
 
 
-def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed: int) -> dict[str, Any]:
-    score = _totals(pairs)
-    right = [verdict.correct for _, verdict in pairs]
+def _score(
+    task: LoadedTask, pairs: _Pairs, kinds: Container[str], rotated: bool, resamples: int, seed: int
+) -> dict[str, Any]:
+    score = _totals(pairs, kinds)
+    score["accuracy_interval"] = None
+    if score["accuracy"] is not None:
+        interval = intervals.wilson(score["correct"], score["accuracy_items"])
+        score["accuracy_interval"] = [interval.low, interval.high]
     reason = not_graded(verdict for _, verdict in pairs)
     if reason:
-        score |= {"not_graded": reason, "accuracy_interval": None, "points_share_interval": None}
-    else:
-        interval = intervals.share_interval(right, resamples=resamples, seed=seed)
-        score["accuracy_interval"] = [interval.low, interval.high]
+        score |= {"not_graded": reason, "points_share_interval": None}
     if score["points_total"] and not reason:
         won, worth = [verdict.points for _, verdict in pairs], [item.points for item, _ in pairs]
         interval = intervals.ratio_interval(won, worth, resamples=resamples, seed=seed)
         score["points_share_interval"] = [interval.low, interval.high]
     if task.required_sections:
-        required = _totals([pair for pair in pairs if pair[0].section in task.required_sections])
+        required = _totals([pair for pair in pairs if pair[0].section in task.required_sections], kinds)
         score["required_points"], score["required_total"] = required["points"], required["points_total"]
         score["general_points"] = score["points"] - required["points"]
         score["general_total"] = score["points_total"] - required["points_total"]
@@ -193,25 +212,27 @@ def _score(task: LoadedTask, pairs: _Pairs, rotated: bool, resamples: int, seed:
     score["not_asked"] = sum(not verdict.asked for _, verdict in pairs)
     score["withdrawn"] = sum(item.points == 0 for item, _ in pairs)
     score["no_reference"] = sum(_has_no_reference(item) for item, _ in pairs)
-    guesses = [chance(item, rotated=rotated) for item, _ in pairs]
+    guesses = [(item, chance(item, rotated=rotated)) for item, _ in pairs]
     score["chance"] = {
-        "accuracy": math.fsum(guesses) / len(pairs),
-        "points": math.fsum(guess * item.points for guess, (item, _) in zip(guesses, pairs, strict=True)),
+        "accuracy": math.fsum(g for item, g in guesses if _counts(item, kinds)) / max(score["accuracy_items"], 1),
+        "points": math.fsum(guess * item.points for item, guess in guesses),
     }
-    score["text_only"] = _totals([pair for pair in pairs if not pair[0].needs_image])
+    score["text_only"] = _totals([pair for pair in pairs if not pair[0].needs_image], kinds)
     for field in ("section", "category"):
-        score[f"by_{field}"] = {key: _totals(part) for key, part in sorted(_groups(pairs, field).items())}
+        score[f"by_{field}"] = {key: _totals(part, kinds) for key, part in sorted(_groups(pairs, field).items())}
     return score
 
 
-def _totals(pairs: _Pairs) -> dict[str, Any]:
-    correct = sum(verdict.correct for _, verdict in pairs)
+def _totals(pairs: _Pairs, kinds: Container[str]) -> dict[str, Any]:
+    counted = [verdict for item, verdict in pairs if _counts(item, kinds)]
+    correct = sum(verdict.correct for verdict in counted)
     points, total = sum(verdict.points for _, verdict in pairs), sum(item.points for item, _ in pairs)
     is_graded = bool(pairs) and not not_graded(verdict for _, verdict in pairs)
     return {
         "items": len(pairs),
+        "accuracy_items": len(counted),
         "correct": correct,
-        "accuracy": correct / len(pairs) if is_graded else None,
+        "accuracy": correct / len(counted) if counted and not not_graded(counted) else None,
         "points": points,
         "points_total": total,
         "points_share": points / total if total and is_graded else None,
@@ -220,12 +241,13 @@ def _totals(pairs: _Pairs) -> dict[str, Any]:
 
 def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pairs) -> dict[str, Any]:
     if exam not in task.cuts:
-        return {"result": "none", "reasons": ["no cut-off is known for this exam"]}
+        return {"result": "none", "reasons": ["no pass mark is known for this exam"]}
     required_min, general_min = task.cuts[exam]
     limits = {"required_min": required_min, "general_min": general_min, "prohibited_max": task.prohibited_max}
     whole = task.exam_sizes[exam]
     if score["items"] < whole:
-        reason = f"{score['items']} of the {whole} questions were asked; the cut-offs are for all of them"
+        verb = "was" if score["items"] == 1 else "were"
+        reason = f"{score['items']} of the {whole} questions {verb} asked; the pass marks are for all of them"
         return {"result": "incomplete", "reasons": [reason], **limits}
     left = _left_open(task, pairs)
     lost, undecided = [], []
@@ -237,7 +259,7 @@ def _exam_verdict(task: LoadedTask, exam: str, score: dict[str, Any], pairs: _Pa
         elif points < cut:
             undecided.append(f"{reason}, and questions worth {left[part]} not asked")
     picks, most = score["prohibited"], task.prohibited_max
-    reason = f"{picks} questions with a prohibited pick, at most {most} allowed"
+    reason = f"{picks} question{'' if picks == 1 else 's'} with a prohibited pick, at most {most} allowed"
     if picks > most:
         lost.append(reason)
     elif picks + left["prohibited"] > most:
@@ -275,6 +297,15 @@ def _verdict(item: Item, correct: bool, picks: set[str], *, unparsed: bool) -> V
         *(correct, item.points if correct else 0, bool(picks & set(item.prohibited)), unparsed),
         no_reference=_has_no_reference(item),
     )
+
+
+def _accuracy_kinds(asked: Iterable[str]) -> frozenset[str]:
+    kinds = frozenset(asked)
+    return kinds & set(ACCURACY_KINDS) or kinds
+
+
+def _counts(item: Item, kinds: Container[str]) -> bool:
+    return str(item.kind) in kinds and not _has_no_reference(item)
 
 
 def _has_no_reference(item: Item) -> bool:

@@ -113,7 +113,9 @@ class EvalSettings:
     out: str | None = field(None, help="run folder; default: runs/eval/<name>")
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
     seed: int = field(0, help="of the choice of examples, of drawn answers and of the bootstrap")
-    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    resamples: int = field(
+        10000, help="bootstrap samples behind 95 % intervals, except those of accuracy, which need none"
+    )
     shard: str | None = field(
         None,
         help="this process's part of a run in several, such as 1/4; auto: as srun, a job array or mpirun says "

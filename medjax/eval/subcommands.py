@@ -92,7 +92,9 @@ class AuditSettings:
     ngram: int = field(6, help="letters of an n-gram in other items")
     sketch: int = field(64, help="n-grams of each item that are looked for at first (MinHash)")
     out: str | None = field(None, help="folder of the result; default: runs/audit/<names of data and sets>")
-    resamples: int = field(10000, help="bootstrap samples behind every 95 % interval")
+    resamples: int = field(
+        10000, help="bootstrap samples behind 95 % intervals, except those of accuracy, which need none"
+    )
     seed: int = field(0, help="of the bootstrap")
 
     def __post_init__(self):
@@ -383,7 +385,7 @@ def print_audited(found: Mapping[str, Any]) -> None:
         for part in ("all",) if is_clean else ("all", "without", "matched"):
             entry = score[part]
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
-            shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["items"] else ""
+            shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["accuracy_interval"] else ""
             points = f"{entry['points']:g} / {entry['points_total']:g}"
             graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax.report import drawing
+from medjax.report.headlines import accuracy_items
 from medjax.report.outcomes import named
 from medjax.report.table import text_table
 
@@ -44,29 +46,32 @@ def print_summary(results: dict[str, Any]) -> None:
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
+        has_score = "not_graded" not in evaluation["scores"]
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
-            worth = "there is no score" if "not_graded" in evaluation["scores"] else "counted as wrong"
+            worth = f"the accuracy counts {'it' if count == 1 else 'them'} as not right"
+            worth = worth if has_score else "there is no score"
             print(f"{evaluation['id']}: {items} not asked, since there are no choices to score; {worth}")
         if count := evaluation["scores"]["no_reference"]:
             questions = "1 open question has" if count == 1 else f"{count} open questions have"
             print(
-                f"{evaluation['id']}: {questions} no reference answer; counted as wrong here, for people to judge in "
-                "samples.jsonl"
+                f"{evaluation['id']}: {questions} no reference answer and no part in the accuracy; for people to judge "
+                "in samples.jsonl"
             )
         if count := evaluation["scores"]["too_long"]:
             items = "1 item is" if count == 1 else f"{count} items are"
-            worth = "there is no score" if "not_graded" in evaluation["scores"] else "they are worth nothing"
+            worth = "it wins nothing" if count == 1 else "they win nothing"
+            worth = worth if has_score else "there is no score"
             print(
-                f"{evaluation['id']}: {items} longer than the model's context with the answer and not asked; {worth}; "
+                f"{evaluation['id']}: {items} longer than the model's context with the answer and not sent; {worth}; "
                 "ask with fewer examples (--num-fewshot) or new tokens, or take a model with a longer context"
             )
         cut_off = evaluation["scores"]["cut_off"]
         if cut_off > _MANY * evaluation["n_items"]:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
             print(
-                f"{evaluation['id']}: {answers} cut off before anything could be read; "
-                "give more room with --max-new-tokens"
+                f"{evaluation['id']}: {answers} cut off (truncated at the limit of new tokens before anything could be "
+                "read); give more room with --max-new-tokens"
             )
     if changed := dict.fromkeys(name for e in record["evaluations"] for name in e["data"]["unpinned"]):
         print(f"data differ from the published files: {', '.join(changed)}")
@@ -75,8 +80,9 @@ def print_summary(results: dict[str, Any]) -> None:
     computed, saved = (sum(w[key] for w in work) for key in ("tokens_computed", "tokens_saved"))
     compiled = record["compiled_seconds"]
     print(
-        f"{computed:,} tokens computed, {saved:,} saved by sharing; {len(compiled)} programs compiled in "
-        f"{sum(compiled.values()):.0f} s; {record['wall_seconds']:.0f} s in all"
+        f"{computed:,} tokens computed, {saved:,} saved by sharing; "
+        f"{drawing.counted(len(compiled), 'program')} compiled in {sum(compiled.values()):.0f} s; "
+        f"{record['wall_seconds']:.0f} s in all"
     )
     print(f"results  {record['folder']}/results.json  (every item: samples.jsonl, to look at: report.html)")
     print(f"next     {_next(record, results['max_length'])}")
@@ -163,7 +169,7 @@ def _print_graded(evaluations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
-    """Pass or fail of every exam whose cut-offs are known; what keeps an exam from being judged is said once."""
+    """Pass or fail of every exam whose pass marks are known; what keeps an exam from being judged is said once."""
     found = [
         (evaluation, exam, score)
         for evaluation in evaluations
@@ -192,12 +198,12 @@ def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _is_part(score: Mapping[str, Any]) -> bool:
-    """Whether an exam is incomplete because the run took some of its questions: there are no cut-offs for these."""
+    """Whether an exam is incomplete because the run took some of its questions: there are no pass marks for these."""
     return score["verdict"]["result"] == "incomplete" and "open" not in score["verdict"]
 
 
 def _against_cuts(score: Mapping[str, Any]) -> list[str]:
-    """Points of both parts and prohibited picks, with the cut-offs where these hold, and what is open."""
+    """Points of both parts and prohibited picks, with the pass marks where these hold, and what is open."""
     verdict = score["verdict"]
     cells = []
     for name in ("required", "general"):
@@ -245,9 +251,15 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
             f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
         )
+        unread = f"{bias['unread']} of {bias['asks']} asks could not be read"
         if bias["p_value"] is not None:
             picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())
-            yield f"positions picked (right ones): {picked}; p = {bias['p_value']:.2g} that they are picked alike"
+            yield (
+                f"positions picked (right ones): {picked}; p = {bias['p_value']:.2g} that it does not matter where a "
+                f"choice stands; {unread}"
+            )
+        elif bias["unread"]:
+            yield f"positions picked: none, {unread}"
 
 
 def _difference_row(comparison: Mapping[str, Any]) -> list[str]:
@@ -294,11 +306,16 @@ def _can_be_prohibited(score: Mapping[str, Any]) -> bool:
 
 def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str], has_prohibited: bool) -> list[str]:
     score = evaluation["scores"]
+    counted = accuracy_items(score)
     # why it is not graded stand the columns beside
-    accuracy, points = "not graded" if "not_graded" in score else "", f"– / {score['points_total']:g}"
+    accuracy = "not graded" if "not_graded" in score else "" if counted else "for people to judge"
+    points = f"– / {score['points_total']:g}"
     if score["accuracy"] is not None:
         low, high = score["accuracy_interval"]
         accuracy = f"{score['accuracy']:6.1%} ({100 * low:.1f} to {100 * high:.1f})"
+        if counted < score["items"]:
+            accuracy += f" of {counted}"
+    if "not_graded" not in score:
         points = f"{score['points']:g} / {score['points_total']:g}"
     return [
         f"{evaluation['task']} ({evaluation['language']})",
@@ -306,7 +323,7 @@ def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str], has_pr
         *([evaluation["variant"]] if both else []),
         str(score["items"]),
         accuracy,
-        f"{score['chance']['accuracy']:.1%}",
+        f"{score['chance']['accuracy']:.1%}" if counted else "",
         points,
         *(str(score["outcomes"][name]) for name in outcomes),
         *([str(score["prohibited"])] * has_prohibited),

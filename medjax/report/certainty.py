@@ -50,7 +50,8 @@ def difficulty_figure(difficulty: Mapping[str, Any], chance: float) -> str:
     most = max(part["items"] for part in difficulty["bins"])
     for part in difficulty["bins"]:
         plane.bar(part["from"] + 0.01, part["to"] - 0.01, 0, 0.14 * part["items"] / most, "muted", opacity=0.25)
-        count = drawing.number(part["items"])
+        # ten bins leave room for four digits, without a comma
+        count = str(part["items"]) if part["items"] < 10_000 else drawing.magnitude(round(part["items"], -3))
         # above the axes, where no interval crosses it
         plane.note((part["from"] + part["to"]) / 2, 1.0, count, "muted", dx=-LETTER * len(count) / 2, dy=-4)
     plane.curve((0, 1), (0, 1), "muted", width=1.2, dashed=True)
@@ -92,29 +93,29 @@ def _shares(counts: Mapping[str, int]) -> Sequence[float]:
 def _calibration_note(calibration: Mapping[str, Any]) -> str:
     sure, right = drawing.percent(calibration["confidence"]), drawing.percent(calibration["accuracy"])
     note = (
-        f"Mean probability {sure}, right {right} of {drawing.number(calibration['picks'])} picks. Expected calibration "
-        f"error {with_interval(calibration['ece'])}, Brier score {with_interval(calibration['brier'])}"
+        f"Mean probability {sure}, right {right} of {drawing.counted(calibration['picks'], 'pick')}. Expected "
+        f"calibration error {with_interval(calibration['ece'])}, Brier score {with_interval(calibration['brier'])}"
     )
     if calibration["slope"].get("value") is not None:
         note += f", slope {with_interval(calibration['slope'], 2)} (below 1: too sure)"
     if calibration["left_out"]:
-        note += f"; {drawing.number(calibration['left_out'])} answers without one scored pick are left out"
+        note += f"; left out: {drawing.counted(calibration['left_out'], 'answer')} without one scored pick"
     return note + "."
 
 
 def _difficulty_note(difficulty: Mapping[str, Any]) -> str:
     return (
-        f"{drawing.number(difficulty['items'])} questions of which it is known how many examinees were right: "
+        f"{drawing.counted(difficulty['items'], 'question')} of which it is known how many examinees were right: "
         f"{drawing.percent(difficulty['human_accuracy'])} of them on average, the model "
         f"{drawing.percent(difficulty['accuracy'])}."
     )
 
 
 def _position_note(bias: Mapping[str, Any]) -> str:
-    picks = sum(bias["picked"].values())
-    if bias["p_value"] is None:
-        return f"{drawing.number(picks)} picks; no test of position bias can be made."
+    picks, asks = drawing.counted(sum(bias["picked"].values()), "pick"), drawing.counted(bias["asks"], "ask")
+    how = f"{drawing.number(bias['permutations'])} drawn" if bias["permutations"] else "all counted"
     return (
-        f"{drawing.number(picks)} picks; χ² {bias['chi_square']:.1f} with {bias['degrees']} degrees of freedom, "
-        f"p = {bias['p_value']:.2g} that positions are picked as often as right choices stand there."
+        f"{picks}; {drawing.number(bias['unread'])} of {asks} could not be read. χ² {bias['chi_square']:.1f}, "
+        f"p = {bias['p_value']:.2g} that it does not matter where a choice stands, from permutations of the answers to "
+        f"a question among its shifts ({how})."
     )

@@ -179,7 +179,7 @@ def _question(question: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, 
 def _answer(given: Mapping[str, Any], letter: str) -> dict[str, str]:
     picked = given["picked"]
     read = "nothing that could be read" if picked is None else _beginning(", ".join(picked)) or "nothing"
-    cut = " (cut off)" if given.get("truncated") else ""
+    cut = (" (cut off)" if picked is None else " (truncated)") if given.get("truncated") else ""
     return {"letter": letter, "read": read + cut, "output": _beginning(given.get("output") or "")}
 
 

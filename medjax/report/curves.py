@@ -122,7 +122,8 @@ def reliability_figure(
     if bins:
         fewest = min(entry["records"] for entry in bins)
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        plane.note(limit, 0.0, f"{each} {records} a point", "muted", dx=-4, dy=-6)
+        # above the axes, where no bar and no interval is
+        plane.note(limit, limit, f"{each} {records} a point", "muted", dy=-4)
     return plane.svg()
 
 

@@ -123,6 +123,11 @@ def number(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
+def counted(count: int, what: str) -> str:
+    """A count with its noun, such as 1 question, 12 questions."""
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
 def magnitude(count: int) -> str:
     """A large count for humans, such as 134.5 M."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):

@@ -6,10 +6,10 @@ It takes the dict that stands in results.json and draws every proportion on the 
 
 A set that is graded by another figure (kappa, F1, correlation, BLEU) stands in a table of its own, on the scale of that
 figure (report.headlines). A run of a base and its adapter also shows both side by side (report.variants) and their
-paired differences (report.differences). Intervals of whole evaluations and exams are those of the dict (bootstrap over
-items). For sections and categories, which may hold a handful of items, the Wilson interval is computed here. The page
-loads nothing and shows every key of the record, those it does not know included; text of models and items is escaped.
-With samples it holds every question (report.questions), and the one script it allows searches them.
+paired differences (report.differences). Accuracies have Wilson's interval: of whole evaluations and exams that of the
+dict, of sections and categories, whose counts alone stand there, it is computed here. The page loads nothing and shows
+every key of the record, those it does not know included; text of models and items is escaped. With samples it holds
+every question (report.questions), and the one script it allows searches them.
 """
 
 import math
@@ -21,6 +21,7 @@ from medjax.report import certainty, differences, drawing, outcomes, pages, ques
 from medjax.report.headlines import (
     ACCURACY,
     accuracy,
+    accuracy_items,
     by_scale,
     called,
     checked_record,
@@ -132,7 +133,7 @@ def _evaluation(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         # of a set with other questions too the accuracy is of those that it takes
         whole |= {"items": right.items, "accuracy": right.value, "low": right.low, "high": right.high}
         whole |= {"plot": right.plot(), "unread": right.unread, "not_graded": right.not_graded}
-    if len(exams) == 1:  # cut-offs are for one exam
+    if len(exams) == 1:  # pass marks are for one exam
         whole["parts"] = exams[0]["parts"]
     return {
         **{"id": entry["id"], "number": number},
@@ -174,7 +175,8 @@ def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the summary or of the table of exams."""
     right, cuts = accuracy(score), score.get("verdict", {})
     return {
-        **{key: score[key] for key in ("items", "correct", "accuracy", "prohibited")},
+        **{key: score[key] for key in ("correct", "accuracy", "prohibited")},
+        "items": right.items,
         **{key: score[key] for key in ("points", "points_total", "points_share")},
         **{"low": right.low, "high": right.high, "unread": right.unread, "not_graded": right.not_graded},
         "prohibited_max": cuts.get("prohibited_max"),
@@ -214,13 +216,13 @@ def _breakdowns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _bars(groups: Mapping[str, Mapping[str, Any]], guess: float) -> list[dict[str, Any]]:
     rows = []
     for label, total in groups.items():
-        if total["accuracy"] is None:  # no model has seen any of its questions
+        if total["accuracy"] is None:  # no model has seen a question of it that accuracy counts
             plot = drawing.marks((None, None, None), guess, "not graded", bar=True)
-            rows.append({"label": label, **total, "low": None, "plot": plot})
+            rows.append({"label": label, **total, "count": total["items"], "low": None, "plot": plot})
             continue
-        low, high = wilson_interval(total["correct"], total["items"])
+        low, high = wilson_interval(total["correct"], accuracy_items(total))
         plot = drawing.plot(total["accuracy"], low, high, guess, bar=True)
-        rows.append({"label": label, **total, "low": low, "high": high, "plot": plot})
+        rows.append({"label": label, **total, "count": accuracy_items(total), "low": low, "high": high, "plot": plot})
     return rows
 
 
@@ -263,28 +265,33 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if reason := scores.get("not_graded"):
         yield f"not graded: {reason}"
     elif unknown < scores["items"]:
-        yield f"{drawing.number(scores['correct'])} of {drawing.number(scores['items'])} questions right"
+        counted = accuracy_items(scores)
+        yield f"{drawing.number(scores['correct'])} of {drawing.counted(counted, 'question')} right"
+        if others := scores["items"] - counted - unknown:
+            yield f"{drawing.counted(others, 'question')} without choices, graded by other figures than accuracy"
         yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"
     if unknown:
-        yield f"{drawing.number(unknown)} open questions without a reference answer, for people to judge"
+        yield f"{drawing.counted(unknown, 'open question')} without a reference answer, for people to judge"
     if entry.get("limit") is not None:
-        yield f"limited to {drawing.number(entry['limit'])} questions"
+        yield f"limited to {drawing.counted(entry['limit'], 'question')}"
     if left_out := entry.get("data", {}).get("left_out_by_protocol"):
         yield f"{drawing.number(left_out)} left out, as the protocol cannot ask them"
     if not_asked := scores.get("not_asked"):
-        counts = "" if "not_graded" in scores else ", which counts as wrong"
-        yield f"{drawing.number(not_asked)} without choices not asked{counts}"
+        counts = "" if "not_graded" in scores else " (not right in the accuracy)"
+        yield f"{drawing.counted(not_asked, 'question')} without choices not asked{counts}"
     if too_long := scores.get("too_long"):
-        worth = "" if "not_graded" in scores else " and worth nothing"
-        yield f"{drawing.number(too_long)} longer than the model's context, not sent{worth}"
-    if cut_off := entry.get("truncated"):
-        yield f"{drawing.number(cut_off)} answers cut off at the limit of new tokens"
+        worth = "" if "not_graded" in scores else " (no points, not right)"
+        yield f"{drawing.counted(too_long, 'question')} longer than the model's context, not sent{worth}"
+    if truncated := entry.get("truncated"):
+        unread = f", {drawing.number(scores['cut_off'])} of them unread (cut off)" if scores.get("cut_off") else ""
+        yield f"{drawing.counted(truncated, 'answer')} truncated at the limit of new tokens{unread}"
     plain = scores["text_only"]
     if 0 < plain["items"] < scores["items"] and plain["accuracy"] is not None:
-        share, shown = drawing.percent(plain["accuracy"]), drawing.number(plain["items"])
+        share, shown = drawing.percent(plain["accuracy"]), drawing.number(accuracy_items(plain))
         yield f"{drawing.number(plain['correct'])} of the {shown} without an image right ({share})"
     if scores["withdrawn"]:
-        yield f"{drawing.number(scores['withdrawn'])} withdrawn questions count in the accuracy, not in the points"
+        withdrawn = drawing.counted(scores["withdrawn"], "withdrawn question")
+        yield f"{withdrawn} in the accuracy, not in the points"
     yield from _repeats(entry)
     if work.get("tokens_requested"):
         saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
@@ -298,10 +305,13 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if rotation := entry.get("rotation"):
         mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+        bias = rotation.get("position_bias") or {}
+        if unread := bias.get("unread"):
+            yield f"{drawing.number(unread)} of {drawing.counted(bias['asks'], 'ask')} could not be read"
     if agreement := entry.get("agreement"):  # where nothing could be read there is none to speak of
         yield f"{drawing.percent(agreement)} of the replies say what the answer says"
     if forced := entry.get("forced"):
-        yield f"{drawing.number(forced)} answers forced after reasoning"
+        yield f"{drawing.counted(forced, 'answer')} forced after reasoning"
     if drawn := entry.get("samples"):
         alone = drawing.percent(drawn["accuracy"])
         yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}; one alone is right in {alone}"

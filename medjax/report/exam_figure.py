@@ -35,7 +35,7 @@ class _Row:
 
     def remark(self, by: str = "") -> str:
         """by: what it is graded by, where the panel holds several figures."""
-        parts = (f"{drawing.number(self.headline.items)} items", by, self.protocol)
+        parts = (drawing.counted(self.headline.items, "item"), by, self.protocol)
         return drawing.cut_to(" · ".join(part for part in parts if part), 40)
 
 
@@ -85,7 +85,7 @@ def _rows(entry: Mapping[str, Any]) -> list[_Row]:
     # of several figures of a set the first stands beside the verdict
     verdicts = [outcomes.verdict(entry["scores"]["by_exam"] if number == 0 else {}) for number in range(len(found))]
     return [
-        _Row(drawing.cut_to(called(entry), 32), entry["protocol"], each, verdict)
+        _Row(drawing.cut_to(called(entry), 36), entry["protocol"], each, verdict)
         for each, verdict in zip(found, verdicts, strict=True)
     ]
 

@@ -226,10 +226,16 @@ def accuracy(scores: Mapping[str, Any]) -> Headline:
     """Items right, of the scores of an evaluation or of one exam."""
     low, high = scores["accuracy_interval"] or (None, None)
     return Headline(
-        *(ACCURACY, scores["accuracy"], low, high, scores["chance"]["accuracy"], scores["items"], _unread(scores)),
+        *(ACCURACY, scores["accuracy"], low, high, scores["chance"]["accuracy"], accuracy_items(scores)),
+        _unread(scores),
         SHARE,
         not_graded=scores.get("not_graded", ""),
     )
+
+
+def accuracy_items(scores: Mapping[str, Any]) -> int:
+    """How many items accuracy counts: not the texts of an exam that has choices; of old results all."""
+    return int(scores.get("accuracy_items", scores["items"]))
 
 
 def _unread(found: Mapping[str, Any]) -> dict[str, int]:

@@ -108,7 +108,7 @@ def verdict(exams: Mapping[str, Any]) -> dict[str, Any]:
     results = [verdict["result"] for verdict in verdicts]
     tone = next((tone for tone in ("fail", "incomplete", "pass") if tone in results), "none")
     if tone == "none":
-        return {"tone": tone, "label": "no cut-off", "reasons": []}
+        return {"tone": tone, "label": "no pass mark", "reasons": []}
     if len(verdicts) == 1:
         return {"tone": tone, "label": tone, "reasons": verdicts[0]["reasons"]}
     label = f"{results.count('pass')} of {len(results)} passed"
@@ -146,7 +146,11 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
         gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": [] if "not_graded" in score else gauges},
-        **{"accuracy": score["accuracy"], "correct": score["correct"], "count": score["items"]},
+        **{
+            "accuracy": score["accuracy"],
+            "correct": score["correct"],
+            "count": score.get("accuracy_items", score["items"]),
+        },
         "not_graded": score.get("not_graded", ""),
     }
 

@@ -24,7 +24,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(percent=drawing.percent, number=drawing.number)
+    page.filters.update(percent=drawing.percent, number=drawing.number, counted=drawing.counted)
     return page.get_template(template).render({"policy": POLICY, **values})
 
 

@@ -189,7 +189,7 @@
     if (ask.order) heading.push(`choices shown in the order ${ask.order.map((place) => LETTERS[place]).join(" ")}`);
     if (ask.template) heading.push(`template ${ask.template}`);
     if (ask.sample) heading.push(`draw ${ask.sample + 1}`);
-    if (ask.truncated) heading.push("cut off at the limit of new tokens");
+    if (ask.truncated) heading.push("truncated at the limit of new tokens");
     if (ask.forced) heading.push("answer forced after reasoning");
     if (ask.probability) heading.push(`probability of the pick ${percent(ask.probability)}`);
     const parts = heading.length ? [element("p", { class: "ask" }, heading.join("; "))] : [];

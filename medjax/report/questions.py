@@ -145,7 +145,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def _shorten(asks: Sequence[dict[str, Any]]) -> None:
-    """Cut long texts so that the page stays quick, and say so where one is cut."""
+    """Shorten long texts so that the page stays quick, and say so where one is."""
     texts = [(ask, key, ask[key]) for ask in asks for key in ("prompt", "output") if key in ask]
     lengths = [len(text) for _, _, text in texts]
     most = next((n for n in LENGTHS if sum(min(n, length) for length in lengths) <= MOST_CHARACTERS), LENGTHS[-1])

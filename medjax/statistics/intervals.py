@@ -1,11 +1,11 @@
 """Uncertainty of scores: bootstrap intervals over items, paired comparison of two models, exact tests.
 
-Every interval resamples items with replacement and takes percentiles of the statistic (Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 13). Two models that answered the same items are compared on the same
-resamples, which removes the difficulty of the items from the difference. Random numbers come from a seeded
-generator, so a result can be made again. With few items, or with all of them right or wrong, take `wilson`: there
-the bootstrap of a proportion is too narrow; `share_interval` and `ratio_interval` take it where all are alike. For the
-difference of two shares of right answers take statistics.differences.
+A share of right answers has Wilson's score interval (`share_interval`): with few items, or nearly all of them right or
+wrong, the bootstrap of a proportion is too narrow. Other intervals resample items with replacement and take percentiles
+of the statistic (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13); `ratio_interval` takes
+Wilson's where all items are alike. Two models that answered the same items are compared on the same resamples, which
+removes the difficulty of the items from the difference. Random numbers come from a seeded generator, so a result can be
+made again. For the difference of two shares of right answers take statistics.differences.
 
 Items of different weight tell less than as many of one weight: n items of weights w as much as (sum w)^2 / sum w^2
 (Kish, Survey Sampling, 1965, section 11.7), which is n where all weigh the same.
@@ -52,13 +52,13 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = RE
 
 
 def share_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Interval of a share of right answers: that of the mean, but Wilson's where all or none are right.
+    """Wilson's interval of a share of right answers; the bootstrap's of a mean of shares.
 
-    values  [items] booleans, or the share of right answers to each item; of items that are all alike every resample is
-            the same, as if there were no doubt
+    values  [items] booleans; or the share of right answers to each item, of several: where one of these is neither 0
+            nor 1 there is no count of right items, and items are drawn again
     """
     data = _vector("values", values)
-    if (data == data[0]).all() and data[0] in (0, 1):
+    if np.isin(data, (0, 1)).all():
         return wilson(int(data.sum()), len(data), level=level)
     return mean_interval(data, level=level, resamples=resamples, seed=seed)
 

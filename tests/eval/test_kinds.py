@@ -109,7 +109,7 @@ def test_an_output_that_names_half_a_character_is_written():
 def test_open_questions_without_a_reference_are_counted():
     made, answers = _graded("strict", (OPEN, TRANSLATED, ONE), (), *texts("安静。", "発熱。", "c"))
     score = aggregate(made.task, made.items, [answer.verdict for answer in answers], resamples=10)
-    assert (score["no_reference"], score["correct"], score["items"]) == (1, 2, 3)
+    assert (score["no_reference"], score["correct"], score["accuracy_items"], score["items"]) == (1, 1, 1, 3)
 
 
 def test_drawn_lists_of_entities_vote():
@@ -124,7 +124,7 @@ def test_protocols_for_choices_leave_other_kinds_out(name):
     assert not any(protocol.asks(item, "ja") for item in (FOUND, ALIKE, TRANSLATED, OPEN))
     made, _ = choose_items(loaded((FOUND, ONE)), protocol, EvalSettings())
     assert (made.items, made.unasked) == ((ONE,), 1)
-    with pytest.raises(ValueError, match=f"task exam: got 1 items, of which protocol {name} asks none"):
+    with pytest.raises(ValueError, match=f"task exam: got 1 item, of which protocol {name} asks none"):
         choose_items(loaded((FOUND,)), protocol, EvalSettings())
 
 

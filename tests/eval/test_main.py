@@ -101,7 +101,7 @@ def test_exit_status_2_names_what_is_wrong(tiny_folder, exam, tmp_path, capsys):
     assert error("--num-fewshot", "24").startswith("task ward: got num_fewshot=24, its pool holds 23 demonstrations")
     assert error("--template", str(tmp_path / "t.txt")).startswith(f"{tmp_path / 't.txt'}: No such file")
     exam.write_text(json.dumps({"id": "q", "question": "?", "choices": ["x", "y"], "answer": ["a"]}), "utf-8")
-    assert error("--protocol", "gestalt").startswith("task ward: got 1 items, of which protocol gestalt asks none")
+    assert error("--protocol", "gestalt").startswith("task ward: got 1 item, of which protocol gestalt asks none")
 
 
 @pytest.mark.parametrize(

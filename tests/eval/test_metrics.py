@@ -1,7 +1,6 @@
 """Metrics against hand-computed examples, scikit-learn, scipy and sacrebleu; unparsed answers and chance."""
 
 import builtins
-import math
 import random
 import re
 import time
@@ -315,14 +314,13 @@ def test_intervals_chance_and_counts():
     assert accuracy["value"] == pytest.approx(right.mean())
     assert accuracy["unparsed"] == 200 - right.sum()
     assert accuracy["chance"] == 0.25
-    half = 1.96 * right.std() / math.sqrt(200)
-    assert accuracy["interval"] == pytest.approx([right.mean() - half, right.mean() + half], abs=0.02)
-    # the same resamples by hand: indices instead of weights
-    drawn = PatientBootstrap(range(200), resamples=500, seed=4).draws(lambda w: w @ right / 200)
-    assert accuracy["interval"] == pytest.approx(list(np.quantile(drawn, [0.025, 0.975])))
+    oracle = stats.binomtest(int(right.sum()), 200).proportion_ci(method="wilson")
+    assert accuracy["interval"] == pytest.approx([oracle.low, oracle.high], abs=1e-12)
     assert found["kappa"]["chance"] == 0.0
     low, high = found["kappa"]["interval"]
     assert low < found["kappa"]["value"] < high
+    drawn = PatientBootstrap(range(200), resamples=500, seed=4).draws(METRICS["kappa"].statistic(items_of(gold), said))
+    assert [low, high] == pytest.approx(list(np.quantile(drawn, [0.025, 0.975])))
 
 
 def test_where_every_resample_gives_the_same_there_is_no_interval_and_it_says_so():

@@ -1,9 +1,13 @@
 """Scores of the items found against those of the others: closed forms, and a plain version on the drawn items."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from medjax.data.qa import Item
+from medjax.eval.audit import _score
 from medjax.eval.part_differences import part_differences
 from medjax.statistics.bootstrap import stratified_weights
 from medjax.statistics.differences import independent
@@ -85,3 +89,28 @@ def test_a_figure_that_is_not_defined_is_none():
     assert found["matched_minus_without"]["value"] is None
     assert found["matched_minus_without"]["no_interval"] == "not defined on these items"
     assert found["all_minus_without"]["value"] < 0
+
+
+def test_in_an_exam_of_choices_and_texts_accuracy_is_of_the_choices():
+    texts = answered([False] * 5, kind="text", said=[["熱"]] * 5, gold=("咳",))
+    choices = answered([1, 0] * 30), answered([1, 1, 1, 1, 0] * 8)
+    alone = part_differences(*choices, [], **HOW)
+    assert part_differences(choices[0] + texts, texts + choices[1], [], **HOW) == alone
+    # a part of texts alone has no accuracy to compare
+    (found,) = part_differences(choices[0], texts, [], **HOW)
+    assert (found["items"], found["matched_minus_without"]["value"]) == ([60, 0], None)
+
+
+def test_the_score_of_a_part_counts_what_the_accuracy_of_the_set_counts():
+    both = answered([1, 0, 0]) + [
+        (replace(item, id=f"t{n}"), sample)
+        for n, (item, sample) in enumerate(answered([False] * 2, kind="text", said=[["熱"]] * 2, gold=("咳",)))
+    ]
+    items = {item.id: item for item, _ in both}
+    samples = {item.id: sample | {"points": 0} for item, sample in both}
+    settings = SimpleNamespace(resamples=20, seed=0)
+    score = _score(samples, items, [], settings)
+    assert (score["items"], score["accuracy_items"], score["accuracy"]) == (5, 3, 1 / 3)
+    only_texts = {item: sample for item, sample in samples.items() if item.startswith("t")}
+    score = _score(only_texts, items, [], settings)
+    assert (score["items"], score["accuracy"], score["accuracy_interval"]) == (2, None, None)

@@ -333,6 +333,6 @@ def test_smollm2_answers_real_questions(shared_data, smollm2_gguf, tmp_path):
     for evaluation in results["medjax"]["evaluations"]:
         verdict = evaluation["scores"]["by_exam"]["2022"]["verdict"]
         assert verdict["result"] == "incomplete"
-        assert verdict["reasons"] == ["3 of the 400 questions were asked; the cut-offs are for all of them"]
+        assert verdict["reasons"] == ["3 of the 400 questions were asked; the pass marks are for all of them"]
         assert evaluation["scores"]["items"] == 3
     assert all(s["arguments"]["gen_args_0"]["arg_0"].count("<|im_start|>assistant\n") == 4 for s in samples)

@@ -49,7 +49,7 @@ def test_one_answer_is_not_answers(capsys):
     results = _results(cut_off=1)
     results["medjax"]["evaluations"][0]["n_items"] = 10
     print_summary(results)
-    assert "exam_en_strict-0shot: 1 answer was cut off before anything could be read" in capsys.readouterr().out
+    assert "exam_en_strict-0shot: 1 answer was cut off (truncated at the limit of new tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("cut_off", "shown"), [(5, []), (6, ["6"])])
@@ -62,7 +62,7 @@ def test_more_than_one_in_twenty_cut_off_and_unread_is_worth_a_hint(capsys, cut_
 def test_open_questions_without_a_reference_are_for_people_to_judge(capsys):
     assert not [line for line in _lines(capsys) if "reference" in line]
     (line,) = [line for line in _lines(capsys, no_reference=25) if "reference" in line]
-    assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer; counted as wrong")
+    assert line.startswith("exam_en_strict-0shot: 25 open questions have no reference answer and no part in")
     (head,), (row,) = (
         [line for line in _lines(capsys, no_reference=25) if line.startswith(start)] for start in ("set ", "exam (en)")
     )
@@ -89,14 +89,14 @@ def _exam(result, reasons=(), points=(5, 7), prohibited=1, left=None, whole=True
     return {"verdict": verdict, "required_total": 10, "general_total": 9, **won}
 
 
-def test_every_exam_with_cut_offs_has_a_verdict(capsys):
+def test_every_exam_with_pass_marks_has_a_verdict(capsys):
     results = _results()
-    part = "4 of the 400 questions were asked; the cut-offs are for all of them"
+    part = "4 of the 400 questions were asked; the pass marks are for all of them"
     results["medjax"]["evaluations"][0]["scores"]["by_exam"] = {
         "2018": _exam("pass", points=(9, 7.5)),
         "2019": _exam("fail", ["required 5 of 10 points, 8 needed"]),
         **{year: _exam("incomplete", [part], points=(1, 0), prohibited=0) for year in ("2020", "2021")},
-        "mine": _exam("none", ["no cut-off is known"]),
+        "mine": _exam("none", ["no pass mark is known"]),
     }
     print_summary(results)
     lines = capsys.readouterr().out.splitlines()
@@ -106,7 +106,7 @@ def test_every_exam_with_cut_offs_has_a_verdict(capsys):
         for row in (
             ("2018", "pass", "9 / 10 (8)", "7.5 / 9 (6.5)", "1 (3)"),
             ("2019", "fail", "5 / 10 (8)", "7 / 9 (6.5)", "1 (3)"),
-            # the cut-offs are for whole exams
+            # the pass marks are for whole exams
             ("2020", "incomplete", "1 / 10", "0 / 9", "0"),
             ("2021", "incomplete", "1 / 10", "0 / 9", "0"),
         )
@@ -187,7 +187,7 @@ def test_ordinary_runs_fit_a_terminal(capsys, rows):
     assert max(map(display_width, tables)) <= 120
 
 
-def test_without_cut_offs_there_is_no_table_of_verdicts(capsys):
+def test_without_pass_marks_there_is_no_table_of_verdicts(capsys):
     assert not [line for line in _lines(capsys) if "verdict" in line]
 
 
@@ -202,7 +202,7 @@ def test_what_no_model_has_seen_has_no_score(capsys):
     assert (row["accuracy (95 %)"], row["points"]) == ("not graded", "– / 120")
     assert (row["right"], row["too long"]) == ("0", "100")
     (told,) = [line for line in lines if line.startswith("exam_en_strict-0shot: 100 items are longer")]
-    assert "and not asked; there is no score; ask with fewer examples" in told
+    assert "and not sent; there is no score; ask with fewer examples" in told
 
 
 def test_figures_stand_beside_what_could_not_be_read(capsys):
@@ -332,3 +332,35 @@ def test_where_nothing_was_read_nothing_agrees(capsys):
     entry["agreement"] = 0.5
     print_summary(results)
     assert "50.0% of an item's answers say what counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (
+            {"not_asked": 1},
+            "1 item that asks for a number was not asked, since there are no choices to score; the accuracy counts it "
+            "as not right",
+        ),
+        (
+            {"not_asked": 2, "not_graded": "not asked 2/2"},
+            "2 items that ask for a number were not asked, since there are no choices to score; there is no score",
+        ),
+        (
+            {"no_reference": 1},
+            "1 open question has no reference answer and no part in the accuracy; for people to judge in samples.jsonl",
+        ),
+        ({"too_long": 1}, "1 item is longer than the model's context with the answer and not sent; it wins nothing; "),
+        (
+            {"too_long": 3},
+            "3 items are longer than the model's context with the answer and not sent; they win nothing; ",
+        ),
+    ],
+)
+def test_what_was_not_graded_is_not_called_wrong(capsys, counts, line):
+    results = _results()
+    results["medjax"]["evaluations"][0]["scores"] |= counts
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert f"exam_en_strict-0shot: {line}" in said
+    assert "counted as wrong" not in said

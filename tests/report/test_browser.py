@@ -304,9 +304,31 @@ def test_a_comparison_fits_a_phone_and_complains_of_nothing(browser, tmp_path):
         browser.resize(390, 844, phone=True)
         browser.open(page)
         assert browser.value("document.documentElement.scrollWidth") <= 390
+        # where the heads of the columns are gone, the corrected p says what it is
+        last = "[...document.querySelectorAll(':is(#comparisons, #graded) td:last-child')]"
+        assert browser.value(f"{last}.map((cell) => cell.innerText)") == ["0.057\nHolm 0.057", "0.01\nHolm 0.02"]
+        cells = "[...document.querySelectorAll('.results td:not(.chart)')].map((cell) => cell.dataset.label)"
+        assert all(browser.value(cells))
     finally:
         browser.resize(1280, 1600)
     assert browser.value("[...document.querySelectorAll('#graded td')].map((cell) => cell.innerText)[1]") == "kappa"
     assert browser.value("document.querySelector('.question pre').textContent") == HOSTILE
     assert browser.value("document.querySelectorAll(':is(script, img)').length + typeof window.pwned") == "0undefined"
     assert browser.errors == []
+
+
+def test_on_a_phone_every_cell_says_what_it_is(browser, tmp_path):
+    graded = {"value": 0.4, "interval": [0.2, 0.6], "chance": 0.25, "items": 20, "bounds": [0, 1]}
+    graded |= {"higher_is_better": True, "unparsed": 1, "cut_off": 2, "too_long": 0, "no_interval": ""}
+    path = tmp_path / "report.html"
+    path.write_text(exam_report(results(evaluation(metrics={"kappa": graded}, headline=["kappa"]))), encoding="utf-8")
+    try:
+        browser.resize(390, 844, phone=True)
+        browser.open(path)
+        cells = "[...document.querySelectorAll('.results.graded td:not(.chart)')]"
+        assert browser.value(f"{cells}.map((cell) => cell.dataset.label)") == [
+            *("Value", "95 % interval", "By chance", "Range", "Questions", "Unparsed", "Cut off"),
+        ]
+        assert browser.value(f"{cells}.every((cell) => getComputedStyle(cell, '::before').content.length > 4)")
+    finally:
+        browser.resize(1280, 1600)

@@ -9,6 +9,7 @@ from report_pages import FAIL, SVG, cells, evaluation, numbers, page, results, s
 
 from medjax.data.exams.tasks import load_task
 from medjax.eval.scoring import aggregate, judge_kasai
+from medjax.report.comparison import _answer
 from medjax.report.exam import exam_report, wilson_interval
 from medjax.report.exam_figure import summary_figure
 from medjax.report.table import display_width
@@ -143,8 +144,8 @@ def test_one_exam_shows_its_cuts_and_reasons_in_the_summary():
     [
         (["pass"], "pass", []),
         (["incomplete"], "incomplete", [["because"]]),
-        (["none"], "no cut-off", []),
-        ([], "no cut-off", []),
+        (["none"], "no pass mark", []),
+        ([], "no pass mark", []),
         (["pass", "fail", "pass"], "2 of 3 passed", []),
         (["pass", "incomplete", "incomplete"], "1 of 3 passed", [["2 incomplete"]]),
     ],
@@ -172,9 +173,9 @@ def test_normalisations_and_remarks():
     ]
     assert section.one("p", class_="remarks").text == (
         "46 of 120 questions right; 17.0 % expected by guessing; limited to 120 questions; "
-        "8 without choices not asked, which counts as wrong; "
-        "4 answers cut off at the limit of new tokens; 20 of the 50 without an image "
-        "right (40.0 %); 2 withdrawn questions count in the accuracy, not in the points; "
+        "8 questions without choices not asked (not right in the accuracy); "
+        "4 answers truncated at the limit of new tokens; 20 of the 50 without an image "
+        "right (40.0 %); 2 withdrawn questions in the accuracy, not in the points; "
         "1,234,567 tokens computed, 75.3 % saved by sharing."
     )
 
@@ -182,7 +183,7 @@ def test_normalisations_and_remarks():
 def test_no_column_for_sections_that_no_evaluation_has():
     scores = {key: value for key, value in score(by_exam={}).items() if not key.startswith(("required", "general"))}
     (row,) = cells(page(results(evaluation(scores=scores))).one("table", id="summary"))
-    assert row[4:] == ["57.5 / 144 39.9 %", "2", "3", "no cut-off"]
+    assert row[4:] == ["57.5 / 144 39.9 %", "2", "3", "no pass mark"]
 
 
 def _facts(root):
@@ -346,9 +347,9 @@ def test_labels_of_the_figure_stop_before_the_axis():
     texts = figure.findall(f"{SVG}text")
     left = min(float(t.get("x")) for t in texts if t.text == "0 %")
     (label,) = (t.text for t in texts if t.text.startswith("厚"))
-    assert label == "厚生労働省医師国家試験厚生労働…"
-    assert display_width(label) <= 32
-    assert left > 24 + 14 * 0.5 * 32  # a wide character is as wide as the font size
+    assert label == "厚生労働省医師国家試験厚生労働省医…"
+    assert display_width(label) <= 36
+    assert left > 24 + 14 * 0.5 * 36  # a wide character is as wide as the font size
     (remark,) = (t.text for t in texts if t.text.startswith("120 items"))
     assert remark == "120 items · " + "x" * 27 + "…"
 
@@ -360,3 +361,27 @@ def test_incomplete_results_are_refused():
     del broken["protocol"], broken["scores"]
     with pytest.raises(ValueError, match=r"medjax.evaluations\[1\]: got no protocol, scores, expected id, task"):
         summary_figure(results(evaluation(), broken))
+
+
+def test_truncated_answers_and_those_cut_off_are_told_apart():
+    made = evaluation(scores=score(by_exam={}, cut_off=1), truncated=4)
+    remarks = page(results(made)).one("p", class_="remarks").text
+    assert "4 answers truncated at the limit of new tokens, 1 of them unread (cut off); " in remarks
+    read = [_answer({"picked": picked, "truncated": cut}, "A")["read"] for picked in (None, ["a"]) for cut in (1, 0)]
+    assert read == ["nothing that could be read (cut off)", "nothing that could be read", "a (truncated)", "a"]
+
+
+def test_one_question_is_not_questions():
+    one = score(1, 1, (0.2, 1.0), by_exam={}, **{"withdrawn": 1, "not_asked": 1, "too_long": 1, "no_reference": 0})
+    made = evaluation(scores=one, limit=1, truncated=1, forced=1)
+    root = page(results(made))
+    remarks = root.one("p", class_="remarks").text
+    for said in (
+        *("1 of 1 question right;", "limited to 1 question;", "1 question without choices not asked (not right in the"),
+        *("1 question longer than the model's context, not sent (no points, not right);", "1 answer truncated at"),
+        *("1 withdrawn question in the accuracy, not in the points;", "1 answer forced after reasoning"),
+    ):
+        assert said in remarks
+    judged = evaluation(scores=one | {"no_reference": 1, "accuracy": None, "accuracy_interval": None}, headline=[])
+    assert "1 open question without a reference answer" in page(results(judged)).one("p", class_="judge").text
+    assert "1 item · strict-0shot" in summary_figure(results(made))

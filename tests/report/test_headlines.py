@@ -178,7 +178,7 @@ def test_what_no_model_has_seen_has_no_score_anywhere():
     assert row[5:7] == ["– / 72 58 needed", "– / 72 51 needed"]
     detail = root.one("section", id="evaluation-1")
     assert detail.one("p", class_="remarks").text.startswith(
-        "not graded: too long 8/8; 8 longer than the model's context, not sent; 1,234,567 tokens"
+        "not graded: too long 8/8; 8 questions longer than the model's context, not sent; 1,234,567 tokens"
     )
     card = detail.one("li", class_="card")
     assert (card.one("p").text, card.all("svg", class_="gauge")) == ("not graded: too long 8/8", [])

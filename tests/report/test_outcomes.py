@@ -85,7 +85,7 @@ def test_cards_of_a_failed_a_passed_and_an_unfinished_exam():
         "2018": score(verdict=FAIL),
         "2019": score(verdict={"result": "pass", "reasons": [], **cut}, general_points=72, prohibited=0),
         "2020": score(verdict={"result": "incomplete", "reasons": ["asked in part"], **cut, "general_min": 210}),
-        "2021": score(verdict={"result": "none", "reasons": ["no cut-off"]}),
+        "2021": score(verdict={"result": "none", "reasons": ["no pass mark"]}),
         "2022": score(verdict={"result": "fail", "reasons": [], **cut}, prohibited=9),
     }
     failed, passed, unfinished, harmful = cards(by_exam)

@@ -104,9 +104,16 @@ def test_a_share_of_nothing_or_all_is_not_without_doubt(right):
     assert share_interval([0.5] * 20) == mean_interval([0.5] * 20)
 
 
-def test_a_share_between_is_that_of_the_mean():
-    right = np.random.default_rng(5).random(60) < 0.7
-    assert share_interval(right, resamples=300, seed=2) == mean_interval(right, resamples=300, seed=2)
+@pytest.mark.parametrize("right", range(9))
+def test_a_share_of_few_items_is_wilsons_whatever_the_share(right):
+    oracle = binomtest(right, 8).proportion_ci(method="wilson")
+    found = share_interval([True] * right + [False] * (8 - right))
+    assert (found.estimate, found.low, found.high) == pytest.approx((right / 8, oracle.low, oracle.high), abs=1e-12)
+
+
+def test_shares_of_several_answers_to_an_item_are_drawn_again():
+    shares = np.random.default_rng(5).integers(0, 6, 60) / 5
+    assert share_interval(shares, resamples=300, seed=2) == mean_interval(shares, resamples=300, seed=2)
 
 
 @pytest.mark.parametrize("right", [0, 1])
