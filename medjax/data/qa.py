@@ -9,7 +9,7 @@ answer is a tuple of texts whatever the kind:
   similarity  how close two texts are in meaning, a number from 0 to 5                ("3.5",)
   text        one reference text (a translation, an open answer), or no reference     ("The patient ...",)
 
-`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8 (medjax.data.exams.own_exam: .json and .csv too):
+`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8 (.json and tables: medjax.data.exams.own_exam):
 
   {"id": "q1", "question": "Which two vessels ...?", "choices": ["...", "...", "...", "...", "..."],
    "answer": ["a", "d"], "points": 3, "section": "required", "category": "cardiology", "prohibited": ["e"]}

@@ -17,7 +17,7 @@ class TaskSettings:
 
     names: tuple[str, ...] = field(
         ("mini:ja", "mini:en"),
-        help="question sets, groups of them, or exam files (.jsonl, .json, .csv; docs/exams.md); name:language "
+        help="question sets, groups of them, or exam files (.jsonl, .json, .csv, .tsv; docs/exams.md); name:language "
         "chooses ja or en; list: print every set and group with its licence and origin",
         alias="--tasks",
     )

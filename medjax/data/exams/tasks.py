@@ -4,8 +4,8 @@ IgakuQA comes with its authors' three demonstrations; sets with a training part,
 questions outside the test set. The other published files hold nothing more: there the pool is the set itself
 (`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
 
-An exam of your own is a task too: give the path of a .jsonl, .json or .csv file (medjax.data.exams.own_exam). Section
-"required" is its required part; no pass rule is known for it.
+An exam of your own is a task too: give the path of a .jsonl, .json, .csv or .tsv file (medjax.data.exams.own_exam).
+Section "required" is its required part; no pass rule is known for it.
 """
 
 import difflib

@@ -302,7 +302,7 @@ def test_the_pool_of_smdis_is_balanced_and_shares_no_post_with_the_test(shared_d
 def test_a_file_with_another_ending_is_told_what_is_read(tmp_path):
     (tmp_path / "ward.xlsx").write_bytes(b"PK")
     with pytest.raises(
-        ValueError, match=r"task: got the file .*ward.xlsx, .* ends in .jsonl, .json, .csv; save a table"
+        ValueError, match=r"task: got the file .*ward.xlsx, .* ends in .jsonl, .json, .csv, .tsv; save a table"
     ):
         load_task(str(tmp_path / "ward.xlsx"))
 
