@@ -119,9 +119,10 @@ def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
     [
         (
             "id|question|a|answer\n",
-            ', row 1: got the columns id|question|a|answer, of which "id|question|a|answer" is not known, expected '
-            "some of id, question, answer, kind, points, section, category, prohibited, context, image, explanation, "
-            "and the choices in a, b, c ... or 選択肢1, 選択肢2 ...; separate the columns by commas, semicolons or tabs",
+            ', row 1: got the columns id|question|a|answer, of which "id|question|a|answer" is not known, '
+            "expected some of id, question, answer, kind, points, section, category, prohibited, context, image, "
+            "explanation, and the choices in a, b, c ... or 選択肢1, 選択肢2 ...; separate the columns by commas, "
+            "semicolons or tabs",
         ),
         (
             "id,question,a,c,answer\n",
