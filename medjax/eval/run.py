@@ -27,6 +27,7 @@ from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.difference import difference
 from medjax.eval.outputs import Questions, questions
 from medjax.eval.protocols import Protocol
 from medjax.eval.reading import read_answers
@@ -164,7 +165,7 @@ def _make(settings: EvalSettings, shard: Shard, say: Callable[[str], None], prog
     """One process of several; the last that ends puts all parts together."""
     start = time.time()
     run = _prepared(settings, lambda place: check_free(place, shard), say, progress)
-    with join(run.place, shard, run.identity, to_toml(settings), say) as folder:
+    with join(run.place, shard, run.identity, to_toml(settings), say, difference(run.place, settings)) as folder:
         say(f"shard {shard}: writing to {folder.path}")
         seconds = {}
         for asked, tokens, programs in run.jobs:
@@ -192,7 +193,9 @@ def _write(run: _Prepared, count: int, start: float, say: Callable[[str], None],
     start  time at which the work began
     """
     merging = count > 1
-    with RunFolder.open(run.place, run.identity, replace=not merging) as folder:
+    with RunFolder.open(
+        run.place, run.identity, replace=not merging, told=difference(run.place, run.settings)
+    ) as folder:
         if folder.note and not merging:
             say(folder.note)
         say(f"writing to {folder.path}")

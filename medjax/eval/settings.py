@@ -128,6 +128,9 @@ class EvalSettings:
     )
 
     def __post_init__(self):
+        for key in ("out", "name"):
+            if getattr(self, key) == "":
+                raise ValueError(f"{key}: got an empty text, expected a name; write one, or leave the option out.")
         if self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
         if self.models and (self.shard or self.model.adapter):

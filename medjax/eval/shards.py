@@ -83,17 +83,25 @@ def check_alone(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str, say: Callable[[str], None]) -> RunFolder:
+def join(
+    run: Path,
+    shard: Shard,
+    identity: Mapping[str, Any],
+    config: str,
+    say: Callable[[str], None],
+    told: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]],
+) -> RunFolder:
     """Open this process's folder, and make the whole run's where it is the first.
 
     config  content of config.toml of the whole run
     say     called with what was found in either folder
+    told    see RunFolder.open
     Raises ValueError when the folder holds another run that is not finished, or this part is being written.
     """
     finished = (run / "results.json").is_file()
 
     def make() -> None:
-        with RunFolder.open(run, identity, replace=finished) as whole:
+        with RunFolder.open(run, identity, replace=finished, told=told) as whole:
             whole.write_text("config.toml", config)
             if not whole.resumed and whole.note:
                 say(whole.note)

@@ -29,6 +29,21 @@ def command(settings: Any, prog: str) -> str:
     return " ".join([f"python -m {prog}", *parts])
 
 
+def options_changed(old: Any, new: Any) -> dict[str, str]:
+    """Key path -> "--num-fewshot 0 -> 2", for every setting in which two configurations of one kind differ."""
+    before, now = _flat(to_dict(old)), _flat(to_dict(new))
+    short = _short_options(type(new))
+    return {
+        key: f"{short.get(key, '--' + key)} {_told(before.get(key))} -> {_told(now.get(key))}"
+        for key in (*now, *(key for key in before if key not in now))
+        if before.get(key) != now.get(key)
+    }
+
+
+def _told(value: Any) -> str:
+    return "none" if value in (None, (), []) else _shown(value)
+
+
 def _short_options(section: Any, at: str = "") -> dict[str, str]:
     """Key path -> its short option, for keys that have one."""
     options: dict[str, str] = {}
