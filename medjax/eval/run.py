@@ -28,6 +28,7 @@ from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
 from medjax.eval.difference import difference
+from medjax.eval.notes import notes
 from medjax.eval.outputs import Questions, questions
 from medjax.eval.protocols import Protocol
 from medjax.eval.reading import read_answers
@@ -247,6 +248,8 @@ def _choose(settings: EvalSettings, say: Callable[[str], None]) -> list[tuple[Ev
             f"protocol: got {', '.join(protocol.name for protocol in protocols)}, expected one that asks some item of "
             f"{', '.join(settings.task.names)}; strict and cot ask them all."
         )
+    for line in notes(settings, [evaluation for evaluation, _ in chosen]):
+        say(line)
     return chosen
 
 
