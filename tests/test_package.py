@@ -1,6 +1,8 @@
 """The front door: what `import medjax` costs, what it shows, and how fast a command answers --help."""
 
+import ast
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -70,3 +72,19 @@ def test_help_answers_within_a_second(verb):
     _, done = run_python("-m", f"medjax.{verb}", "--help")
     assert done.stdout.startswith(f"usage: python -m medjax.{verb} [CONFIG.toml]")
     assert done.stderr == ""
+
+
+def _raised_texts():
+    """Every text of the code that stands in a raise, with its place."""
+    for path in sorted((ROOT / "medjax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Raise) and node.exc:
+                for part in ast.walk(node.exc):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield f"{path.relative_to(ROOT)}:{part.lineno}", part.value
+
+
+def test_errors_say_what_was_got_and_expected_in_one_sentence():
+    texts = list(_raised_texts())
+    assert any("expected one of" in text for _, text in texts)
+    assert [(place, text) for place, text in texts if re.search(r"\b(Expected|Got)\b", text)] == []

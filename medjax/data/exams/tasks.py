@@ -140,10 +140,10 @@ def _named(name: str) -> Task:
             'UTF-8 (Excel: "CSV UTF-8"), with the columns of docs/exams.md.'
         )
     near = difflib.get_close_matches(name, (*TASKS, *GROUPS), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}?" if near else "--tasks list prints them all."
     raise ValueError(
-        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of an "
-        f"exam ({', '.join(ENDINGS)}), or {FOLDER}PATH."
+        f"task: got {name!r}, expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of an "
+        f"exam ({', '.join(ENDINGS)}), or {FOLDER}PATH; {hint}"
     )
 
 
