@@ -20,7 +20,7 @@ answer is a tuple of texts whatever the kind:
   choices     list of 2 to 26 different texts; [] for a number; left out for entities, similarity and text
   answer      list of letters, upper or lower case, in any order, or whatever else medjax.data.gold reads without doubt;
               for a number: one text such as ["7.20"]; for the other kinds as above
-  points      optional number >= 0 (default 1); 0 means withdrawn: asked, but worth nothing
+  points      optional number, 0 or 0.000001 to 1,000,000 (default 1); 0 means withdrawn: asked, but worth nothing
   section     optional text; "required" marks the part that has to be passed by itself
   category    optional text
   prohibited  optional list of letters that must never be chosen (harmful choices); none of them may be an answer
@@ -33,7 +33,6 @@ answer is a tuple of texts whatever the kind:
 
 import difflib
 import json
-import math
 import re
 import string
 import unicodedata
@@ -47,6 +46,7 @@ from medjax.data.gold import read_letters, shown
 
 Kind = Literal["choice", "number", "entities", "similarity", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LEAST_POINTS, MOST_POINTS = 1e-6, 1_000_000  # of an item that counts: sums of their squares stay exact enough
 SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similarity
 # the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -121,8 +121,8 @@ class Item:
                 self._check_answer("accepted", answer)
         if isinstance(self.points, bool) or not isinstance(self.points, int | float):
             raise self._error("points", self.points, "a number")
-        if not math.isfinite(self.points) or self.points < 0:
-            raise self._error("points", self.points, "a number >= 0")
+        if not (self.points == 0 or LEAST_POINTS <= self.points <= MOST_POINTS):
+            raise self._error("points", self.points, f"0, or a number from {LEAST_POINTS:.6f} to {MOST_POINTS:,}")
         if self.human_accuracy is not None and not 0 <= self.human_accuracy <= 1:
             raise self._error("human_accuracy", self.human_accuracy, "a share from 0 to 1, or nothing")
         self._check_letters("prohibited", self.prohibited)
@@ -197,7 +197,10 @@ def read_jsonl(path: str | Path) -> list[Item]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an exam with one JSON object a line")
+        raise FileNotFoundError(
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam with one JSON object a "
+            "line; correct the path"
+        )
     return items_of(((f"{path}, line {number}", row) for number, row in json_lines(path)), path)
 
 
@@ -239,7 +242,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             try:
                 yield number, _object(line)
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                raise ValueError(
+                    f"{path}, line {number}: got JSON that is nested too deeply, expected one object a line; close "
+                    "what is open"
+                ) from None
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
 
 
@@ -375,7 +383,10 @@ def _image(image: object, folder: Path) -> str:
             f"image: got {shown(image)}, which leads out of {folder}; keep images in the folder of the exam"
         )
     if not resolved.is_file():
-        raise ValueError(f"image: {folder / image} does not exist; expected a file beside the exam")
+        raise ValueError(
+            f"image: got {shown(image)}, but {folder / image} does not exist, expected a file beside the exam; "
+            "put it there"
+        )
     return str(folder / image)
 
 

@@ -42,7 +42,8 @@ class PromptTemplate:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ValueError(
-                f"{name}, line {error.lineno}: {error.message}; expected Jinja or Liquid braces."
+                f"{name}, line {error.lineno}: {str(error.message).rstrip('.')}, expected Jinja or Liquid braces; "
+                "close what is open."
             ) from None
         for variable in sorted(used - set(_VARIABLES)):
             near = difflib.get_close_matches(variable, _VARIABLES, n=1)

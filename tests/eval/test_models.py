@@ -5,7 +5,7 @@ import json
 import pytest
 
 from medjax.config import load
-from medjax.eval.models import Entrant, as_text, entrants, headline, scores, shown
+from medjax.eval.models import Entrant, as_text, entrants, evaluate_models, headline, scores, shown
 from medjax.eval.settings import EvalSettings
 
 
@@ -23,6 +23,21 @@ def test_a_model_and_its_adapter_are_told_apart(tmp_path, monkeypatch):
 def test_two_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"got x/base and y/base, which are both called base"):
         entrants(["x/base", "other", "y/base"])
+
+
+def test_what_is_missing_is_told_before_the_first_model_is_graded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+
+    def refused(error, models, message):
+        with pytest.raises(error, match=message):
+            evaluate_models(load(EvalSettings, overrides={"models": models, "out": "suite"}))
+        assert not (tmp_path / "suite").exists()
+
+    refused(ValueError, "one", r"models: got 1, expected two or more to compare; give one by --model")
+    refused(FileNotFoundError, "one,./three", r"model: got './three', which is no file or folder here")
+    refused(FileNotFoundError, "one,two+three", r"^three: no such folder; expected an adapter folder")
 
 
 @pytest.mark.parametrize("more", [{"shard": "1/2"}, {"model.adapter": "runs/x"}])

@@ -91,7 +91,8 @@ def test_template_errors_name_file_and_cause(tmp_path):
     )
     assert message(b"plain text").startswith(": got no {{instruction}}")
     assert message(b"x\n{{question") == (
-        ", line 2: unexpected end of template, expected 'end of print statement'.; expected Jinja or Liquid braces."
+        ", line 2: unexpected end of template, expected 'end of print statement', expected Jinja or Liquid braces; "
+        "close what is open."
     )
     assert message(b"\x83\xbf{{question}}") == ": byte 0 is not UTF-8; save the file as UTF-8."
     with pytest.raises(FileNotFoundError, match=r"none\.txt: No such file"):

@@ -28,7 +28,8 @@ def read_exam(path: Path) -> list[Item]:
     """The items of an exam file. Raises FileNotFoundError, and ValueError naming file, line, item and field."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; expected an exam: one JSON object a line, a .json, .csv or .tsv"
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: one JSON object a line, "
+            "a .json, .csv or .tsv; correct the path"
         )
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)

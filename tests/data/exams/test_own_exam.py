@@ -210,8 +210,19 @@ def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
         ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: iconv"
     ):
         read_exam(path)
-    with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected an exam: one JSON object a line"):
+    with pytest.raises(
+        FileNotFoundError, match=r"none.csv: got no such file, expected an exam: one JSON object a line"
+    ):
         read_exam(tmp_path / "none.csv")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"folder.jsonl: got a folder, expected an exam: one JSON object a line"
+    ):
+        read_exam(tmp_path / "folder.jsonl")
+    with pytest.raises(
+        ValueError, match=r"deep.jsonl, line 1: got JSON that is nested too deeply, expected one object"
+    ):
+        read_exam(write(tmp_path, "deep.jsonl", '{"id": ' + "[" * 100_000))
 
 
 def test_the_table_in_the_docs_is_read(tmp_path):
