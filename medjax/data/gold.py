@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 _SEPARATOR = re.compile(r"[,、;/・\s]+")
 _PLACE = re.compile("[0-9]{1,2}")
+_SHOWN = 300  # characters
 _DECIMAL = re.compile(r"[0-9]+\.[0-9]+")
 
 
@@ -38,8 +39,12 @@ def read_letters(value: object, choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def shown(value: object) -> str:
-    """A value as JSON writes it, which is how users write it: a tuple is a list, texts stand in double quotes."""
-    return json.dumps(value, ensure_ascii=False, default=repr)
+    """A value as JSON writes it, which is how users write it: a tuple is a list, texts stand in double quotes.
+
+    Of a very long one only the beginning.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
 
 
 Ways = dict[tuple[str, ...], str]  # letters -> how they are meant

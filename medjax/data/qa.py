@@ -53,6 +53,7 @@ NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # kana, half-width ones too, and CJK ideographs
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its partner, which JSON can name
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line ends among them
 REQUIRED = ("id", "question", "choices", "answer")
 OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
 _WITH_CHOICES = ("choice", "number")
@@ -288,7 +289,7 @@ def _item(row: dict[str, Any], path: Path) -> Item:
     try:
         return _checked(row, path)
     except ValueError as error:
-        known = f"item {name}: " if isinstance(name, str) and name else ""
+        known = f"item {name}: " if isinstance(name, str) and name and not _CONTROL.search(name) else ""
         raise ValueError(f"{'' if str(error).startswith(known) else known}{error}") from None
 
 
@@ -298,7 +299,9 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
-            raise ValueError(f"{key}: unknown field{hint} Known are {', '.join(known)}.")
+            raise ValueError(
+                f"{shown(key) if _CONTROL.search(key) else key}: unknown field{hint} Known are {', '.join(known)}."
+            )
     kind = row.get("kind")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: got {shown(kind)}, expected one of {', '.join(KINDS)}")
@@ -306,6 +309,10 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
     for key in needed:
         if key not in row:
             raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
+    if isinstance(row["id"], str) and _CONTROL.search(row["id"]):  # tables and messages show it
+        raise ValueError(
+            f"id: got {shown(row['id'])}, expected text of one line, without control characters; rename it"
+        )
     choices = _list(row, "choices")
     if len(choices) == 1 or len(choices) > len(string.ascii_lowercase):
         raise ValueError(f"choices: got {shown(choices)}, expected no choice (a number is asked for) or 2 to 26 texts")
@@ -384,8 +391,8 @@ def _image(image: object, folder: Path) -> str:
         )
     if not resolved.is_file():
         raise ValueError(
-            f"image: got {shown(image)}, but {folder / image} does not exist, expected a file beside the exam; "
-            "put it there"
+            f"image: got {shown(image)}, which does not exist in {folder}, expected a file beside the exam; put "
+            "it there"
         )
     return str(folder / image)
 

@@ -83,12 +83,12 @@ def _separator(path: Path) -> str:
 
 
 def _plain(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).strip().lower()
+    return " ".join(unicodedata.normalize("NFKC", name).lower().split())
 
 
 def _fields(header: Sequence[str], names: Sequence[str], choices: Sequence[int], where: str) -> dict[str, int]:
     """Field -> its column. Raises ValueError for a column that is not known, comes twice or is missing."""
-    got = f"{where}: got the columns {', '.join(filter(None, header))}"
+    got = f"{where}: got the columns {', '.join(' '.join(name.split()) for name in header if name.strip())}"
     known: dict[str, int] = {}
     for at, name in enumerate(names):
         if not name or at in choices:

@@ -90,7 +90,7 @@ def test_a_table(tmp_path):
     ("name", "separator", "header"),
     [
         ("a.csv", ",", "\ufeff問題番号,問題文,選択肢１,選択肢２,正解,配点"),
-        ("b.csv", ";", "No.,設問,選択肢①,選択肢②,解答,配点"),
+        ("b.csv", ";", 'No.,設問,選択肢①,"選択肢\n2",解答,配点'),
         ("c.csv", "\t", "ＩＤ,ＱＵＥＳＴＩＯＮ,Ａ,Ｂ,Ａｎｓｗｅｒ,Points"),
         ("d.tsv", "\t", "id,question,選択肢A,選択肢B,正答,配点"),
         ("e.csv", ";", '"id","question","Choice-1","Choice-2","answer","points"'),
