@@ -83,6 +83,11 @@ def evaluate(
     if settings is None:
         given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
         settings = load(EvalSettings, overrides=given)
+    if settings.models:
+        raise ValueError(
+            f"models: got {', '.join(settings.models)} in a call that grades one model, expected model=...; call it "
+            "for each, or run python -m medjax.eval --models."
+        )
     shard = Shard.read(settings.shard) if settings.shard else WHOLE
     settings = replace(settings, shard=None)  # what is recorded is the whole run
     if shard != WHOLE:

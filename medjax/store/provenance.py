@@ -1,5 +1,6 @@
 """What a run needs to be repeated: the command line and the versions of what computed."""
 
+import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -67,4 +68,9 @@ def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    if isinstance(value, list | tuple):
+        texts = [str(one) for one in value]
+        plain = ",".join(texts)
+        # on the command line a comma divides a list, but not within an array, which begins with a bracket
+        value = json.dumps(texts, ensure_ascii=False) if plain.count(",") >= len(texts) or plain[:1] == "[" else plain
+    return shlex.quote(str(value))

@@ -296,6 +296,8 @@ def test_changed_data_prompt_or_model_starts_anew_and_says_why(tiny_folder, exam
 def test_options_beside_settings_are_refused():
     with pytest.raises(ValueError, match="got settings and limit, expected one or the other"):
         evaluate(EvalSettings(), limit=3)
+    with pytest.raises(ValueError, match=r"models: got a, b in a call that grades one model, expected model="):
+        evaluate(models="a,b")
 
 
 # real models and questions
