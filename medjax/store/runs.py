@@ -217,8 +217,11 @@ def changes(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = ", ".join(value)
     text = "absent" if value is None else str(value)
-    return text if len(text) <= 24 else text[:21] + "..."
+    longest = 80 if " " in text or "/" in text else 24  # a digest tells no more in full, names and paths do
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _json(value: Any, path: Path, indent: int | None = None) -> str:

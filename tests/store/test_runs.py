@@ -313,3 +313,6 @@ def test_changes_names_the_path_of_every_difference():
     new = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "come": "y" * 40}
     assert changes(old, new) == ["b.c: [1, 2] -> [1, 3]", f"come: absent -> {'y' * 21}...", "gone: True -> absent"]
     assert changes(old, old) == []
+    paths = [f"/runs/eval/{name}" for name in ("first_of_two", "second_of_two")]
+    assert changes({"compare": paths}, {"compare": paths[:1]}) == [f"compare: {', '.join(paths)} -> {paths[0]}"]
+    assert changes({"a": "/" * 90}, {"a": []}) == [f"a: {'/' * 77}... -> []"]
