@@ -202,10 +202,10 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         return _hub_snapshot(name, revision)
     near = difflib.get_close_matches(name.lower(), _MODELS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}?" if near else "give one of them."
     raise FileNotFoundError(
-        f"model: got {name!r}, which is no file or folder here; {hint}Expected a local path, "
-        f"a registered name ({', '.join(_MODELS)}) or a hub id such as organisation/name."
+        f"model: got {name!r}, which is no file or folder here, expected a local path, a registered name "
+        f"({', '.join(_MODELS)}) or a hub id such as organisation/name; {hint}"
     )
 
 

@@ -270,7 +270,7 @@ def test_models_by_path_name_and_hub_id(tmp_path, monkeypatch):
     (tmp_path / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve_model("org/model") == Path("org/model")  # what lies here wins over the hub
-    with pytest.raises(FileNotFoundError, match="did you mean smollm2-135m\\?"):
+    with pytest.raises(FileNotFoundError, match=r"here, expected a local path, .*; did you mean smollm2-135m\?$"):
         resolve_model("smollm-135m")
     with pytest.raises(FileNotFoundError, match="which is no file or folder here"):
         resolve_model("./nothing/here")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -81,3 +82,19 @@ def test_lm_evaluation_harness_is_shown_the_model():
     module, _, name = target.partition(":")
     tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8"))
     assert name in [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def _raised_texts():
+    """Every text of the code that stands in a raise, with its place."""
+    for path in sorted((ROOT / "medjax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Raise) and node.exc:
+                for part in ast.walk(node.exc):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield f"{path.relative_to(ROOT)}:{part.lineno}", part.value
+
+
+def test_errors_say_what_was_got_and_expected_in_one_sentence():
+    texts = list(_raised_texts())
+    assert any("expected one of" in text for _, text in texts)
+    assert [(place, text) for place, text in texts if re.search(r"\b(Expected|Got)\b", text)] == []

@@ -4,8 +4,9 @@
 
 A number is a place counted from 1. In a text, letters may stand together, numbers and choice texts between commas,
 blanks or slashes; each entry of a list is one letter, one number or the text of one choice. Texts agree after NFKC,
-without regard to case and blanks. A lower-case letter is always that letter. Anything else that can be read in two ways
-(the blood group "AB" beside choices a and b; "2" where choice c is "2") is refused.
+without regard to case and blanks. A lower-case letter of the item is always that letter, whatever the choices say: it
+is the form of the schema. Anything else that can be read in two ways (the blood group "AB" beside choices a and b; "2"
+where choice c is "2" or "2.0") is refused.
 """
 
 import difflib
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 
 _SEPARATOR = re.compile(r"[,、;/・\s]+")
 _PLACE = re.compile("[0-9]{1,2}")
+_SHOWN = 300  # characters
+_DECIMAL = re.compile(r"[0-9]+\.[0-9]+")
 
 
 def read_letters(value: object, choices: Sequence[str]) -> tuple[str, ...]:
@@ -36,8 +39,12 @@ def read_letters(value: object, choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def shown(value: object) -> str:
-    """A value as JSON writes it, which is how users write it: a tuple is a list, texts stand in double quotes."""
-    return json.dumps(value, ensure_ascii=False, default=repr)
+    """A value as JSON writes it, which is how users write it: a tuple is a list, texts stand in double quotes.
+
+    Of a very long one only the beginning.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
 
 
 Ways = dict[tuple[str, ...], str]  # letters -> how they are meant
@@ -99,9 +106,16 @@ def _ways(entry: object, choices: Sequence[str]) -> Ways:
         ways.setdefault((letters[int(key) - 1],), "a place")
     same = [letter for letter, choice in zip(letters, choices, strict=True) if choice.strip() == text]
     same = same or [letter for letter, choice in zip(letters, choices, strict=True) if _key(choice) == key]
+    if ways and not same and _PLACE.fullmatch(key):  # 2 where a choice is 2.0: not its text, and yet not only a place
+        same = [letter for letter, choice in zip(letters, choices, strict=True) if _value(choice) == int(key)]
     for letter in same if key else []:
         ways.setdefault((letter,), "the text of a choice")
     return ways
+
+
+def _value(text: str) -> float | None:
+    key = _key(text)
+    return float(key) if _DECIMAL.fullmatch(key) else None
 
 
 def _key(text: str) -> str:

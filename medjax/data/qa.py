@@ -9,7 +9,7 @@ answer is a tuple of texts whatever the kind:
   similarity  how close two texts are in meaning, a number from 0 to 5                ("3.5",)
   text        one reference text (a translation, an open answer), or no reference     ("The patient ...",)
 
-`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8 (medjax.data.exams.own_exam: .json and .csv too):
+`read_jsonl` reads an exam of your own, one JSON object a line, UTF-8 (.json and tables: medjax.data.exams.own_exam):
 
   {"id": "q1", "question": "Which two vessels ...?", "choices": ["...", "...", "...", "...", "..."],
    "answer": ["a", "d"], "points": 3, "section": "required", "category": "cardiology", "prohibited": ["e"]}
@@ -20,7 +20,7 @@ answer is a tuple of texts whatever the kind:
   choices     list of 2 to 26 different texts; [] for a number; left out for entities, similarity and text
   answer      list of letters, upper or lower case, in any order, or whatever else medjax.data.gold reads without doubt;
               for a number: one text such as ["7.20"]; for the other kinds as above
-  points      optional number >= 0 (default 1); 0 means withdrawn: asked, but worth nothing
+  points      optional number, 0 or 0.000001 to 1,000,000 (default 1); 0 means withdrawn: asked, but worth nothing
   section     optional text; "required" marks the part that has to be passed by itself
   category    optional text
   prohibited  optional list of letters that must never be chosen (harmful choices); none of them may be an answer
@@ -33,7 +33,6 @@ answer is a tuple of texts whatever the kind:
 
 import difflib
 import json
-import math
 import re
 import string
 import unicodedata
@@ -47,12 +46,14 @@ from medjax.data.gold import read_letters, shown
 
 Kind = Literal["choice", "number", "entities", "similarity", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LEAST_POINTS, MOST_POINTS = 1e-6, 1_000_000  # of an item that counts: sums of their squares stay exact enough
 SIMILARITY = (0.0, 5.0)  # lowest and highest answer of an item of kind similarity
 # the form of a numeric answer; \d would also take full-width and other digits, which no answer is compared with
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # kana, half-width ones too, and CJK ideographs
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its partner, which JSON can name
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line ends among them
 REQUIRED = ("id", "question", "choices", "answer")
 OPTIONAL = ("kind", "points", "section", "category", "prohibited", "context", "image", "explanation")
 _WITH_CHOICES = ("choice", "number")
@@ -121,8 +122,8 @@ class Item:
                 self._check_answer("accepted", answer)
         if isinstance(self.points, bool) or not isinstance(self.points, int | float):
             raise self._error("points", self.points, "a number")
-        if not math.isfinite(self.points) or self.points < 0:
-            raise self._error("points", self.points, "a number >= 0")
+        if not (self.points == 0 or LEAST_POINTS <= self.points <= MOST_POINTS):
+            raise self._error("points", self.points, f"0, or a number from {LEAST_POINTS:.6f} to {MOST_POINTS:,}")
         if self.human_accuracy is not None and not 0 <= self.human_accuracy <= 1:
             raise self._error("human_accuracy", self.human_accuracy, "a share from 0 to 1, or nothing")
         self._check_letters("prohibited", self.prohibited)
@@ -197,7 +198,10 @@ def read_jsonl(path: str | Path) -> list[Item]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an exam with one JSON object a line")
+        raise FileNotFoundError(
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam with one JSON object a "
+            "line; correct the path"
+        )
     return items_of(((f"{path}, line {number}", row) for number, row in json_lines(path)), path)
 
 
@@ -239,7 +243,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             try:
                 yield number, _object(line)
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                raise ValueError(
+                    f"{path}, line {number}: got JSON that is nested too deeply, expected one object a line; close "
+                    "what is open"
+                ) from None
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
 
 
@@ -280,7 +289,7 @@ def _item(row: dict[str, Any], path: Path) -> Item:
     try:
         return _checked(row, path)
     except ValueError as error:
-        known = f"item {name}: " if isinstance(name, str) and name else ""
+        known = f"item {name}: " if isinstance(name, str) and name and not _CONTROL.search(name) else ""
         raise ValueError(f"{'' if str(error).startswith(known) else known}{error}") from None
 
 
@@ -290,7 +299,9 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
-            raise ValueError(f"{key}: unknown field{hint} Known are {', '.join(known)}.")
+            raise ValueError(
+                f"{shown(key) if _CONTROL.search(key) else key}: unknown field{hint} Known are {', '.join(known)}."
+            )
     kind = row.get("kind")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: got {shown(kind)}, expected one of {', '.join(KINDS)}")
@@ -298,6 +309,10 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
     for key in needed:
         if key not in row:
             raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
+    if isinstance(row["id"], str) and _CONTROL.search(row["id"]):  # tables and messages show it
+        raise ValueError(
+            f"id: got {shown(row['id'])}, expected text of one line, without control characters; rename it"
+        )
     choices = _list(row, "choices")
     if len(choices) == 1 or len(choices) > len(string.ascii_lowercase):
         raise ValueError(f"choices: got {shown(choices)}, expected no choice (a number is asked for) or 2 to 26 texts")
@@ -375,7 +390,10 @@ def _image(image: object, folder: Path) -> str:
             f"image: got {shown(image)}, which leads out of {folder}; keep images in the folder of the exam"
         )
     if not resolved.is_file():
-        raise ValueError(f"image: {folder / image} does not exist; expected a file beside the exam")
+        raise ValueError(
+            f"image: got {shown(image)}, which does not exist in {folder}, expected a file beside the exam; put "
+            "it there"
+        )
     return str(folder / image)
 
 

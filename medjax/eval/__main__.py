@@ -5,6 +5,7 @@ import signal
 import sys
 
 from medjax.config import parse_command, peek
+from medjax.data.exams.own_exam import is_exam_file
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
 from medjax.eval.subcommands import SUBCOMMANDS, run_subcommand
@@ -81,6 +82,13 @@ def _is_ecg(argv: list[str]) -> bool:
 
 
 def _language(argv: list[str]) -> int:
+    if argv and is_exam_file(argv[0]) and not argv[0].startswith("-"):
+        print(
+            f"medjax.eval: got the exam {argv[0]} as the file of settings, expected it by its option; write --tasks "
+            f"{argv[0]}",
+            file=sys.stderr,
+        )
+        return 2
     settings = parse_command(EvalSettings, argv, prog="medjax.eval", description=_DESCRIPTION, epilog=_EPILOG + _STATUS)
     work = _list_tasks if settings.task.names == ("list",) else _grade
     if settings.models and work is _grade:

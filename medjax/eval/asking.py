@@ -104,8 +104,8 @@ def choose_items(task: LoadedTask, protocol: Protocol, settings: EvalSettings) -
             if item.kind == "choice" and not template.shows_choices(item):
                 raise ValueError(
                     f"{template.name}: task {task.name}: item {item.id}: got a prompt without its "
-                    f"{len(item.choices)} choices, while protocol {protocol.id} asks for their letters; write "
-                    "{{input}} where they belong, or a line for each: {% for letter in letters %}{{letter}}. "
+                    f"{len(item.choices)} choices, while protocol {protocol.id} asks for their letters; write a "
+                    "line for each: {% for letter in letters %}{{letter}}. "
                     "{{choices[loop.index0]}}{{'\\n'}}{% endfor %}"
                 )
     p = settings.protocol

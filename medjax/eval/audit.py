@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.data.exams.groups import expand
-from medjax.data.exams.own_exam import is_exam_file
+from medjax.data.exams.own_exam import TABLES, is_exam_file
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.exams.training import asked_of, is_training_part, write_training_part
 from medjax.data.qa import Item
@@ -70,7 +70,7 @@ def audit(
     letters, records = 0, _Distinct()
     holders: dict[tuple[str, str], _Distinct] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train], besides=(".csv",))
+        files = find_files([_file(name, Path(folder), settings.data_dir) for name in settings.train], besides=TABLES)
         total = size_of(files)
         say(f"looking for {counted(len(items), 'item')} in {counted(len(files), 'file')}, {total / _MEGABYTE:,.1f} MB")
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)

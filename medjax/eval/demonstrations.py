@@ -47,8 +47,8 @@ class Demonstrations:
         reserve = 1 if task.pool_is_test else 0
         if count and len(self._pool) < count + reserve:
             raise ValueError(
-                f"task {task.name}: got num_fewshot={count}, its pool holds {len(self._pool)} demonstrations"
-                f"{' (one is kept in reserve)' if reserve else ''}; ask for fewer."
+                f"task {task.name}: got num_fewshot={count}, expected at most {max(0, len(self._pool) - reserve)}: its "
+                f"pool holds {len(self._pool)}{', of which one is kept in reserve' if reserve else ''}; ask for fewer."
             )
         self._chosen: list[Item] | None = None
         self._near: _Similarity | None = None

@@ -168,7 +168,9 @@ def _results(
             else:
                 entries.append(ecg_scores.ordered(target, true, values, judged))
     if not entries:
-        raise ValueError(f"data: {' '.join(notes)} Expected a target that can be evaluated; give data with labels.")
+        raise ValueError(
+            f"data: {' '.join(notes).rstrip('.')}, expected a target that can be evaluated; give data with labels."
+        )
     left_out = {**part.left_out, **reasons}
     protocol = {
         **record_of_run,

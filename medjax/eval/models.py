@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medjax.assets import resolve_model
 from medjax.eval.comparison import compare_runs, write_comparison
 from medjax.eval.run import evaluate
 from medjax.eval.settings import EvalSettings
 from medjax.report.table import text_table
-from medjax.store.runs import RunFolder, named, shortened
+from medjax.store.adapters import check_adapter
+from medjax.store.runs import RunFolder, changes, named, shortened
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ def evaluate_models(
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
     chosen = entrants(settings.models)
+    _check(chosen, settings)
     place = Path(settings.out) if settings.out else Path("runs/eval") / shortened(_name(settings, chosen))
     identity = {"models": [asdict(one) for one in chosen], "task": asdict(settings.task), "seed": settings.seed}
     identity |= {"protocol": asdict(settings.protocol)}
-    with RunFolder.open(place, identity) as folder:  # now, as it moves what another call has left there
+    with RunFolder.open(place, identity, told=_told) as folder:  # now, as it moves what another call has left there
         if folder.note:
             say(folder.note)
     graded = []
@@ -87,6 +90,26 @@ def evaluate_models(
         write_comparison(folder, found, "report.html", scores=as_text(results["scores"]), folders=folders)
         folder.write_json("results.json", results | {"comparison": found})
     return results | {"comparison": found, "place": str(place)}
+
+
+def _told(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What another suite in the folder differs in: the names of its models, then its settings by their keys."""
+    names = [", ".join(str(one["label"]) for one in identity.get("models", ())) for identity in (old, new)]
+    found = [f"models: {names[0] or 'none'} -> {names[1]}"] if old.get("models") != new["models"] else []
+    before, now = ({key: value for key, value in identity.items() if key != "models"} for identity in (old, new))
+    return found + changes(before, now)
+
+
+def _check(chosen: Sequence[Entrant], settings: EvalSettings) -> None:
+    """Find every model and adapter, so that the last is not found missing when the others are graded."""
+    if len(chosen) < 2:
+        raise ValueError(
+            f"models: got {len(chosen)}, expected two or more to compare; give one by --model, with its --adapter."
+        )
+    for one in chosen:
+        resolve_model(one.model, settings.model.revision)
+        if one.adapter:
+            check_adapter(one.adapter)
 
 
 def scores(chosen: Sequence[Entrant], graded: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -66,7 +66,10 @@ class Protocol:
         if name not in PROTOCOLS:
             raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}.")
         if name == "gestalt" and settings.num_fewshot:
-            raise ValueError("protocol: gestalt is a zero-shot protocol; set num_fewshot to 0.")
+            raise ValueError(
+                f"protocol: got num_fewshot={settings.num_fewshot} under gestalt, expected 0: it is a zero-shot "
+                "protocol; leave --num-fewshot out, or choose another protocol."
+            )
         if name == "choice-logprob" and settings.temperature:
             raise ValueError(
                 f"protocol: choice-logprob draws no answers, got temperature {settings.temperature}; set it to 0 and "

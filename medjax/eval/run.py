@@ -27,6 +27,8 @@ from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import LoadedTask, load_task
 from medjax.eval.asking import Evaluation, ask, choose_items
 from medjax.eval.demonstrations import Demonstrations
+from medjax.eval.difference import difference
+from medjax.eval.notes import notes
 from medjax.eval.outputs import Questions, questions
 from medjax.eval.protocols import Protocol
 from medjax.eval.reading import read_answers
@@ -81,6 +83,11 @@ def evaluate(
     if settings is None:
         given = {f"--{name.replace('_', '-')}": str(v) if isinstance(v, Path) else v for name, v in options.items()}
         settings = load(EvalSettings, overrides=given)
+    if settings.models:
+        raise ValueError(
+            f"models: got {', '.join(settings.models)} in a call that grades one model, expected model=...; call it "
+            "for each, or run python -m medjax.eval --models."
+        )
     shard = Shard.read(settings.shard) if settings.shard else WHOLE
     settings = replace(settings, shard=None)  # what is recorded is the whole run
     if shard != WHOLE:
@@ -164,7 +171,7 @@ def _make(settings: EvalSettings, shard: Shard, say: Callable[[str], None], prog
     """One process of several; the last that ends puts all parts together."""
     start = time.time()
     run = _prepared(settings, lambda place: check_free(place, shard), say, progress)
-    with join(run.place, shard, run.identity, to_toml(settings), say) as folder:
+    with join(run.place, shard, run.identity, to_toml(settings), say, difference(run.place, settings)) as folder:
         say(f"shard {shard}: writing to {folder.path}")
         seconds = {}
         for asked, tokens, programs in run.jobs:
@@ -192,7 +199,9 @@ def _write(run: _Prepared, count: int, start: float, say: Callable[[str], None],
     start  time at which the work began
     """
     merging = count > 1
-    with RunFolder.open(run.place, run.identity, replace=not merging) as folder:
+    with RunFolder.open(
+        run.place, run.identity, replace=not merging, told=difference(run.place, run.settings)
+    ) as folder:
         if folder.note and not merging:
             say(folder.note)
         say(f"writing to {folder.path}")
@@ -244,6 +253,8 @@ def _choose(settings: EvalSettings, say: Callable[[str], None]) -> list[tuple[Ev
             f"protocol: got {', '.join(protocol.name for protocol in protocols)}, expected one that asks some item of "
             f"{', '.join(settings.task.names)}; strict and cot ask them all."
         )
+    for line in notes(settings, [evaluation for evaluation, _ in chosen]):
+        say(line)
     return chosen
 
 

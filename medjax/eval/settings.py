@@ -17,7 +17,7 @@ class TaskSettings:
 
     names: tuple[str, ...] = field(
         ("mini:ja", "mini:en"),
-        help="question sets, groups of them, or exam files (.jsonl, .json, .csv; docs/exams.md); name:language "
+        help="question sets, groups of them, or exam files (.jsonl, .json, .csv, .tsv; docs/exams.md); name:language "
         "chooses ja or en; list: print every set and group with its licence and origin",
         alias="--tasks",
     )
@@ -130,6 +130,9 @@ class EvalSettings:
     )
 
     def __post_init__(self):
+        for key in ("out", "name"):
+            if getattr(self, key) == "":
+                raise ValueError(f"{key}: got an empty text, expected a name; write one, or leave the option out.")
         if self.resamples < 1:
             raise ValueError(f"resamples: got {self.resamples}, expected 1 or more.")
         if self.models and (self.shard or self.model.adapter):

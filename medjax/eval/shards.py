@@ -83,18 +83,26 @@ def check_alone(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def join(run: Path, shard: Shard, identity: Mapping[str, Any], config: str, say: Callable[[str], None]) -> RunFolder:
+def join(
+    run: Path,
+    shard: Shard,
+    identity: Mapping[str, Any],
+    config: str,
+    say: Callable[[str], None],
+    told: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]],
+) -> RunFolder:
     """Open this process's folder, and make the whole run's where it is the first.
 
     config  content of config.toml of the whole run
     say     called with what was found in either folder
+    told    see RunFolder.open
     Raises ValueError when the folder holds another run that is not finished, or parts of another count, or this part is
     being written.
     """
     finished = (run / "results.json").is_file()
 
     def make() -> None:
-        with RunFolder.open(run, identity, replace=finished) as whole:
+        with RunFolder.open(run, identity, replace=finished, told=told) as whole:
             _check_count(run, shard)
             shard.folder(run).mkdir(parents=True, exist_ok=True)  # a process of another count sees it from here on
             whole.write_text("config.toml", config)

@@ -76,12 +76,13 @@ class AuditSettings:
 
     train: tuple[str, ...] = field(
         (),
-        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv), or a "
+        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv, .tsv), or a "
         "set's part (pubmedqa:train)",
     )
     tasks: tuple[str, ...] = field(
         (),
-        help="question sets or exam files (.jsonl, .json, .csv) to look for; name:language for one of their languages",
+        help="question sets or exam files (.jsonl, .json, .csv, .tsv) to look for; name:language for one of "
+        "their languages",
     )
     run: tuple[str, ...] = field((), help="finished runs to score with and without the items found")
     split: str = field("train", help="of folders that tensorflow-datasets wrote")

@@ -6,6 +6,8 @@ alpaca kind name {{instruction}} and {{input}}; {{choices}} and {{letters}} serv
 
 import difflib
 import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,14 +42,21 @@ class PromptTemplate:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ValueError(
-                f"{name}, line {error.lineno}: {error.message}; expected Jinja or Liquid braces."
+                f"{name}, line {error.lineno}: {str(error.message).rstrip('.')}, expected Jinja or Liquid braces; "
+                "close what is open."
             ) from None
         for variable in sorted(used - set(_VARIABLES)):
             near = difflib.get_close_matches(variable, _VARIABLES, n=1)
-            hint = f"did you mean {{{{{near[0]}}}}}? " if near else ""
-            raise ValueError(f"{name}: got {{{{{variable}}}}}; {hint}The variables are {', '.join(_VARIABLES)}.")
+            advice = (
+                f"did you mean {{{{{near[0]}}}}}?"
+                if near
+                else "drop it; worked examples (--num-fewshot) stand before the question by themselves."
+            )
+            raise ValueError(f"{name}: got {{{{{variable}}}}}, expected some of {', '.join(_VARIABLES)}; {advice}")
         if not used & {"instruction", "question"}:
-            raise ValueError(f"{name}: got no {{{{instruction}}}}; a template must say where the question goes.")
+            raise ValueError(
+                f"{name}: got no {{{{instruction}}}}, expected it or {{{{question}}}}; write it where the question is."
+            )
 
     @classmethod
     def read(cls, path: str | Path) -> "PromptTemplate":
@@ -72,8 +81,23 @@ class PromptTemplate:
         prompt = _plain(self.render(item))
         return all(_plain(choice) in prompt for choice in item.choices)
 
-    def render(self, item: Item) -> str:
-        values = (stem(item), ",".join(item.choices), item.question, list(item.choices), list(item.letters))
+    def shows_letters(self, item: Item) -> bool:
+        """Whether the letters are written by the template, or stand before the choices, as in "(A) fever"."""
+        marks = [f"\ue000{letter}\ue001" for letter in item.letters]
+        filled = self.render(item, marks)
+        if any(mark in filled for mark in marks):
+            return True
+        prompt = unicodedata.normalize("NFKC", self.render(item)).casefold()
+        choices = (unicodedata.normalize("NFKC", choice).strip().casefold() for choice in item.choices)
+        return all(
+            re.search(rf"(?<![a-z]){letter}[^a-z0-9\n]{{1,4}}{re.escape(choice)}", prompt)
+            for letter, choice in zip(item.letters, choices, strict=True)
+        )
+
+    def render(self, item: Item, letters: Sequence[str] | None = None) -> str:
+        """The item's prompt; letters: what stands for its own."""
+        shown = list(item.letters if letters is None else letters)
+        values = (stem(item), ",".join(item.choices), item.question, list(item.choices), shown)
         try:
             return self._template.render(dict(zip(_VARIABLES, (*values, item.context, item.num_answers), strict=True)))
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

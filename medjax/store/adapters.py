@@ -257,6 +257,11 @@ def _kind(path: Path) -> tuple[str, Path]:
     return "", path
 
 
+def check_adapter(path: str | Path) -> None:
+    """Raise what `open_adapter` raises where there is no adapter, without reading it."""
+    _found(Path(path).expanduser())
+
+
 def _found(path: Path) -> tuple[str, Path]:
     kind, folder = _kind(path)
     if kind:

@@ -1,5 +1,6 @@
 """What a run needs to be repeated: the command line and the versions of what computed."""
 
+import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -29,6 +30,21 @@ def command(settings: Any, prog: str) -> str:
     return " ".join([f"python -m {prog}", *parts])
 
 
+def options_changed(old: Any, new: Any) -> dict[str, str]:
+    """Key path -> "--num-fewshot 0 -> 2", for every setting in which two configurations of one kind differ."""
+    before, now = _flat(to_dict(old)), _flat(to_dict(new))
+    short = _short_options(type(new))
+    return {
+        key: f"{short.get(key, '--' + key)} {_told(before.get(key))} -> {_told(now.get(key))}"
+        for key in (*now, *(key for key in before if key not in now))
+        if before.get(key) != now.get(key)
+    }
+
+
+def _told(value: Any) -> str:
+    return "none" if value in (None, (), []) else _shown(value)
+
+
 def _short_options(section: Any, at: str = "") -> dict[str, str]:
     """Key path -> its short option, for keys that have one."""
     options: dict[str, str] = {}
@@ -52,4 +68,9 @@ def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    if isinstance(value, list | tuple):
+        texts = [str(one) for one in value]
+        plain = ",".join(texts)
+        # on the command line a comma divides a list, but not within an array, which begins with a bracket
+        value = json.dumps(texts, ensure_ascii=False) if plain.count(",") >= len(texts) or plain[:1] == "[" else plain
+    return shlex.quote(str(value))

@@ -13,7 +13,7 @@ A run of several processes has a run folder for each of them in shards/ (medjax.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255, and endings are added
+_TOLD = 4  # differences of two runs that a message names
 
 
 class FolderInUseError(ValueError):
@@ -45,10 +46,18 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: str | Path, identity: Mapping[str, Any], *, replace: bool = True) -> "RunFolder":
+    def open(
+        cls,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        *,
+        replace: bool = True,
+        told: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = lambda old, new: [],
+    ) -> "RunFolder":
         """Open or make a run folder for a run with this identity (plain JSON values).
 
         replace  another run that is found there is moved aside; False: refused, which says what differs
+        told     says in words in what the identity found there and the run's own differ; [] leaves it to `changes`
 
         Raises ValueError when the folder exists and is not a run folder; FolderInUseError, which is one, when another
         process is writing there.
@@ -64,10 +73,13 @@ class RunFolder:
                     found = json.loads(record.read_text("utf-8"))
                 except (json.JSONDecodeError, UnicodeDecodeError):
                     found = {}
-                changed = changes(found, json.loads(json.dumps(identity)))
+                own = json.loads(json.dumps(identity))
+                if changed := changes(found, own):
+                    words = (told(found, own) if isinstance(found, dict) else []) or changed
+                    shown = "; ".join([*words[:_TOLD], *([f"{len(words) - _TOLD} more"] if words[_TOLD:] else [])])
                 if changed and not replace:
                     raise ValueError(
-                        f"{path}: got another run ({'; '.join(changed[:3])}), expected the one that was begun there; "
+                        f"{path}: got another run ({shown}), expected the one that was begun there; "
                         "give the same settings, model and data on the same kind of devices, or choose another --out."
                     )
                 if changed:
@@ -75,7 +87,7 @@ class RunFolder:
                     path.rename(aside)
                     moved, lock = lock, _lock(path)  # a lock goes with its folder
                     _close(moved)
-                    note = f"{path} held another run ({'; '.join(changed[:3])}); it was moved to {aside}, "
+                    note = f"{path} held another run ({shown}); it was moved to {aside}, "
                     note += "this one starts anew"
                 else:
                     resumed, note = True, f"{path} holds this run already; going on from there"
@@ -205,8 +217,11 @@ def changes(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = ", ".join(value)
     text = "absent" if value is None else str(value)
-    return text if len(text) <= 24 else text[:21] + "..."
+    longest = 80 if " " in text or "/" in text else 24  # a digest tells no more in full, names and paths do
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _json(value: Any, path: Path, indent: int | None = None) -> str:
@@ -217,7 +232,13 @@ def _json(value: Any, path: Path, indent: int | None = None) -> str:
 
 
 def _check_own(path: Path) -> None:
-    """Refuse a path that is taken by something else than a run, or lies below a file."""
+    """Refuse a path that is taken by something else than a run, lies below a file, or where nothing can be written."""
+    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{path}: got a place in {nearest}, where this process may not write, expected a folder where it may; "
+            "choose another --out."
+        )
     if (path / "run.json").is_file():
         return
     if path.is_dir():
@@ -226,7 +247,6 @@ def _check_own(path: Path) -> None:
                 f"{path}: got a folder with other files, expected a run folder or none; choose another --out."
             )
         return
-    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not nearest.is_dir():
         raise ValueError(f"{nearest}: got a file, expected a run folder or none; choose another --out.")
 
@@ -234,7 +254,12 @@ def _check_own(path: Path) -> None:
 def _lock(path: Path) -> IO[str] | None:
     """Make the folder and take its lock; None where there are no locks."""
     while True:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a place where the system lets nobody write
+            raise ValueError(
+                f"{path}: cannot be made ({error.strerror}), expected a place for a run folder; choose another --out."
+            ) from None
         if fcntl is None:
             return None
         file = (path / "lock").open("a")

@@ -32,7 +32,14 @@ GROUPS = ("A", "B", "O", "AB")
         ("A", GROUPS, "a"),
         (["AB"], GROUPS, "d"),
         ("b", ("b", "a"), "b"),  # the form of the schema has its meaning whatever the texts are
+        ("c", ("x", "c", "y"), "c"),
+        (["c"], ("C", "b", "a"), "c"),
+        ("e", ("x", "e"), "b"),  # no letter of the item: only its text is left
         ("2", ("1", "2"), "b"),
+        (3, ("1", "2", "3"), "c"),
+        ("3", ("1.0", "2.0", "3.0"), "c"),
+        ("3", ("10", "20", "30"), "c"),
+        ("20", ("10", "20", "30"), "b"),
         (12, tuple("甲乙丙丁戊己庚辛壬癸子丑"), "l"),
         ("myocardial infarction", ("angina", "Myocardial  infarction"), "b"),
         ("1,000", ("1,000", "10"), "a"),
@@ -59,6 +66,21 @@ def test_one_meaning(value, choices, expected):
         ),
         ("B", ("b", "a"), None),
         ("A", ("b", "A"), 'is a letter (a) and the text of a choice (b), expected one meaning; write ["a"] or ["b"]'),
+        (
+            3,
+            ("3", "1", "2"),
+            'is a place (c) and the text of a choice (a), expected one meaning; write ["c"] or ["a"]',
+        ),
+        (
+            "2",
+            ("2.0", "３．５", "5.0"),
+            'is a place (b) and the text of a choice (a), expected one meaning; write ["b"] or ["a"]',
+        ),
+        (
+            "C",
+            ("x", "c", "y"),
+            'is a letter (c) and the text of a choice (b), expected one meaning; write ["c"] or ["b"]',
+        ),
         (
             "1,2",
             ("1,2", "3"),

@@ -1,6 +1,7 @@
 """Exam items and the reader of users' own exams."""
 
 import json
+import math
 
 import pytest
 
@@ -79,14 +80,21 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
             'choices: choice c repeats choice a ("一 "), expected different texts',
         ),
         ({"choices": [], "prohibited": [], "answer": [7.2]}, "answer: got [7.2], expected one number written as text"),
+        ({"id": "a\nb"}, 'line 2: id: got "a\\nb", expected text of one line, without control characters'),
+        ({"a\nb": 1}, 'line 2: item q2: "a\\nb": unknown field'),
+        ({"section": ["x" * 9000]}, "x ... (9004 characters), expected text"),
         ({"points": "3"}, 'points: got "3", expected a number'),
         ({"points": True}, "points: got true, expected a number"),
-        ({"points": -1}, "points: got -1, expected a number >= 0"),
+        ({"points": -1}, "points: got -1, expected 0, or a number from 0.000001 to 1,000,000"),
+        ({"points": 10**400}, f"points: got 1{'0' * 299} ... (401 characters), expected 0, or a number from"),
+        ({"points": 1e308}, "points: got 1e+308, expected 0, or a number from 0.000001"),
+        ({"points": 1e-320}, "points: got 1e-320, expected 0, or a number from 0.000001"),
+        ({"points": math.nan}, "points: got NaN, expected 0, or a number from 0.000001"),
         ({"prohibited": ["de"]}, 'prohibited: got ["de"], expected letters from a to e'),
         ({"prohibited": ["a"]}, 'prohibited: got ["a"], expected no letter of the answer; a is in both'),
         ({"image": "../secret.png"}, 'image: got "../secret.png", which leads out of'),
         ({"image": "/etc/passwd"}, 'image: got "/etc/passwd", which leads out of'),
-        ({"image": "none.png"}, "none.png does not exist"),
+        ({"image": "none.png"}, ", expected a file beside the exam; put it there"),
     ],
 )
 def test_a_malformed_line_names_file_line_and_field(tmp_path, change, message):
@@ -125,7 +133,7 @@ def test_other_mistakes_in_a_file(tmp_path):
             r"line 1: got half a character (\ud842), which cannot be",
         ),
         ('{"id": "q", "answer": ["a"], "answer": ["b"]}', "line 1: answer: got this field twice, expected it once"),
-        ("[" * 200_000, "line 1: maximum recursion depth exceeded"),
+        ("[" * 200_000, "line 1: got JSON that is nested too deeply"),
     ],
 )
 def test_what_json_lets_pass_and_no_exam_may_hold(tmp_path, line, message):

@@ -130,11 +130,11 @@ def test_a_run_without_an_adapter_keeps_its_layout(tiny_folder, exam, tmp_path):
     assert "adapter" not in json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
 
 
-def test_another_adapter_is_another_run(both, tiny_folder, exam, tmp_path, capsys):
+def test_another_adapter_is_another_run(both, adapter_run, tiny_folder, exam, tmp_path, capsys):
     out, _ = both
     other = write_run(tmp_path / "other", tiny_folder, seed=6)
     assert main(arguments(tiny_folder, exam, out, "--adapter", str(other), "--protocol", "choice-logprob")) == 0
-    assert "held another run (adapter: " in capsys.readouterr().out
+    assert f"held another run (--adapter {adapter_run} -> {other}; " in capsys.readouterr().out
     again = write_run(tmp_path / "copy", tiny_folder, seed=6)
     assert main(arguments(tiny_folder, exam, out, "--adapter", str(again), "--protocol", "choice-logprob")) == 0
     assert "holds this run already" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_quantised_base_is_the_rounded_model(tiny_folder, exam, tmp_path, caps
     again = arguments(tiny_folder, exam, tmp_path / "int8", *more)
     capsys.readouterr()
     assert main(again) == 0
-    assert "held another run (quantisation: int8 -> absent)" in capsys.readouterr().out
+    assert "held another run (--quantisation int8 -> none)" in capsys.readouterr().out
 
 
 def test_eight_devices_give_the_scores_of_one(both, tiny_folder, adapter_run, exam, tmp_path):

@@ -87,7 +87,9 @@ def test_jmmlu_100_gets_as_many_demonstrations_as_asked_for(shared_data):
 
 
 def test_a_pool_that_is_too_small():
-    with pytest.raises(ValueError, match=r"num_fewshot=3, its pool holds 3 demonstrations \(one is kept in reserve\)"):
+    with pytest.raises(
+        ValueError, match=r"num_fewshot=3, expected at most 2: its pool holds 3, of which one is kept in reserve; ask"
+    ):
         Demonstrations(_task(_items(3)), 3)
     assert Demonstrations(_task([]), 0, "fixed").of(_items(1)[0]) == []
 

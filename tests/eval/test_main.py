@@ -92,13 +92,15 @@ def test_exit_status_2_names_what_is_wrong(tiny_folder, exam, tmp_path, capsys):
         assert not out.exists()
         return capsys.readouterr().err.partition("medjax.eval: ")[2]  # after a progress bar, where a model was loaded
 
-    assert error("--tasks", "igakuka").startswith("task: got 'igakuka'; did you mean igakuqa?")
+    assert error("--tasks", "igakuka").endswith("; did you mean igakuqa?\n")
     french = "language: got 'fr', expected ja or en; write for example"
     assert error("--tasks", "mini:fr") == f"task mini: {french} mini:ja.\n"
     assert error("--tasks", f"{exam}:fr") == f"task ward: {french} {exam}:ja.\n"
     assert error("--tasks", f"{exam},{exam}").startswith("task and protocol: got ward_ja_choice-logprob-0shot 2 times")
     assert error("--model", str(tmp_path / "none")).startswith(f"model: got '{tmp_path / 'none'}', which is no file")
-    assert error("--num-fewshot", "24").startswith("task ward: got num_fewshot=24, its pool holds 23 demonstrations")
+    assert error("--num-fewshot", "24").startswith(
+        "task ward: got num_fewshot=24, expected at most 22: its pool holds 23, of"
+    )
     assert error("--template", str(tmp_path / "t.txt")).startswith(f"{tmp_path / 't.txt'}: No such file")
     exam.write_text(json.dumps({"id": "q", "question": "?", "choices": ["x", "y"], "answer": ["a"]}), "utf-8")
     assert error("--protocol", "gestalt").startswith("task ward: got 1 item, of which protocol gestalt asks none")
@@ -229,3 +231,10 @@ def test_a_full_disk_is_exit_status_1(tiny_folder, exam, tmp_path, monkeypatch, 
     monkeypatch.setattr(Journal, "append", full)
     assert main(arguments(tiny_folder, exam, tmp_path / "out", "--limit", "2")) == 1
     assert capsys.readouterr().err == "medjax.eval: [Errno 28] No space left on device\n"
+
+
+def test_an_exam_without_its_option_is_told_the_option(exam, capsys):
+    assert main([str(exam)]) == 2
+    assert capsys.readouterr().err == (
+        f"medjax.eval: got the exam {exam} as the file of settings, expected it by its option; write --tasks {exam}\n"
+    )

@@ -1,11 +1,12 @@
 """Several models in one command: one table, a run folder each, every pair compared."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from medjax.config import load
-from medjax.eval.models import Entrant, as_text, entrants, headline, scores, shown
+from medjax.eval.models import Entrant, _told, as_text, entrants, evaluate_models, headline, scores, shown
 from medjax.eval.settings import EvalSettings
 
 
@@ -23,6 +24,31 @@ def test_a_model_and_its_adapter_are_told_apart(tmp_path, monkeypatch):
 def test_two_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"got x/base and y/base, which are both called base"):
         entrants(["x/base", "other", "y/base"])
+
+
+def test_what_is_missing_is_told_before_the_first_model_is_graded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+
+    def refused(error, models, message):
+        with pytest.raises(error, match=message):
+            evaluate_models(load(EvalSettings, overrides={"models": models, "out": "suite"}))
+        assert not (tmp_path / "suite").exists()
+
+    refused(ValueError, "one", r"models: got 1, expected two or more to compare; give one by --model")
+    refused(FileNotFoundError, "one,./three", r"model: got './three', which is no file or folder here")
+    refused(FileNotFoundError, "one,two+three", r"^three: no such folder; expected an adapter folder")
+
+
+def test_another_suite_in_the_folder_is_told_by_its_models_and_settings():
+    old, new = (
+        {"models": [asdict(Entrant.read(name)) for name in names], "task": {"limit": limit}}
+        for names, limit in ((("a", "b+runs/x"), 5), (("a", "c"), None))
+    )
+    assert _told(old, new) == ["models: a, b+x -> a, c", "task.limit: 5 -> absent"]
+    assert _told(old, old | {"task": {"limit": 6}}) == ["task.limit: 5 -> 6"]
+    assert _told({}, new)[0] == "models: none -> a, c"
 
 
 @pytest.mark.parametrize("more", [{"shard": "1/2"}, {"model.adapter": "runs/x"}])

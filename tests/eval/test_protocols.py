@@ -307,7 +307,7 @@ def test_refused_protocols():
         ValueError, match="protocol: got 'kasia', expected one of strict, cot, choice-logprob, kasai, gestalt"
     ):
         _protocol("kasia")
-    with pytest.raises(ValueError, match="gestalt is a zero-shot protocol; set num_fewshot to 0"):
+    with pytest.raises(ValueError, match="got num_fewshot=1 under gestalt, expected 0"):
         _protocol("gestalt", num_fewshot=1)
     with pytest.raises(ValueError, match=r"choice-logprob draws no answers, got temperature 0\.7"):
         _protocol("choice-logprob", samples=3, temperature=0.7)

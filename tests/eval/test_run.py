@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -274,25 +275,29 @@ def test_changed_data_prompt_or_model_starts_anew_and_says_why(tiny_folder, exam
         lines = capsys.readouterr().out.splitlines()
         return next((line for line in lines if "held another run" in line), None)
 
-    key = r"evaluations.ward_en_choice-logprob-0shot"
+    key = "ward_en_choice-logprob-0shot"
     assert note(tiny_folder) is None
     exam.write_text(exam.read_text("utf-8").replace('"points": 3', '"points": 2', 1), "utf-8")
-    assert f"held another run ({key}.data: " in (found := note(tiny_folder))
-    assert found.endswith(f"it was moved to {out}.old1, this one starts anew")
-    assert f"({key}: absent -> " not in found
-    exam.write_text(exam.read_text("utf-8").replace("fever", "chills"), "utf-8")
     found = note(tiny_folder)
-    assert f"{key}.data: " in found
-    assert f"{key}.prompts: " in found
+    assert re.fullmatch(
+        rf"{re.escape(str(out))} held another run \(data of {key}: digest [0-9a-f]{{12}} -> [0-9a-f]{{12}}\); it was "
+        rf"moved to {re.escape(str(out))}.old1, this one starts anew",
+        found,
+    )
+    exam.write_text(exam.read_text("utf-8").replace("fever", "chills"), "utf-8")
+    assert f"(data of {key}: digest " in note(tiny_folder)
     other = write_checkpoint(tmp_path / "other", seed=4)
-    assert "held another run (model: " in note(other)
-    assert "(seed: 0 -> 1)" in note(other, "--seed", "1")
-    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", *(f"run.old{n}" for n in range(1, 5))]
+    assert f"held another run (--model {tiny_folder} -> {other}); " in note(other)
+    assert "(--seed 0 -> 1)" in note(other, "--seed", "1")
+    assert "(--num-fewshot 0 -> 2; --seed 1 -> 0)" in note(other, "--num-fewshot", "2")
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", *(f"run.old{n}" for n in range(1, 6))]
 
 
 def test_options_beside_settings_are_refused():
     with pytest.raises(ValueError, match="got settings and limit, expected one or the other"):
         evaluate(EvalSettings(), limit=3)
+    with pytest.raises(ValueError, match=r"models: got a, b in a call that grades one model, expected model="):
+        evaluate(models="a,b")
 
 
 # real models and questions

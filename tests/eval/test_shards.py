@@ -314,9 +314,9 @@ def test_shards_of_other_settings_models_and_counts(tiny_folder, exam, tmp_path,
 
     assert main(arguments(tiny_folder, exam, out, *few, "--shard", "1/2")) == 0
     before = sorted(path.relative_to(out) for path in out.rglob("*"))
-    assert f"{out}: got another run (seed: 0 -> 1), expected the one that" in refused("--shard", "2/2", "--seed", "1")
+    assert f"{out}: got another run (--seed 0 -> 1), expected the one that" in refused("--shard", "2/2", "--seed", "1")
     other = write_checkpoint(tmp_path / "other", seed=5)
-    assert f"{out}: got another run (model: " in refused("--shard", "2/2", model=other)
+    assert f"{out}: got another run (--model {tiny_folder} -> {other}), " in refused("--shard", "2/2", model=other)
     assert f"{out}: got a run in shards that is not finished, and no shard to make; add --shard" in refused()
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]

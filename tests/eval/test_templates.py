@@ -78,11 +78,21 @@ def test_template_errors_name_file_and_cause(tmp_path):
             PromptTemplate.read(path)
         return str(caught.value).removeprefix(str(path))
 
-    assert message(b"{{instrution}}\n").startswith(": got {{instrution}}; did you mean {{instruction}}? The variables")
-    assert message(b"{{input}}") == ": got no {{instruction}}; a template must say where the question goes."
+    variables = "instruction, input, question, choices, letters, context, num_answers"
+    assert message(b"{{instrution}}\n") == (
+        f": got {{{{instrution}}}}, expected some of {variables}; did you mean {{{{instruction}}}}?"
+    )
+    assert message(b"{{question}} {{few_shots}}") == (
+        f": got {{{{few_shots}}}}, expected some of {variables}; drop it; worked examples (--num-fewshot) stand before "
+        "the question by themselves."
+    )
+    assert message(b"{{input}}") == (
+        ": got no {{instruction}}, expected it or {{question}}; write it where the question is."
+    )
     assert message(b"plain text").startswith(": got no {{instruction}}")
     assert message(b"x\n{{question") == (
-        ", line 2: unexpected end of template, expected 'end of print statement'.; expected Jinja or Liquid braces."
+        ", line 2: unexpected end of template, expected 'end of print statement', expected Jinja or Liquid braces; "
+        "close what is open."
     )
     assert message(b"\x83\xbf{{question}}") == ": byte 0 is not UTF-8; save the file as UTF-8."
     with pytest.raises(FileNotFoundError, match=r"none\.txt: No such file"):

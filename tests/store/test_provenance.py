@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 
 from medjax.config import field, load
-from medjax.store.provenance import command, versions
+from medjax.store.provenance import command, options_changed, versions
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Part:
 
     name: str = field("x", help="a name", alias="--model")
     sizes: tuple[int, ...] = field((), help="sizes")
+    files: tuple[str, ...] = field((), help="files")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,19 @@ def test_the_command_names_what_is_not_usual_and_gives_the_settings_back():
     import shlex
 
     assert load(Settings, overrides=shlex.split(text)[3:]) == settings
+    for files in (("a,b.jsonl",), ("[1].jsonl", "c"), ("a b", "c,d", '"e"'), ("f",)):
+        settings = Settings(Part(files=files))
+        assert load(Settings, overrides=shlex.split(command(settings, "medjax.train"))[3:]) == settings
+
+
+def test_settings_that_changed():
+    changed = options_changed(Settings(Part("a", (1,))), Settings(Part("b c", ()), True))
+    assert changed == {
+        "part.name": "--model a -> 'b c'",
+        "part.sizes": "--part.sizes 1 -> none",
+        "fast": "--fast false -> true",
+    }
+    assert options_changed(Settings(), Settings()) == {}
 
 
 @pytest.mark.parametrize("more", [(), ("optax",)])

@@ -1,5 +1,6 @@
 """Run folders: what is found again, what is moved aside, what is refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -241,6 +242,39 @@ def test_check_makes_nothing(tmp_path):
     assert _names(tmp_path) == ["file"]
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    _open(tmp_path / "run")
+    before = _names(tmp_path)
+    monkeypatch.setattr("medjax.store.runs.os.access", lambda path, mode: False)  # for root everything can be written
+    for path, nearest in ((tmp_path / "a" / "b", tmp_path), (tmp_path / "run", tmp_path / "run")):
+        with pytest.raises(ValueError) as error:
+            RunFolder.check(path)
+        assert str(error.value) == (
+            f"{path}: got a place in {nearest}, where this process may not write, expected a folder where it may; "
+            "choose another --out."
+        )
+    assert _names(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    def mkdir(self, **_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("medjax.store.runs.Path.mkdir", mkdir)
+    with pytest.raises(ValueError, match=r"x: cannot be made \(Read-only file system\), expected a place"):
+        RunFolder.open(tmp_path / "x", IDENTITY)
+
+
+def test_what_differs_is_told_in_words_where_somebody_knows_them(tmp_path):
+    path = tmp_path / "x"
+    _open(path, {"model": "a", "seed": 0})
+    other = {"model": "b", "seed": 1}
+    with pytest.raises(ValueError, match=r"x: got another run \(A -> B; C; D; E; 2 more\), expected the one"):
+        RunFolder.open(path, other, replace=False, told=lambda old, new: ["A -> B", *"CDEFG"])
+    note = RunFolder.open(path, other, told=lambda old, new: [f"{old['seed']} to {new['seed']}"]).note
+    assert note.startswith(f"{path} held another run (0 to 1); it was moved")
+
+
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -279,3 +313,6 @@ def test_changes_names_the_path_of_every_difference():
     new = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "come": "y" * 40}
     assert changes(old, new) == ["b.c: [1, 2] -> [1, 3]", f"come: absent -> {'y' * 21}...", "gone: True -> absent"]
     assert changes(old, old) == []
+    paths = [f"/runs/eval/{name}" for name in ("first_of_two", "second_of_two")]
+    assert changes({"compare": paths}, {"compare": paths[:1]}) == [f"compare: {', '.join(paths)} -> {paths[0]}"]
+    assert changes({"a": "/" * 90}, {"a": []}) == [f"a: {'/' * 77}... -> []"]

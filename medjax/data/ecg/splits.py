@@ -127,7 +127,7 @@ def refuse_leaks(index: Index, sets: Mapping[str, np.ndarray]) -> None:
             found.append(f"{what}, {some}{more}")
     if found:
         raise ValueError(
-            f"data: got in two sets: the same {'; the same '.join(found)}. Expected each in one, or the evaluation is "
+            f"data: got in two sets: the same {'; the same '.join(found)}, expected each in one, or the evaluation is "
             "flattered; correct the patients' identifiers, or leave such records out: --data.leaks drop."
         )
 

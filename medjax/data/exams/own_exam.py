@@ -1,28 +1,24 @@
-"""An exam of the user's: .jsonl with one object a line, .json with an array of such objects, or .csv with a header.
+"""An exam of the user's: .jsonl with one object a line, .json with an array of such objects, or a table.
 
 .json  [{"id": ...}, ...], or an object in which one array holds objects: {"title": "...", "items": [{"id": ...}]}
-.csv   comma-separated, UTF-8; columns are fields of medjax.data.qa by their names, and the choices: a, b, c ..., or
-       choice_a, option_b, 選択肢1. Empty cells are fields left out, and choices that an item does not have. For items
-       of kind entities, whose answers are lists, use .json.
+.csv   a table with a header (medjax.data.exams.exam_table); .tsv: the same, separated by tabs
 """
 
 import json
 import re
-import string
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from medjax.data.decoding import read_text
-from medjax.data.exams.rows import csv_rows
+from medjax.data.exams.exam_table import table_rows
 from medjax.data.gold import shown
 from medjax.data.qa import OPTIONAL, REQUIRED, Item, check_characters, fields, items_of, read_jsonl
 
-ENDINGS = (".jsonl", ".json", ".csv")
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+TABLES = (".csv", ".tsv")
 _HEAD = 1 << 20  # bytes that hold the first question of an array
 _BLANK = re.compile(r"\s*")
-_CHOICE = re.compile("(?:(?:choice|option|選択肢)[ _]?([a-z]|[0-9]{1,2})|([a-z]))")
 
 
 def is_exam_file(name: str) -> bool:
@@ -31,14 +27,14 @@ def is_exam_file(name: str) -> bool:
 
 
 def holds_exam(path: Path) -> bool:
-    """Whether a file among other data is an exam: a .csv, or a .jsonl or .json whose first object is an item.
+    """Whether a file among other data is an exam: a .csv or .tsv, or a .jsonl or .json whose first object is an item.
 
     A malformed file is none: whoever reads it says what is wrong.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS or not path.is_file():
         return False
-    return ending == ".csv" or _is_item(_first_object(path))
+    return ending in TABLES or _is_item(_first_object(path))
 
 
 def _first_object(path: Path) -> object:
@@ -74,10 +70,13 @@ def _is_item(row: object) -> bool:
 def read_exam(path: Path) -> list[Item]:
     """The items of an exam file. Raises FileNotFoundError, and ValueError naming file, line, item and field."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an exam: one JSON object a line, a .json or a .csv")
+        raise FileNotFoundError(
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: one JSON object a line, "
+            "a .json, .csv or .tsv; correct the path"
+        )
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)
-    return items_of(_json(path) if path.suffix.lower() == ".json" else _csv(path), path)
+    return items_of(_json(path) if path.suffix.lower() == ".json" else table_rows(path), path)
 
 
 def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,74 +144,3 @@ def _arrays(text: str, whole: object) -> list[int]:
 def _skip(text: str, place: int) -> int:
     match = _BLANK.match(text, place)
     return match.end() if match else place
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv_rows(path)
-    first = next(rows, None)
-    if first is None:
-        return
-    header, where = first
-    names = [unicodedata.normalize("NFKC", name).strip().lower() for name in header]
-    choices = _choice_columns(names, where)
-    known = {name: at for at, name in enumerate(names) if name and at not in choices}
-    expected = [name for name in (*REQUIRED, *OPTIONAL) if name != "choices"]
-    for name, at in known.items():
-        if name not in expected:
-            hint = "; separate the columns by commas" if len(names) == 1 else ""
-            raise ValueError(
-                f"{where}: got the column {shown(header[at])}, expected some of {', '.join(expected)}, and the choices "
-                f"in a, b, c ...{hint}"
-            )
-    if len(known) + len(choices) < sum(map(bool, names)):
-        raise ValueError(f"{where}: got a column twice in {', '.join(header)}, expected every column once")
-    if missing := [name for name in REQUIRED if name not in known and name != "choices"]:
-        raise ValueError(f"{where}: got no column {', '.join(missing)} in {', '.join(header)}, expected one of each")
-    for cells, here in rows:
-        if any(cell.strip() for cell in cells):
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"{here}: got {len(cells)} columns, expected {len(header)} as in the header; a text that holds a "
-                    "comma stands in double quotes"
-                )
-            for name, cell in zip(names, cells, strict=True):  # numbers are a table's own count of its rows
-                if not name and cell.strip() and not cell.strip().isdecimal():
-                    raise ValueError(
-                        f"{here}: got {shown(cell)} in a column without a name, expected a name in the header; choices "
-                        "are a, b, c ..."
-                    )
-            yield here, _fields_of(cells, known, choices, here)
-
-
-def _choice_columns(names: list[str], where: str) -> list[int]:
-    """Columns of the choices in order. Raises ValueError where one is left out or comes twice."""
-    found = {at: match[1] or match[2] for at, name in enumerate(names) if (match := _CHOICE.fullmatch(name))}
-    order = sorted(found, key=lambda at: (len(found[at]), found[at]))
-    given = [found[at] for at in order]
-    count = len(given)
-    if given not in (list(string.ascii_lowercase[:count]), [str(number) for number in range(1, count + 1)]):
-        raise ValueError(f"{where}: got the choices {', '.join(given)}, expected a, b, c ... without a gap, each once")
-    return order
-
-
-def _fields_of(cells: list[str], known: dict[str, int], choices: list[int], where: str) -> dict[str, Any]:
-    row: dict[str, Any] = {name: cells[at].strip() for name, at in known.items() if cells[at].strip()}
-    texts = [cells[at].strip() for at in choices]
-    while texts and not texts[-1]:
-        texts.pop()
-    if row.get("kind") == "entities":
-        raise ValueError(f"{where}: kind: got entities, expected another kind in a .csv; give its lists in a .json")
-    row["choices"] = texts
-    if row.get("kind") == "text":
-        row.setdefault("answer", [])
-    if "points" in row:
-        row["points"] = _points(row["points"], where)
-    return row
-
-
-def _points(text: str, where: str) -> int | float:
-    try:
-        number = float(text.replace("_", " "))  # Python alone reads 1_0 as 10
-    except ValueError:
-        raise ValueError(f"{where}: points: got {shown(text)}, expected a number") from None
-    return int(number) if number.is_integer() else number

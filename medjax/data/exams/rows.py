@@ -80,18 +80,27 @@ def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield row, f"{path}, line {number}"
 
 
-def csv_rows(path: Path) -> Iterator[tuple[list[str], str]]:
-    """The rows of a csv file, each with where it stands. Raises ValueError for what is no csv, or no UTF-8."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    number = 0
+def csv_rows(path: Path, separator: str = ",") -> Iterator[tuple[list[str], str]]:
+    """The rows of a csv file, each with where it stands: its row and, after texts of several lines, its line.
+
+    Raises ValueError for what is no csv, or no UTF-8.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
+    number, line = 1, 1
     try:
-        for number, row in enumerate(rows, 1):
+        for row in rows:
             if row:
-                yield row, f"{path}, row {number}"
+                yield row, _row_of(path, number, line)
+            number, line = number + 1, rows.line_num + 1
     except csv.Error as error:
         raise ValueError(
-            f"{path}, row {number + 1}: {error}; look for a double quote that is not closed, or not doubled in a text"
+            f"{_row_of(path, number, line)}: {error}; look for a double quote that is not closed, or not doubled in a "
+            "text"
         ) from None
+
+
+def _row_of(path: Path, number: int, line: int) -> str:
+    return f"{path}, row {number}" + (f" (line {line})" if line != number else "")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ IgakuQA comes with its authors' three demonstrations; sets with a training part,
 questions outside the test set. The other published files hold nothing more: there the pool is the set itself
 (`pool_is_test`), and whoever picks demonstrations must leave out the question being asked.
 
-An exam of your own is a task too: give the path of a .jsonl, .json or .csv file (medjax.data.exams.own_exam). Section
-"required" is its required part; no pass rule is known for it.
+An exam of your own is a task too: give the path of a .jsonl, .json, .csv or .tsv file (medjax.data.exams.own_exam).
+Section "required" is its required part; no pass rule is known for it.
 """
 
 import difflib
@@ -140,10 +140,10 @@ def _named(name: str) -> Task:
             'UTF-8 (Excel: "CSV UTF-8"), with the columns of docs/exams.md.'
         )
     near = difflib.get_close_matches(name, (*TASKS, *GROUPS), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}?" if near else "--tasks list prints them all."
     raise ValueError(
-        f"task: got {name!r}; {hint}Expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of an "
-        f"exam ({', '.join(ENDINGS)}), or {FOLDER}PATH."
+        f"task: got {name!r}, expected one of {', '.join(TASKS)}, a group ({', '.join(GROUPS)}), the path of an "
+        f"exam ({', '.join(ENDINGS)}), or {FOLDER}PATH; {hint}"
     )
 
 

@@ -344,7 +344,7 @@ def refuse_overlap(records: Iterable[Record], items: Iterable[Asked], *, share: 
         named = "; ".join(f"{o.item} in {o.record} ({math.floor(100 * o.share)} %)" for o in found[:5])
         more = "; …" if len(found) > 5 else ""
         raise ValueError(
-            f"data: got {where} training records that hold {held} items of the evaluation: {named}{more}. Expected "
+            f"data: got {where} training records that hold {held} items of the evaluation: {named}{more}, expected "
             "none, since a score on items trained on says nothing; remove these records, or evaluate on other items."
         )
     return index.unchecked

@@ -2,14 +2,14 @@
 
 A record longer than a stretch comes in several that lap over each other, so that what is looked for lies whole in one
 of them. Text files are read stretch by stretch; other files as `records.read` reads them, one record (of JSON lists,
-one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv) is read item by item, which training does not.
+one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv, .tsv) is read item by item, which training does not.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from medjax.data.exams.own_exam import holds_exam, read_exam
+from medjax.data.exams.own_exam import TABLES, holds_exam, read_exam
 from medjax.data.text.records import Passage, Record, read
 
 LONGEST = 1 << 19  # characters of a stretch
@@ -89,9 +89,9 @@ def _exam(file: Path) -> Iterator[Record]:
     try:
         items = read_exam(file)
     except ValueError as error:
-        if file.suffix.lower() != ".csv":
+        if file.suffix.lower() not in TABLES:
             raise
-        raise ValueError(f"{error} (a .csv is read as an exam; write other data as .jsonl)") from None
+        raise ValueError(f"{error} (a {file.suffix.lower()} is read as an exam; write other data as .jsonl)") from None
     for item in items:
         text = "\n".join(part for part in (item.context, item.question, *item.choices, item.explanation) if part)
         yield Passage(item.id, f"{file}, item {item.id}", text)

@@ -114,17 +114,17 @@ def test_clean_sets_pass():
     [
         (
             index(["a", "x", "", "b", "a", "c"]),
-            r"in two sets: the same patient, a: r0 \(train\), r4 \(test\)\. Expected .* --data\.leaks drop",
+            r"in two sets: the same patient, a: r0 \(train\), r4 \(test\), expected .* --data\.leaks drop",
             {"train": [1, 2], "validation": [3], "test": [4, 5]},
         ),
         (
             index(["a", "x", "", "b", "e", "c"], waveforms=["0", "1", "2", "3", "4", "1"]),
-            r"the same waveform, r1 \(train\), r5 \(test\)\. Expected",
+            r"the same waveform, r1 \(train\), r5 \(test\), expected",
             {"train": [0, 2], "validation": [3], "test": [4, 5]},
         ),
         (
             index([""] * 6, recordings=["0", "1", "2", "2", "4", "5"]),
-            r"the same recording, as altered copies, r2 \(train\), r3 \(validation\)\. Expected",
+            r"the same recording, as altered copies, r2 \(train\), r3 \(validation\), expected",
             {"train": [0, 1], "validation": [3], "test": [4, 5]},
         ),
         (
@@ -134,7 +134,7 @@ def test_clean_sets_pass():
         ),
         (
             index(["a", "y", "z", "b", "b", "c"]),
-            r"the same patient, b: r3 \(validation\), r4 \(test\)\.",
+            r"the same patient, b: r3 \(validation\), r4 \(test\), expected",
             {"train": [0, 1, 2], "validation": [], "test": [4, 5]},
         ),
     ],
@@ -150,7 +150,7 @@ def test_leaks_are_refused_or_dropped(made, message, kept):
 
 def test_many_leaks_are_counted():
     made = index([f"p{i}" for i in range(10)] * 2)
-    with pytest.raises(ValueError, match=r"p0: .*; p1: .*; p2: r2 \(train\), r12 \(test\) and 7 more\. Expected"):
+    with pytest.raises(ValueError, match=r"p0: .*; p1: .*; p2: r2 \(train\), r12 \(test\) and 7 more, expected"):
         refuse_leaks(made, {"train": np.arange(10), "test": np.arange(10, 20)})
 
 

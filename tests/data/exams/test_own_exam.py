@@ -1,10 +1,12 @@
 """Exams of the user's in .json and .csv: what is read, and what is said of what is not."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from medjax.data.exams import exam_table
 from medjax.data.exams.own_exam import is_exam_file, read_exam
 
 ROW = {"id": "q1", "question": "正しいのは？", "choices": ["ア", "イ", "ウ"], "answer": "イ"}
@@ -18,9 +20,10 @@ def write(folder, name, text):
 
 
 def test_the_endings_that_are_exams():
-    assert [is_exam_file(name) for name in ("a.jsonl", "b/c.JSON", "d.csv", "igakuqa", "e.tsv")] == [True] * 3 + [
-        False
-    ] * 2
+    assert [is_exam_file(name) for name in ("a.jsonl", "b/c.JSON", "d.csv", "e.tsv", "igakuqa", "f.xlsx")] == [
+        *[True] * 4,
+        *[False] * 2,
+    ]
 
 
 def test_an_array_and_an_object_with_one_array(tmp_path):
@@ -84,17 +87,85 @@ def test_a_table(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "separator", "header"),
+    [
+        ("a.csv", ",", "\ufeff問題番号,問題文,選択肢１,選択肢２,正解,配点"),
+        ("b.csv", ";", 'No.,設問,選択肢①,"選択肢\n2",解答,配点'),
+        ("c.csv", "\t", "ＩＤ,ＱＵＥＳＴＩＯＮ,Ａ,Ｂ,Ａｎｓｗｅｒ,Points"),
+        ("d.tsv", "\t", "id,question,選択肢A,選択肢B,正答,配点"),
+        ("e.csv", ";", '"id","question","Choice-1","Choice-2","answer","points"'),
+    ],
+)
+def test_tables_with_other_separators_and_headers(tmp_path, name, separator, header):
+    rows = f"{header}\nq1,ア？ それともイ,ア,イ,2,3\n".replace(",", separator)
+    path = write(tmp_path, name, rows.replace("？ ", "？, " if separator != "," else "？ "))
+    (item,) = read_exam(path)
+    asked = "ア？ それともイ" if separator == "," else "ア？, それともイ"
+    assert (item.id, item.question, item.choices, item.answer, item.points) == ("q1", asked, ("ア", "イ"), ("b",), 3)
+
+
+def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
+    table = docs.partition("| field | also called |")[2].partition("\n\n")[0]
+    found = {
+        cells[0].strip("` "): cells[1] for cells in (line.strip("|").split("|") for line in table.splitlines()[2:])
+    }
+    shown = {field: tuple(re.findall("`(.*?)`", names)) for field, names in found.items()}
+    assert shown == exam_table._JAPANESE
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         (
-            "id;question;a;answer\n",
-            ', row 1: got the column "id;question;a;answer", expected some of id, question, answer',
+            "id|question|a|answer\n",
+            ', row 1: got the columns id|question|a|answer, of which "id|question|a|answer" is not known, '
+            "expected some of id, question, answer, kind, points, section, category, prohibited, context, image, "
+            "explanation, and the choices in a, b, c ... or 選択肢1, 選択肢2 ...; separate the columns by commas, "
+            "semicolons or tabs",
         ),
-        ("id,question,a,c,answer\n", ", row 1: got the choices a, c, expected a, b, c ... without a gap, each once"),
-        ("id,question,a,b,a,answer\n", ", row 1: got the choices a, a, b, expected a, b, c ... without a gap"),
-        ("id,question,a,b,answer,answer\n", ", row 1: got a column twice in id, question, a, b, answer, answer"),
-        ("id,question,a,b\n", ", row 1: got no column answer in id, question, a, b, expected one of each"),
-        ("id,question,a,b,anwser\n", ', row 1: got the column "anwser", expected some of id'),
+        (
+            "id,question,a,c,answer\n",
+            ", row 1: got the choices a, c, expected a, b, c ... (or 1, 2, 3 ... after 選択肢) without a gap, each",
+        ),
+        (
+            "id,question,選択肢2,選択肢１,選択肢4,answer\n",
+            ", row 1: got the choices 選択肢１, 選択肢2, 選択肢4, expected a",
+        ),
+        ("id,question,a,b,a,answer\n", ", row 1: got the choices a, a, b, expected a, b, c ... "),
+        (
+            "id,問題,a,b,回答,answer\n",
+            ', row 1: got the columns id, 問題, a, b, 回答, answer, of which "回答" is not known, expected some',
+        ),
+        (
+            "id,question,a,b,正解,answer\n",
+            ', row 1: got the columns id, question, a, b, 正解, answer, of which "正解" and "answer" both mean answer, '
+            "expected every column once; drop one of them",
+        ),
+        (
+            "id,question,a,b\n",
+            ", row 1: got the columns id, question, a, b, expected one for answer (正解, 解答, 正答, 答え) too; add",
+        ),
+        (
+            "id,question,a,b,anwser\n",
+            ', row 1: got the columns id, question, a, b, anwser, of which "anwser" is not known',
+        ),
+        (
+            'id;question;a;b;answer\n1;"two\nlines";x;y;a\n2;?;x;y\n',
+            ", row 3 (line 4): got 4 columns, expected 5 as in the header; a text that holds a semicolon stands in",
+        ),
+        (
+            f'{HEADER}\r\n1,"two\r\nlines",x,y,,a\r\n2,"other\r\nlines",x,y,,c\r\n',
+            ', row 3 (line 4): item 2: answer: got "c", expected letters from a to b',
+        ),
+        (
+            f'{HEADER}\n1,"two\nlines",x,y,,a\n2,?,x,"y,,c\n3,?,x,y,,a\n',
+            ", row 3 (line 4): unexpected end of data; look for a double quote",
+        ),
+        (
+            f'{HEADER}\n1,"two\nlines",x,y,,a\n\n2,?,x,y,,a\n2,?,x,y,,a\n',
+            ', row 5 (line 6): id: got "2" again (first on row 4 (line 5)), expected every id once',
+        ),
         (
             f"{HEADER}\n1,?,x,y\n",
             ", row 2: got 4 columns, expected 6 as in the header; a text that holds a comma stands",
@@ -111,7 +182,7 @@ def test_a_table(tmp_path):
         (f"{HEADER},points\n1,?,x,y,,a,three\n", ', row 2: points: got "three", expected a number'),
         (
             f"{HEADER},kind\n1,?,,,,発熱,entities\n",
-            ", row 2: kind: got entities, expected another kind in a .csv; give",
+            ", row 2: kind: got entities, expected another kind in a table; give",
         ),
         (
             f"{HEADER},kind\n1,?,x,y,,x,text\n",
@@ -130,8 +201,6 @@ def test_a_table_that_cannot_be_used(tmp_path, table, message):
     with pytest.raises(ValueError) as error:
         read_exam(path)
     assert str(error.value).startswith(f"{path}{message}")
-    if ";" in table:
-        assert str(error.value).endswith("; separate the columns by commas")
 
 
 def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
@@ -141,8 +210,19 @@ def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
         ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: iconv"
     ):
         read_exam(path)
-    with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected an exam: one JSON object a line"):
+    with pytest.raises(
+        FileNotFoundError, match=r"none.csv: got no such file, expected an exam: one JSON object a line"
+    ):
         read_exam(tmp_path / "none.csv")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"folder.jsonl: got a folder, expected an exam: one JSON object a line"
+    ):
+        read_exam(tmp_path / "folder.jsonl")
+    with pytest.raises(
+        ValueError, match=r"deep.jsonl, line 1: got JSON that is nested too deeply, expected one object"
+    ):
+        read_exam(write(tmp_path, "deep.jsonl", '{"id": ' + "[" * 100_000))
 
 
 def test_the_table_in_the_docs_is_read(tmp_path):
