@@ -76,8 +76,8 @@ class AuditSettings:
 
     train: tuple[str, ...] = field(
         (),
-        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv, .tsv), or a "
-        "set's part (pubmedqa:train)",
+        help="training data: files and folders as medjax.train reads them, exam files (.jsonl, .json, .csv, .tsv), or "
+        "a set's part (pubmedqa:train)",
     )
     tasks: tuple[str, ...] = field(
         (),

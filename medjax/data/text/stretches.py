@@ -2,7 +2,8 @@
 
 A record longer than a stretch comes in several that lap over each other, so that what is looked for lies whole in one
 of them. Text files are read stretch by stretch; other files as `records.read` reads them, one record (of JSON lists,
-one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv, .tsv) is read item by item, which training does not.
+one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv, .tsv) is read item by item, which training does
+not.
 """
 
 from collections.abc import Iterable, Iterator
