@@ -48,7 +48,8 @@ def table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     header, where = first
     names = [_plain(name) for name in header]
     choices = _choice_columns(header, names, where)
-    known = _fields(header, names, choices, where)
+    separators = "tabs, or call the file .csv" if path.suffix.lower() == ".tsv" else "commas, semicolons or tabs"
+    known = _fields(header, names, choices, where, separators)
     for cells, here in rows:
         if any(cell.strip() for cell in cells):
             if len(cells) != len(header):
@@ -86,7 +87,9 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).lower().split())
 
 
-def _fields(header: Sequence[str], names: Sequence[str], choices: Sequence[int], where: str) -> dict[str, int]:
+def _fields(
+    header: Sequence[str], names: Sequence[str], choices: Sequence[int], where: str, separators: str
+) -> dict[str, int]:
     """Field -> its column. Raises ValueError for a column that is not known, comes twice or is missing."""
     got = f"{where}: got the columns {', '.join(' '.join(name.split()) for name in header if name.strip())}"
     known: dict[str, int] = {}
@@ -98,7 +101,7 @@ def _fields(header: Sequence[str], names: Sequence[str], choices: Sequence[int],
             near = difflib.get_close_matches(name, _FIELD_OF, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; rename or drop it"
             if len(names) == 1:
-                hint = "; separate the columns by commas, semicolons or tabs"
+                hint = f"; separate the columns by {separators}"
             raise ValueError(
                 f"{got}, of which {shown(header[at])} is not known, expected some of {', '.join(_FIELDS)}, and the "
                 f"choices in a, b, c ... or 選択肢1, 選択肢2 ...{hint}"

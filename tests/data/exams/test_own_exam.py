@@ -104,6 +104,11 @@ def test_tables_with_other_separators_and_headers(tmp_path, name, separator, hea
     assert (item.id, item.question, item.choices, item.answer, item.points) == ("q1", asked, ("ア", "イ"), ("b",), 3)
 
 
+def test_a_tsv_is_separated_by_tabs_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"; separate the columns by tabs, or call the file \.csv$"):
+        read_exam(write(tmp_path, "a.tsv", "id,question,a,b,answer\nq1,?,x,y,a\n"))
+
+
 def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
     docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
     table = docs.partition("| field | also called |")[2].partition("\n\n")[0]
