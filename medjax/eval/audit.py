@@ -27,7 +27,8 @@ from medjax.eval.metric_differences import headlines, reading_of
 from medjax.eval.metrics import grade
 from medjax.eval.part_differences import part_differences
 from medjax.eval.scoring import in_accuracy
-from medjax.eval.subcommands import AuditSettings, counted
+from medjax.eval.subcommands import AuditSettings
+from medjax.report.drawing import counted
 from medjax.report.progress import ProgressBar
 from medjax.statistics import intervals
 
@@ -223,14 +224,15 @@ def _rescored(
             clean = {item: sample for item, sample in by_item.items() if (*key[:2], item) not in held}
             caught = {item: sample for item, sample in by_item.items() if item not in clean}
             task, language, protocol = key
+            items = {item: asked[key[:2]][item] for item in by_item}
             parts = {"all": by_item, "without": clean, "matched": caught}
             yield {
                 **{"label": label, "path": str(run.path), "evaluation": called(key)},
                 **{"task": task, "language": language, "protocol": protocol},
-                **{name: _score(part, asked[key[:2]], names[key[:2]], settings) for name, part in parts.items()},
+                **{name: _score(part, items, names[key[:2]], settings) for name, part in parts.items()},
                 "differences": part_differences(
-                    [(asked[key[:2]][item], sample) for item, sample in clean.items()],
-                    [(asked[key[:2]][item], sample) for item, sample in caught.items()],
+                    [(items[item], sample) for item, sample in clean.items()],
+                    [(items[item], sample) for item, sample in caught.items()],
                     names[key[:2]],
                     resamples=settings.resamples,
                     seed=settings.seed,
@@ -246,12 +248,12 @@ def _score(
 ) -> dict[str, Any]:
     """Accuracy and points of some items with their intervals, and the metrics wanted; None where there is no item.
 
-    items  all of the set: they say which of these accuracy counts (scoring.in_accuracy)
+    items  all that the run asked: they say which of these accuracy counts (scoring.in_accuracy)
     """
     how = {"resamples": settings.resamples, "seed": settings.seed}
-    counted = in_accuracy((str(item.kind), item.answer) for item in items.values())
-    in_it = dict(zip(items, counted, strict=True))
-    right = [bool(sample["correct"]) for item, sample in samples.items() if in_it[item]]
+    in_it = in_accuracy((str(item.kind), item.answer) for item in items.values())
+    is_counted = dict(zip(items, in_it, strict=True))
+    right = [bool(sample["correct"]) for item, sample in samples.items() if is_counted[item]]
     won, worth = [sample["points"] for sample in samples.values()], [items[item].points for item in samples]
     accuracy = intervals.share_interval(right) if right else None
     share = intervals.ratio_interval(won, worth, **how) if sum(worth) else None

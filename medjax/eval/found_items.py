@@ -87,6 +87,7 @@ class ItemFinder:
         self._questions = index(self._asked)
         self.unchecked = [number for number in self._questions.unchecked if number not in self._context_of]
         self.found: dict[int, Match] = {}
+        self._alone: dict[int, str] = {}  # item number -> the last record in which its context stands alone
 
     def look(self, block: Sequence[Stretch]) -> Iterator[tuple[int, Match]]:
         """Look in stretches, taken in order; every item met in each of them, with its place there."""
@@ -162,6 +163,11 @@ class ItemFinder:
         return {"text": text, "marks": _spans(held, letter_places(text, len(letters)), 0)}
 
     def _keep(self, number: int, match: Match) -> None:
+        # a long record comes in several stretches
+        if match.level == CONTEXT:
+            self._alone[number] = match.stretch.where
+        elif match.context == NOWHERE and self._alone.get(number) == match.stretch.where:
+            match.context = SAME
         known = self.found.get(number)
         if known is None:
             self.found[number] = match
@@ -170,6 +176,8 @@ class ItemFinder:
         if (match.level == CONTEXT) != (known.level == CONTEXT):
             kept = known if match.level == CONTEXT else match
             self.found[number] = kept
+            if kept is known and known.last == match.stretch.where:
+                kept.context = SAME
             kept.context = ANOTHER if kept.context == NOWHERE else kept.context
             return
         if known.last != match.stretch.where:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medjax.config import field, parse_command
 from medjax.data.exams.own_exam import is_exam_file
 from medjax.infer.command import exit_status
+from medjax.report.drawing import counted
 from medjax.report.table import text_table
 from medjax.statistics import bootstrap, intervals
 
@@ -405,11 +406,6 @@ def print_audited(found: Mapping[str, Any]) -> None:
     print(text_table(rows, header, align="llrrrl"[: len(header)]))
     if any(score["differences"] for score in found["runs"]):
         print("Differences in percentage points, Newcombe's interval of two samples; other figures: by bootstrap.")
-
-
-def counted(number: int, what: str) -> str:
-    """1 file, 2 files."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _moved(difference: Mapping[str, Any], form: str, factor: int) -> str:

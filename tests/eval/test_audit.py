@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from medjax.data.exams.tasks import load_task
-from medjax.data.text.overlap import normalise
+from medjax.data.qa import Item
+from medjax.data.text.near_duplicates import NearIndex
+from medjax.data.text.overlap import Asked, normalise
+from medjax.data.text.stretches import Stretch
 from medjax.eval.__main__ import main
 from medjax.eval.audit import load_tasks
-from medjax.eval.found_items import letter_places
+from medjax.eval.found_items import ItemFinder, letter_places
 from medjax.eval.subcommands import gathered
 from medjax.report.audit import marked
 from medjax.statistics.differences import independent
@@ -216,6 +219,28 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     )
 
 
+def test_a_run_of_a_part_is_scored_by_what_its_accuracy_counted(tmp_path):
+    """Of an exam of choices and lists a run that asked lists alone has the accuracy of lists, in every part."""
+    exam, data, run = tmp_path / "ward.jsonl", tmp_path / "notes.jsonl", tmp_path / "graded"
+    rows = [
+        {"id": name, "question": QUESTIONS[name], "kind": "entities", "answer": [name]}
+        if name in "bc"
+        else {"id": name, "question": QUESTIONS[name], "choices": CHOICES, "answer": ["a"]}
+        for name in QUESTIONS
+    ]
+    exam.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    data.write_text(json.dumps({"text": QUESTIONS["c"]}, ensure_ascii=False) + "\n", "utf-8")
+    lines = (write_graded(run, exam) / "samples.jsonl").read_text().splitlines(keepends=True)
+    (run / "samples.jsonl").write_text("".join(lines[1:3]))  # b, which is wrong, and c
+    arguments = ["--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(tmp_path / "out")]
+    assert main(["audit", *arguments, "--resamples", "50"]) == 0
+    (score,) = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["runs"]
+    parts = [score[part] for part in ("all", "without", "matched")]
+    assert [(part["accuracy_items"], part["accuracy"]) for part in parts] == [(2, 0.5), (1, 0), (1, 1)]
+    moved = next(each for each in score["differences"] if each["metric"] == "accuracy")
+    assert (moved["items"], moved["matched_minus_without"]["value"]) == ([1, 1], 1)
+
+
 CASES = {
     "alone": "A 58-year-old farmer came in after three days of fever and a cough that brought up rusty sputum.",
     "passage": "The trial followed 412 nurses over nine winters and counted every day that each stayed at home.",
@@ -308,10 +333,25 @@ def test_an_exam_of_any_form_may_be_training_data(ward, tmp_path, capsys):
     capsys.readouterr()
     assert main(["audit", "--train", str(data / "passed_over.csv"), "--tasks", str(exam), *out]) == 2
     said = capsys.readouterr().err
-    assert f'{data / "passed_over.csv"}, row 1: got the column "name", expected some of id, question, ' in said
+    assert (
+        f'{data / "passed_over.csv"}, row 1: got the columns name, age, of which "name" is not known, expected ' in said
+    )
     assert said.endswith(" (a .csv is read as an exam; write other data as .jsonl)\n")
     assert main(["audit", "--train", str(tmp_path / "own.cvs"), "--tasks", str(exam), *out]) == 2
     assert "own.cvs: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [("question", "context"), ("context", "question")])
+@pytest.mark.parametrize("before", [(), ("question",)])
+def test_stretches_of_one_record_are_one_record(before, order):
+    item = Item("q", ASKED["both"], ("the first way", "another way"), ("a",), context=CASES["both"])
+    finder = ItemFinder([item], [Asked("q", item.question, item.choices)], NearIndex)
+    texts = {"question": item.question, "context": item.context}
+    records = [("first", name) for name in before] + [("second", name) for name in order]
+    for where, name in records:
+        assert len(list(finder.look([Stretch(where, where, texts[name], 0, len(texts[name]), 0)]))) == 1
+    assert (finder.found[0].level, finder.found[0].context) == ("exact", "same record")
+    assert finder.found[0].records == len(before) + 1
 
 
 def test_a_context_too_short_to_be_told_is_part_of_the_question(tmp_path):
