@@ -112,9 +112,11 @@ class EvalSettings:
     engine: EngineSettings = EngineSettings()
     out: str | None = field(None, help="run folder; default: runs/eval/<name>")
     name: str | None = field(None, help="of the run; default: made from model, sets and protocol")
-    seed: int = field(0, help="of the choice of examples, of drawn answers and of the bootstrap")
+    seed: int = field(0, help="of the choice of examples, of drawn answers, of the bootstrap and of permutations")
     resamples: int = field(
-        10000, help="bootstrap samples behind 95 % intervals, except those of accuracy, which need none"
+        10000,
+        help="bootstrap samples behind 95 % intervals, except those of accuracy, which need none; permutations behind "
+        "the test of position bias",
     )
     shard: str | None = field(
         None,
