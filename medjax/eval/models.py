@@ -11,6 +11,7 @@ from medjax.assets import resolve_model
 from medjax.eval.comparison import compare_runs, write_comparison
 from medjax.eval.run import evaluate
 from medjax.eval.settings import EvalSettings
+from medjax.report.outcomes import accuracy_items
 from medjax.report.table import text_table
 from medjax.store.adapters import check_adapter
 from medjax.store.runs import RunFolder, changes, named, shortened
@@ -137,7 +138,7 @@ def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "value": score["accuracy"],
         "interval": score["accuracy_interval"],
         "chance": score["chance"]["accuracy"],
-        "items": score.get("accuracy_items", score["items"]),
+        "items": accuracy_items(score),
         **({"not_graded": score["not_graded"]} if "not_graded" in score else {}),
     }
 

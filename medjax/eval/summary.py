@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medjax.report import drawing
-from medjax.report.headlines import accuracy_items
-from medjax.report.outcomes import named
+from medjax.report.outcomes import accuracy_items, named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
@@ -308,7 +307,7 @@ def _row(evaluation: dict[str, Any], both: bool, outcomes: Sequence[str], has_pr
     score = evaluation["scores"]
     counted = accuracy_items(score)
     # why it is not graded stand the columns beside
-    accuracy = "not graded" if "not_graded" in score else "" if counted else "for people to judge"
+    accuracy = "not graded" if counted or "not_graded" in score else "for people to judge"
     points = f"– / {score['points_total']:g}"
     if score["accuracy"] is not None:
         low, high = score["accuracy_interval"]

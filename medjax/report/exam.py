@@ -21,7 +21,6 @@ from medjax.report import certainty, differences, drawing, outcomes, pages, ques
 from medjax.report.headlines import (
     ACCURACY,
     accuracy,
-    accuracy_items,
     by_scale,
     called,
     checked_record,
@@ -29,6 +28,7 @@ from medjax.report.headlines import (
     metric_label,
     no_interval,
 )
+from medjax.report.outcomes import accuracy_items
 
 MOST_EXAMPLES = 12
 _Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -266,7 +266,9 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"not graded: {reason}"
     elif unknown < scores["items"]:
         counted = accuracy_items(scores)
-        yield f"{drawing.number(scores['correct'])} of {drawing.counted(counted, 'question')} right"
+        right = f"{drawing.number(scores['correct'])} of {drawing.counted(counted, 'question')} right"
+        none = f"no accuracy, since of {drawing.counted(counted, 'question')} that it counts none reached the model"
+        yield none if scores["accuracy"] is None else right
         if others := scores["items"] - counted - unknown:
             yield f"{drawing.counted(others, 'question')} without choices, graded by other figures than accuracy"
         yield f"{drawing.percent(scores['chance']['accuracy'])} expected by guessing"

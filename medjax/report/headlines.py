@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from markupsafe import Markup
 
 from medjax.report import drawing
-from medjax.report.outcomes import UNREAD
+from medjax.report.outcomes import UNREAD, accuracy_items
 
 ACCURACY = "accuracy"
 _WORDS = {"f1": "F1", "bleu": "BLEU", "chrf": "chrF", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
@@ -231,11 +231,6 @@ def accuracy(scores: Mapping[str, Any]) -> Headline:
         SHARE,
         not_graded=scores.get("not_graded", ""),
     )
-
-
-def accuracy_items(scores: Mapping[str, Any]) -> int:
-    """How many items accuracy counts: not the texts of an exam that has choices; of old results all."""
-    return int(scores.get("accuracy_items", scores["items"]))
 
 
 def _unread(found: Mapping[str, Any]) -> dict[str, int]:

@@ -121,6 +121,11 @@ def cards(by_exam: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_card(exam, score) for exam, score in by_exam.items() if score["verdict"]["result"] != "none"]
 
 
+def accuracy_items(scores: Mapping[str, Any]) -> int:
+    """How many items accuracy counts: not the texts of an exam that has choices; of old results all."""
+    return int(scores.get("accuracy_items", scores["items"]))
+
+
 def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     verdict = score["verdict"]
     left = verdict.get("open", {})  # what the questions that were not asked are worth
@@ -146,11 +151,7 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
         gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": [] if "not_graded" in score else gauges},
-        **{
-            "accuracy": score["accuracy"],
-            "correct": score["correct"],
-            "count": score.get("accuracy_items", score["items"]),
-        },
+        **{"accuracy": score["accuracy"], "correct": score["correct"], "count": accuracy_items(score)},
         "not_graded": score.get("not_graded", ""),
     }
 

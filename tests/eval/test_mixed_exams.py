@@ -15,6 +15,7 @@ from medjax.eval.samples import Finished
 from medjax.eval.scoring import aggregate, in_accuracy
 from medjax.eval.settings import EvalSettings, ModelSettings
 from medjax.eval.summary import print_summary
+from medjax.infer.generator import TOO_LONG
 from medjax.infer.scorer import Work
 from medjax.report.exam import exam_report
 from medjax.report.exam_figure import summary_figure
@@ -114,6 +115,21 @@ def test_repeated_asks_have_the_accuracy_of_the_same_items():
     assert entry["rotation"]["robust_accuracy_interval"] == entry["scores"]["accuracy_interval"]
     assert len(entry["rotation"]["by_shift"]) == 5
     assert entry["rotation"]["by_shift"][0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("metrics", [("accuracy",), ("accuracy", "chrf")])
+def test_choices_that_reached_no_model_leave_no_accuracy_beside_a_text_that_did(metrics, capsys):
+    made = evaluation("strict", (ONE, TWO, TRANSLATED))
+    made = replace(made, task=replace(made.task, metrics=metrics))
+    answers = read_answers(made, [TOO_LONG, TOO_LONG, *texts("発熱。")])
+    results = _results(Finished(made, answers, Work(), 0, 1.0))
+    print_summary(results)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("exam (ja)"))
+    assert [cell.strip() for cell in row.split("│")][1:5] == ["3", "not graded", "15.0%", "1 / 5"]
+    page = exam_report(results)
+    assert "no accuracy, since of 2 questions that it counts none reached the model; 1 question without" in page
+    assert "of 2 questions right" not in page
+    assert '<td class="num" data-label="Points">1 / 5' in page
 
 
 def test_a_set_for_people_to_judge_has_no_accuracy(capsys):
