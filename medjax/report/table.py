@@ -35,7 +35,7 @@ def text_table(
     align        a letter a column: l left, r right, c centred; "" puts the first column left and the others right
     ascii_rules  draw the rules with | - + where the output cannot show box characters
     once         columns that a line above the table says ("protocol strict-0shot, items 120") where all rows hold the
-                 same; the first column stays where it names a single row
+                 same, and leaves out where all are empty; the first column stays where it names a single row
 
     Line breaks and other control characters in a cell become blanks. Raises ValueError when a row or `align` does not
     fit the header.
@@ -58,7 +58,8 @@ def text_table(
         for column, name in enumerate(table[0])
         if name in once and len({row[column] for row in table[1:]}) == 1 and (column or len(rows) > 1)
     ]
-    above = [", ".join(f"{table[0][column]} {table[1][column].strip()}" for column in said)] if said else []
+    shared = [f"{table[0][column]} {cell}" for column in said if (cell := table[1][column].strip())]
+    above = [", ".join(shared)] if shared else []
     table = [[cell for column, cell in enumerate(row) if column not in said] for row in table]
     align = "".join(side for column, side in enumerate(align) if column not in said)
     widths = [max(map(display_width, column)) for column in zip(*table, strict=True)]

@@ -56,6 +56,11 @@ def test_columns_that_all_rows_share_are_said_above():
         "医師国試 │   38.3 %",
     ]
     assert text_table(rows, header, once=("protocol",)) == text_table(rows, header)
+    # of what no row holds nothing is said
+    unknown = [["a", "strict", "", "1"], ["b", "strict", "", "2"]]
+    header = ["task", "protocol", "chance", "n"]
+    assert text_table(unknown, header, once=("protocol", "chance")).split("\n")[:2] == ["protocol strict", "task │ n"]
+    assert text_table(unknown, header, once=("chance",)).split("\n")[0] == "task │ protocol │ n"
     assert text_table([], header, once=once) == text_table([], header)
 
 
