@@ -233,12 +233,11 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if forced := evaluation.get("forced"):
         yield f"{forced} of {evaluation.get('asks', evaluation['n_items'])} answers were forced after their reasoning"
     prompt = "shift of each item" if "rotation" in evaluation else "item"
+    has_accuracy = evaluation["scores"]["accuracy"] is not None
     if samples := evaluation.get("samples"):
-        yield (
-            f"{samples['count']} answers drawn for each {prompt} at temperature {samples['temperature']:g}; one alone "
-            f"is right {samples['accuracy']:.1%} of the time"
-        )
-    for name, score in evaluation.get("templates", {}).items():
+        alone = f"; one alone is right {samples['accuracy']:.1%} of the time" if has_accuracy else ""
+        yield f"{samples['count']} answers drawn for each {prompt} at temperature {samples['temperature']:g}{alone}"
+    for name, score in evaluation.get("templates", {}).items() if has_accuracy else ():
         low, high = score["accuracy_interval"]
         yield f"template {name} alone: {score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
     if evaluation.get("agreement"):  # where nothing could be read there is none to speak of
@@ -246,10 +245,11 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if rotation := evaluation.get("rotation"):
         low, high = rotation["mean_accuracy_interval"]
         bias = rotation["position_bias"]
-        yield (
-            f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
-            f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
-        )
+        if has_accuracy:
+            yield (
+                f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
+                f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+            )
         unread = f"{bias['unread']} of {bias['asks']} asks could not be read"
         if bias["p_value"] is not None:
             picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())

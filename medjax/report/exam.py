@@ -304,9 +304,11 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     """What is said of questions that were asked more than once."""
+    has_accuracy = entry["scores"]["accuracy"] is not None
     if rotation := entry.get("rotation"):
         mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
-        yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+        if has_accuracy:
+            yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
         bias = rotation.get("position_bias") or {}
         if unread := bias.get("unread"):
             yield f"{drawing.number(unread)} of {drawing.counted(bias['asks'], 'ask')} could not be read"
@@ -315,9 +317,9 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     if forced := entry.get("forced"):
         yield f"{drawing.counted(forced, 'answer')} forced after reasoning"
     if drawn := entry.get("samples"):
-        alone = drawing.percent(drawn["accuracy"])
-        yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}; one alone is right in {alone}"
-    for name, found in entry.get("templates", {}).items():
+        alone = f"; one alone is right in {drawing.percent(drawn['accuracy'])}" if has_accuracy else ""
+        yield f"{drawn['count']} answers drawn at temperature {drawn['temperature']:g}{alone}"
+    for name, found in entry.get("templates", {}).items() if has_accuracy else ():
         yield f"template {name} alone: {drawing.percent(found['accuracy'])}"
 
 

@@ -132,6 +132,23 @@ def test_choices_that_reached_no_model_leave_no_accuracy_beside_a_text_that_did(
     assert '<td class="num" data-label="Points">1 / 5' in page
 
 
+def test_several_asks_of_a_set_for_people_to_judge_have_no_accuracy(capsys):
+    open_texts = (OPEN, replace(OPEN, id="p"))
+    shifted = _finished(open_texts, ("安静。", "手術。"), ("chrf",), rotate=True)
+    drawn = _finished(open_texts, ("安静。", "手術。") * 2, ("chrf",), samples=2, temperature=0.7)
+    files = [("one.txt", "{{instruction}}"), ("two.txt", "Q: {{instruction}}")]
+    made = evaluation("strict", open_texts, templates=files, template=("one.txt", "two.txt"), majority=True)
+    made = replace(made, task=replace(made.task, metrics=("chrf",)))
+    voted = Finished(made, read_answers(made, texts(*("安静。", "手術。") * 2)), Work(), 0, 1.0)
+    results = _results(shifted, drawn, voted)
+    print_summary(results)
+    printed, page = capsys.readouterr().out, exam_report(results)
+    assert "2 answers drawn for each item at temperature 0.7\n" in printed
+    assert "2 answers drawn at temperature 0.7;" in page
+    for text in (printed, page):
+        assert [said for said in ("mean over shifts", "on average over", "one alone", " alone:") if said in text] == []
+
+
 def test_a_set_for_people_to_judge_has_no_accuracy(capsys):
     results = _results(_finished((OPEN, replace(OPEN, id="p")), ("安静。", "手術。"), ("chrf",)))
     scores = results["medjax"]["evaluations"][0]["scores"]
