@@ -137,7 +137,7 @@ def _exam(entry: Mapping[str, Any]) -> dict[str, Any]:
         for row in entry["runs"]
     ]
     name = f"{entry['task']} · {entry['language']} · {entry['exam']}"
-    return {"name": name, "protocol": entry["protocol"], "changed": entry["changed"], "runs": runs}
+    return {"name": name, "runs": runs, **{key: entry[key] for key in ("protocol", "alike", "changed")}}
 
 
 def _list(

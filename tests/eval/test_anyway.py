@@ -54,10 +54,13 @@ def test_verdicts_under_two_protocols_are_told_apart_and_claim_no_change(tmp_pat
         "ward (en) strict-0shot, exam 2022: A fail, B not asked, C not asked",
         "ward (en) strict-3shot, exam 2022: A not asked, B pass, C fail  (changed)",
     ]
+    page = tmp_path / "out" / "comparison.html"
+    assert "<small>not asked the same<" not in page.read_text("utf-8")
     # under one protocol, but with other prompts
     unlike = write_run(tmp_path / "unlike", [1, 1, 1, 1], changes={"prompt_hash": "chat"}, **_verdict("pass"))
     assert main(["compare", str(first), str(unlike), *out]) == 0
     assert "\nward (en) strict-0shot, exam 2022: A fail, B pass  (not asked the same)\n" in capsys.readouterr().out
+    assert "<small>strict-0shot</small><small>not asked the same</small></th>" in page.read_text("utf-8")
     (exam,) = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["exams"]
     assert (exam["alike"], exam["changed"]) == (False, False)
 
