@@ -14,6 +14,7 @@ from medjax.config import field, parse_command
 from medjax.data.exams.own_exam import is_exam_file
 from medjax.infer.command import exit_status
 from medjax.report.drawing import counted
+from medjax.report.outcomes import accuracy_items
 from medjax.report.table import text_table
 from medjax.statistics import bootstrap, intervals
 
@@ -388,6 +389,8 @@ def print_audited(found: Mapping[str, Any]) -> None:
             entry = score[part]
             low, high = entry["accuracy_interval"] or (0.0, 0.0)
             shown = f"{entry['accuracy']:.1%} ({low:.1%} to {high:.1%})" if entry["accuracy_interval"] else ""
+            if shown and (of_these := accuracy_items(entry)) < entry["items"]:
+                shown += f" of {of_these}"
             points = f"{entry['points']:g} / {entry['points_total']:g}"
             graded = ", ".join(_graded(name, metric) for name, metric in entry["metrics"].items())
             name = f"{score['label']}  {score['evaluation']}" if part == "all" else ""

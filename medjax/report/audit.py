@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from medjax.report import drawing, pages
 from medjax.report.headlines import metric_label, no_interval
+from medjax.report.outcomes import accuracy_items
 
 MOST_MATCHES = 500  # that the page shows, the surest first; all stand in audit.json
 _LEVELS = {"exact": "to the letter", "normalised": "same letters", "near": "near duplicate", "context": "context alone"}
@@ -67,6 +68,7 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
                 "name": name,
                 "count": score["items"],
                 "accuracy": score["accuracy"],
+                "of": f" of {drawing.number(counted)}" if (counted := accuracy_items(score)) < score["items"] else "",
                 "interval": f"{100 * low:.1f} – {100 * high:.1f}" if score["accuracy_interval"] else "",
                 # no guess is marked: the line stands at the edge
                 "plot": drawing.marks((score["accuracy"], low, high), 0.0, name) if score["accuracy_interval"] else "",

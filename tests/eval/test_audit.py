@@ -219,7 +219,7 @@ def test_a_set_graded_by_f1_is_scored_by_that_with_and_without_the_items_found(t
     )
 
 
-def test_a_run_of_a_part_is_scored_by_what_its_accuracy_counted(tmp_path):
+def test_a_run_of_a_part_is_scored_by_what_its_accuracy_counted(tmp_path, capsys):
     """Of an exam of choices and lists a run that asked lists alone has the accuracy of lists, in every part."""
     exam, data, run = tmp_path / "ward.jsonl", tmp_path / "notes.jsonl", tmp_path / "graded"
     rows = [
@@ -231,8 +231,15 @@ def test_a_run_of_a_part_is_scored_by_what_its_accuracy_counted(tmp_path):
     exam.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     data.write_text(json.dumps({"text": QUESTIONS["c"]}, ensure_ascii=False) + "\n", "utf-8")
     lines = (write_graded(run, exam) / "samples.jsonl").read_text().splitlines(keepends=True)
-    (run / "samples.jsonl").write_text("".join(lines[1:3]))  # b, which is wrong, and c
     arguments = ["--train", str(data), "--tasks", str(exam), "--run", str(run), "--out", str(tmp_path / "out")]
+    assert main(["audit", *arguments, "--resamples", "50"]) == 0
+    share = wilson(2, 2)  # a and d, the choices
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    (row,) = (row for row in rows if row[1:2] == ["all"])
+    assert row[2:4] == ["4", f"100.0% ({share.low:.1%} to 100.0%) of 2"]
+    page = (tmp_path / "out" / "audit.html").read_text("utf-8")
+    assert "<b>100.0\u00a0%</b> of 2</td>" in page
+    (run / "samples.jsonl").write_text("".join(lines[1:3]))  # b, which is wrong, and c
     assert main(["audit", *arguments, "--resamples", "50"]) == 0
     (score,) = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["runs"]
     parts = [score[part] for part in ("all", "without", "matched")]
