@@ -8,7 +8,7 @@
 
 Every complete list in the output must say the same, as all readings of a letter must: an output with two different ones
 is unparsed (None). Without a list a sentence ("。" at its end, a colon, or more than 100 characters between commas) is
-no entity, and an output that holds one is unparsed. A list that was cut off before its end is unparsed, too.
+no entity, and an output that holds one is unparsed. A list without its end is not read either.
 
 Two scores of one item, both macro-averaged over items:
 

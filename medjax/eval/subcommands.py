@@ -371,8 +371,8 @@ def print_audited(found: Mapping[str, Any]) -> None:
         places = task["contexts_of_found"]
         if asked := sum(places.values()):
             print(
-                f"{task['task']} ({task['language']}): {counted(asked, 'question')} with a context found, the context "
-                f"{places['same record']:,} times in the same record, {places['another record']:,} in another, "
+                f"{task['task']} ({task['language']}): {counted(asked, 'question')} found that refer to a context; of "
+                f"the contexts {places['same record']:,} in the same record, {places['another record']:,} in another, "
                 f"{places['not found']:,} nowhere"
             )
     if any(task["context"] for task in found["tasks"]):

@@ -299,7 +299,7 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         saved = drawing.percent(work["tokens_saved"] / work["tokens_requested"])
         yield f"{drawing.number(work['tokens_computed'])} tokens computed, {saved} saved by sharing"
     if work.get("items_per_second") and "not_graded" not in scores:
-        yield f"{work['items_per_second']:.3g} questions/s"
+        yield f"{work['items_per_second']:.3g} questions a second"
 
 
 def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:

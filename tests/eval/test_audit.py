@@ -314,7 +314,8 @@ def test_questions_and_the_contexts_they_refer_to_are_looked_for_apart(tmp_path,
     assert ["set", "items", "exact", "normalised", "near", "context alone", "records", "too short"] in lines
     assert ["cases (en)", *"8410350"] in lines
     assert (
-        "cases (en): 5 questions with a context found, the context 2 times in the same record, 1 in another, 2 nowhere"
+        "cases (en): 5 questions found that refer to a context; of the contexts 2 in the same record, 1 in another, "
+        "2 nowhere"
         "\nContext alone: what an item refers to is there, its question is not; not counted as found.\n"
     ) in printed
     html = (out / "audit.html").read_text("utf-8")
@@ -325,7 +326,7 @@ def test_questions_and_the_contexts_they_refer_to_are_looked_for_apart(tmp_path,
     assert main(["audit", "--train", str(data), "--tasks", str(exam), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "look at audit.html: contexts stand in the training data, none of their questions does" in printed
-    assert "with a context found" not in printed
+    assert "refer to a context" not in printed
 
 
 def test_an_exam_of_any_form_may_be_training_data(ward, tmp_path, capsys):
