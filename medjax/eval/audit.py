@@ -42,8 +42,9 @@ def audit(
     """Look for the items of question sets in training data.
 
     returns  tasks: items, items found by level, those of which the context alone was found (context), items with a
-             context and where the contexts of the questions found are, records that hold any question, unchecked, for
-             each set and language; matches: task, language, item, level, containment, jaccard, record, where, records,
+             context and where the contexts of the questions found are, records that hold any question; unchecked,
+             too short to be looked for, and not_alone, looked for with their choices only; for each set and language;
+             matches: task, language, item, level, containment, jaccard, record, where, records,
              others, where the context is, asked and excerpt with the spans that agree; runs: label, evaluation, and
              scores of all items, without those found, and of those found, with the set's headline metric where that is
              not accuracy, and the differences of these scores (eval.part_differences); records, letters; thresholds
@@ -88,7 +89,10 @@ def audit(
                 bar.reach(round(block[-1].done / _MEGABYTE), max(1, round(total / _MEGABYTE)))
     matches = [_entry(*items[number], match) for number, match in sorted(finder.found.items())]
     held = {(each["task"], each["language"], each["item"]) for each in matches if each["level"] in QUESTION_LEVELS}
-    unchecked = {(items[number][0].name, items[number][0].language, items[number][1].id) for number in finder.unchecked}
+    unchecked, not_alone = (
+        {(items[number][0].name, items[number][0].language, items[number][1].id) for number in numbers}
+        for numbers in (finder.unchecked, finder.not_alone)
+    )
     return {
         "train": list(settings.train),
         "files": [str(file) for file in files],
@@ -97,7 +101,7 @@ def audit(
         "thresholds": {
             name: getattr(settings, name) for name in ("containment", "jaccard", "ngram_japanese", "ngram", "sketch")
         },
-        "tasks": [_summary(task, matches, unchecked, holders) for task in tasks],
+        "tasks": [_summary(task, matches, unchecked, not_alone, holders) for task in tasks],
         "matches": matches,
         "runs": list(_rescored(runs, tasks, held, settings)),
     }
@@ -172,11 +176,14 @@ def _summary(
     task: LoadedTask,
     matches: Sequence[Mapping[str, Any]],
     unchecked: set[tuple[str, str, str]],
+    not_alone: set[tuple[str, str, str]],
     holders: Mapping[tuple[str, str], _Distinct],
 ) -> dict[str, Any]:
     place = task.name, task.language
     mine = [match for match in matches if (match["task"], match["language"]) == place]
-    short = [item for name, language, item in sorted(unchecked) if (name, language) == place]
+    short, with_choices = (
+        [item for name, language, item in sorted(ids) if (name, language) == place] for ids in (unchecked, not_alone)
+    )
     return {
         **{"task": task.name, "language": task.language, "digest": task.digest, "items": len(task.items)},
         **{level: sum(match["level"] == level for match in mine) for level in LEVELS},
@@ -187,6 +194,8 @@ def _summary(
         "records": holders[place].count if place in holders else 0,
         "unchecked": len(short),
         "unchecked_ids": short,
+        "not_alone": len(with_choices),
+        "not_alone_ids": with_choices,
     }
 
 

@@ -7,8 +7,8 @@ hold the question without it, or the passage without the question:
   context     of an item whose question was found: whether its context stands in the same record, in another, or nowhere
 
 A question that only resembles its own context is not found there. A question too short to be looked for alone ("What is
-the diagnosis?") is looked for with its choices, and counts as well where its words stand beside its context. A context
-with too little text of its own is part of the question.
+the diagnosis?") is looked for with its choices, and is sure where all of these stand there too, or its words beside its
+context. A context with too little text of its own is part of the question.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +62,7 @@ class ItemFinder:
     index         makes the index of some texts, with its thresholds
     found         item number -> best match so far
     unchecked     numbers of the items that hold too little text to be looked for
+    not_alone     numbers of those whose question is too short to be looked for without its choices or its context
     """
 
     def __init__(
@@ -86,6 +87,12 @@ class ItemFinder:
         ]
         self._questions = index(self._asked)
         self.unchecked = [number for number in self._questions.unchecked if number not in self._context_of]
+        self.not_alone = [
+            number
+            for number in sorted({*self._questions.not_alone, *self._questions.unchecked})
+            if number in self._questions.not_alone or number in self._context_of
+        ]
+        self._needs_choices = set(self._questions.not_alone)
         self.found: dict[int, Match] = {}
         self._alone: dict[int, str] = {}  # item number -> the last record in which its context stands alone
 
@@ -120,9 +127,10 @@ class ItemFinder:
         """The match of an item of which a stretch holds the question, the context or both."""
         item, asked = self._items[number], self._asked[number]
         if question:
-            needs = asked.details if self._questions.needs_choices[number] else ()
+            needs = (asked.stem, *asked.details) if number in self._needs_choices else (asked.stem,)
             match = self._shown(number, question, stretch, letters, places)
-            match.level = _level(match, lambda text, plain: _holds(text, plain(asked.stem), list(map(plain, needs))))
+            text = self._surroundings(number, question, stretch, places)
+            match.level = _level(text, lambda text, plain: all(plain(part) in text for part in needs))
             if not (match.level == "near" and context and _is_within(question, context)):
                 if number in self._context_of:
                     match.context = SAME if context else NOWHERE
@@ -130,7 +138,9 @@ class ItemFinder:
         assert context  # one of the two was found
         if self._questions.needs_choices[number] and (beside := _beside(asked, context, letters)):
             match = self._shown(number, beside, stretch, letters, places)
-            match.level = _level(match, lambda text, plain: plain(item.context) in text and plain(asked.stem) in text)
+            parts = item.context, asked.stem
+            text = self._surroundings(number, beside, stretch, places)
+            match.level = _level(text, lambda text, plain: all(plain(part) in text for part in parts))
             match.context = SAME
             return match
         match = self._shown(number, context, stretch, letters, places)
@@ -156,6 +166,12 @@ class ItemFinder:
         asked: dict[str, Any] = {name: self._marked(number, text, window) for name, text in parts.items() if text}
         asked["choices"] = [self._marked(number, choice, window) for choice in item.choices]
         return Match("", near, stretch, excerpt, asked, last=stretch.where)
+
+    def _surroundings(self, number: int, near: Near, stretch: Stretch, places: np.ndarray) -> str:
+        """The text of a stretch that may belong to a match: a window that is cut short does not hold all of an item."""
+        asked = self._asked[number]
+        room = _AROUND + sum(len(part) + 1 for part in (asked.stem, *asked.details))
+        return stretch.text[max(0, int(places[near.start]) - room) : int(places[near.end - 1]) + 1 + room]
 
     def _marked(self, number: int, text: str, window: str) -> dict[str, Any]:
         letters = normalise(text)
@@ -208,18 +224,11 @@ def letter_places(text: str, letters: int) -> np.ndarray:
     return places
 
 
-def _level(match: Match, holds: Callable[[str, Callable[[str], str]], bool]) -> str:
-    """How surely the text around a match holds an item; holds(text, plain): whether it does, parts being made plain."""
-    text = match.excerpt["text"]
+def _level(text: str, holds: Callable[[str, Callable[[str], str]], bool]) -> str:
+    """How surely a text holds an item that is near it; holds(text, plain): whether it does, parts being made plain."""
     if holds(text, str.strip):
         return "exact"
     return "normalised" if holds(normalise(text), normalise) else "near"
-
-
-def _holds(text: str, stem: str, details: Sequence[str]) -> bool:
-    """Whether a text holds a stem with all its details, or with none: the question by itself."""
-    held = [part in text for part in details if part]
-    return stem in text and (all(held) or not any(held))
 
 
 def _is_within(question: Near, context: Near) -> bool:

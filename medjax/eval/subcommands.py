@@ -377,6 +377,12 @@ def print_audited(found: Mapping[str, Any]) -> None:
             )
     if any(task["context"] for task in found["tasks"]):
         print("Context alone: what an item refers to is there, its question is not; not counted as found.")
+    for task in found["tasks"]:
+        if count := task["not_alone"]:
+            print(
+                f"{task['task']} ({task['language']}): {counted(count, 'question')} too short to be told from other "
+                "text without choices or context: not looked for alone"
+            )
     letters = found["letters"]
     read = f"{letters / 1e6:,.1f} million letters" if letters >= 1e5 else counted(letters, "letter")
     print(f"{counted(found['records'], 'record')}, {read} read")

@@ -41,6 +41,7 @@ def audit_report(found: Mapping[str, Any]) -> str:
         "matches": [_match(match) for match in order[:MOST_MATCHES]],
         "count": len(order),
         "unchecked": [task for task in found["tasks"] if task["unchecked"]],
+        "not_alone": [task for task in found["tasks"] if task["not_alone"]],
     }
     return pages.render("audit.html", values)
 

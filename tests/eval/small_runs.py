@@ -2,6 +2,8 @@
 
 import json
 
+from medjax.data.exams.tasks import load_task
+
 ENGINE = ("--engine.row_tokens", "256", "--batch-size", "8", "--no-engine.compilation_cache")
 PROTOCOLS = ("--protocol", "choice-logprob,strict", "--chat-template", "none", "--max-new-tokens", "8")
 
@@ -31,4 +33,20 @@ def write_run(folder, right, *, points=(1, 2, 3, 4), ids="pqrs", changes=(), **e
         sample |= {"correct": bool(correct), "points": worth * int(correct), "text": "\u2028"} | dict(changes)
         lines.append(json.dumps(sample, ensure_ascii=False) + "\n")
     (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
+    return folder
+
+
+def write_graded(folder, exam):
+    """A run that got a, c and d right."""
+    task = load_task(str(exam))
+    entry = {"id": "x", "task": task.name, "language": task.language, "protocol": "strict-0shot"}
+    folder.mkdir()
+    record = {"evaluations": [entry | {"data": {"digest": task.digest}}]}
+    (folder / "results.json").write_text(json.dumps({"medjax": record}))
+    lines = []
+    for item in task.items:
+        right = item.id != "b"
+        sample = {"task": "x", "doc": {"id": item.id}, "doc_hash": "", "prompt_hash": "", "correct": right}
+        lines.append(json.dumps(sample | {"points": item.points * right}) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines))
     return folder

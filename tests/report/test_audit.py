@@ -47,7 +47,7 @@ def an_audit():
         ],
     }
     counts = {"items": 10, "exact": 4, "normalised": 0, "near": 0, "records": 4, "unchecked": 1, "unchecked_ids": ["q"]}
-    counts |= {"context": 0, "contexts": 0}
+    counts |= {"context": 0, "contexts": 0, "not_alone": 2, "not_alone_ids": ["r", "s"]}
     return {
         **{"train": ["notes.jsonl"], "records": 1, "letters": 1234, "tasks": [place | counts], "matches": []},
         "thresholds": {"containment": 0.35, "jaccard": 0.2, "ngram_japanese": 5, "ngram": 6, "sketch": 64},
@@ -78,7 +78,10 @@ def test_differences_stand_under_the_scores():
     assert rows[4][-1] == "entity partial F1 –"
     facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
     assert facts["Letters"] == "1,234"
-    assert root.one("summary").text == "1 item of a-set-with-a-long-name (ja) too short to tell"
+    assert [summary.text for summary in root.all("summary")] == [
+        "1 item of a-set-with-a-long-name (ja) too short to tell",
+        "2 questions of a-set-with-a-long-name (ja) too short to be looked for without choices or context",
+    ]
 
 
 @pytest.mark.skipif(found() is None, reason="no chromium on the path: install it to test the page")

@@ -31,6 +31,7 @@ def test_a_page_runs_no_script_unless_its_policy_names_one():
     values |= {
         "count": 0,
         "unchecked": [],
+        "not_alone": [],
         "contexts": False,
         "thresholds": dict.fromkeys(("ngram", "ngram_japanese"), 5),
     }

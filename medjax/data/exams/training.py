@@ -84,6 +84,6 @@ def asked_of(task: LoadedTask, name: str) -> Iterator[Asked]:
     lines = Counter(line for item in task.items for line in set(item.question.splitlines()))
     for item in task.items:
         # a line that many items open with is the set's, not the item's
-        own = [line for line in item.question.splitlines() if lines[line] <= _MANY_ITEMS]
+        own = [line for line in item.question.splitlines() if not line.strip() or lines[line] <= _MANY_ITEMS]
         context = (item.context,) if item.context else ()
-        yield Asked(f"{name} {item.id}", "\n".join(own) or item.question, (*item.choices, *context))
+        yield Asked(f"{name} {item.id}", "\n".join(own).strip() or item.question, (*item.choices, *context))

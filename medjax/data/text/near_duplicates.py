@@ -73,6 +73,8 @@ class NearIndex:
     sketch                  n-grams of each item that are looked for at first
     needs_choices           [items] whether the stem is too short to be looked for alone if changed
     unchecked               numbers of the items that hold too little text to be looked for
+    not_alone               numbers of the others whose stem is too short to be told from other text: it is looked for
+                            with its choices, but not without them, even to the letter
 
     Raises ValueError for a share that is none, and for n-grams or a sketch without size.
     """
@@ -117,6 +119,8 @@ class NearIndex:
         few = _Search([units[n] for n in tiny], tiny, _VERBATIM_WHOLE, sketch, _LEAST_VERBATIM)
         self._searches = self._search, verbatim, few
         self.unchecked = sorted(set(range(len(items))).difference(*(search.checked for search in self._searches)))
+        needy = {number for number, short in enumerate(self.needs_choices) if short}
+        self.not_alone = sorted(needy.difference(verbatim.checked, self.unchecked))
 
     def find(self, texts: Sequence[str]) -> list[Near]:
         """The best place of every item in every normalised text that holds it, by text and item."""
