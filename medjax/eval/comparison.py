@@ -121,8 +121,8 @@ def compare_runs(
                     "several that differ in their worked examples alone"
                 )
             apart = (
-                "got no set with the same language and protocol in both; scores of different protocols cannot be compared, "
-                "so run both with the same one"
+                "got no set with the same language and protocol in both; scores of different protocols cannot be "
+                "compared, so run both with the same one"
                 if _alike(runs[i], runs[j])
                 else "got no set in common, expected one that both asked in the same language; run both with the same "
                 "--tasks (and --language)"

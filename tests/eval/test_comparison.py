@@ -113,7 +113,7 @@ def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
         ),
         (
             {"language": "ja"},
-            r"holds ward \(en\) strict-0shot, .* holds ward \(ja\) strict-0shot: got no set in common, .* same language",
+            r"holds ward \(en\) strict-0shot, .* holds ward \(ja\) strict-0shot: got no set in common, .* language",
         ),
         ({"data": {"digest": "e" * 64}}, r"ward \(en\) strict-0shot: data: d{12} in one, e{12} in two"),
         ({"ids": "wxyz"}, "got no item that both runs asked"),
