@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medjax.data.decoding import read_text
+from medjax.data.decoding import TABLES, read_text
 from medjax.data.exams.exam_table import table_rows
 from medjax.data.gold import shown
 from medjax.data.qa import OPTIONAL, REQUIRED, Item, check_characters, fields, items_of, read_jsonl
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
-TABLES = (".csv", ".tsv")
 _HEAD = 1 << 20  # bytes that hold the first question of an array
 _BLANK = re.compile(r"\s*")
 

@@ -212,7 +212,7 @@ def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
     path = tmp_path / "ward.csv"
     path.write_bytes(f"{HEADER}\r\n1,どれか。,ア,イ,,a\r\n".encode("cp932"))
     with pytest.raises(
-        ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: iconv"
+        ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: save it .*: iconv"
     ):
         read_exam(path)
     with pytest.raises(
