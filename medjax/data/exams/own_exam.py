@@ -69,9 +69,9 @@ def _is_item(row: object) -> bool:
 def read_exam(path: Path) -> list[Item]:
     """The items of an exam file. Raises FileNotFoundError, and ValueError naming file, line, item and field."""
     if not path.is_file():
+        form = "a table" if path.suffix.lower() in TABLES else "one JSON object a line, a .json, .csv or .tsv"
         raise FileNotFoundError(
-            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: one JSON object a line, "
-            "a .json, .csv or .tsv; correct the path"
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: {form}; correct the path"
         )
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)
