@@ -1,5 +1,6 @@
 """Exams of the user's in .json and .csv: what is read, and what is said of what is not."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -195,8 +196,8 @@ def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
         ),
         (
             f"{HEADER}\n1,?,2,3,,2\n",
-            ', row 2: item 1: answer: got "2", which is a place (b) and the text of a choice (a), expected one meaning; '
-            "write b or a",
+            ', row 2: item 1: answer: got "2", which is a place (b) and the text of a choice (a), expected one '
+            "meaning; write b or a",
         ),
         (f"{HEADER},prohibited\n1,?,,,,25,b\n", ', row 2: item 1: prohibited: got "b", expected an empty cell: there'),
         (f'{HEADER}\n1,?,x,"y,z,a\n2,?,x,y,z,b\n', ", row 2: unexpected end of data; look for a double quote that is"),
@@ -229,6 +230,22 @@ def test_a_table_that_cannot_be_used(tmp_path, table, message):
         read_exam(path)
     assert str(error.value).startswith(f"{path}{message}")
     assert not re.search(r"JSON|every line|(such as|write) \[", str(error.value).removeprefix(str(path)))
+
+
+def test_columns_of_remarks_are_not_read(tmp_path):
+    plain = write(tmp_path, "ward.csv", f"{HEADER},解説\n1,?,x,y,z,b,理由\n")
+    more = write(tmp_path, "more.csv", f"備考,{HEADER},解説,メモ, Notes ,出典\n古い,1,?,x,y,z,b,理由,,see p. 3,117A1\n")
+    (item,), (same,) = read_exam(plain), read_exam(more)
+    assert same == dataclasses.replace(item, exam="more")
+    assert same.explanation == "理由"
+    with pytest.raises(ValueError, match='of which "難易度" is not known'):
+        read_exam(write(tmp_path, "other.csv", f"{HEADER},備考,難易度\n1,?,x,y,z,b,,\n"))
+
+
+def test_the_docs_name_the_columns_of_remarks():
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
+    line = re.search(r"Columns of remarks are left unread: (.*)\.\n", docs)
+    assert tuple(re.findall("`(.+?)`", line[1])) == exam_table._REMARKS
 
 
 def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
