@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+TABLES = (".csv", ".tsv")  # endings of what spreadsheets write
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _JAPANESE = {"CP932": "cp932", "EUC-JP": "euc_jp"}  # iconv's name -> Python's
 _USUAL = re.compile("[\u3001-\u30ff\u4e00-\u9fff]")
@@ -21,7 +22,8 @@ _LOOKED_AT = 1000  # bytes that must show zeros for UTF-16 without a mark
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
-    Raises ValueError naming file, line, the encoding that the bytes look like, and the command that converts them.
+    Raises ValueError naming file, line, the encoding that the bytes look like, and the command that converts them;
+    of a table Excel's way, too.
     """
     data = path.read_bytes()
     wide = _wide(data)
@@ -43,11 +45,13 @@ def read_text(path: Path) -> str:
 
 
 def _advice(path: Path, encoding: str | None) -> str:
+    is_table = path.suffix.lower() in TABLES
     if encoding is None:
-        return ", expected UTF-8; save the file as UTF-8"
+        return ", expected UTF-8; save the file as UTF-8" + ' (Excel: "CSV UTF-8")' * is_table
     name = f"{path.stem}-utf8{path.suffix}"
     command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(path.with_name(name)))}"
-    return f", expected UTF-8; it looks like {encoding}: {command}"
+    excel = 'save it in Excel as "CSV UTF-8", or: ' if is_table else ""  # Windows has no iconv
+    return f", expected UTF-8; it looks like {encoding}: {excel}{command}"
 
 
 def _wide(data: bytes) -> str | None:

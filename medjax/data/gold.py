@@ -22,17 +22,18 @@ _SHOWN = 300  # characters
 _DECIMAL = re.compile(r"[0-9]+\.[0-9]+")
 
 
-def read_letters(value: object, choices: Sequence[str]) -> tuple[str, ...]:
+def read_letters(value: object, choices: Sequence[str], *, in_table: bool = False) -> tuple[str, ...]:
     """The letters, sorted, that a gold answer or a list of prohibited choices means.
 
-    value  as JSON gives it
+    value     as JSON gives it
+    in_table  errors name letters as one writes them in a cell, a,b, not as a list in JSON
     Raises ValueError that says what was got and expected, without the name of the field.
     """
     if isinstance(value, list):
-        read = [_single(_ways(entry, choices), entry, value, choices) for entry in value]
+        read = [_single(_ways(entry, choices), entry, value, choices, in_table) for entry in value]
         found = [letter for (letter,) in read]
     else:
-        found = list(_single(_readings(value, choices), value, value, choices))
+        found = list(_single(_readings(value, choices), value, value, choices, in_table))
     if len(set(found)) < len(found):
         raise ValueError(f"got {shown(value)}, expected every choice once; drop one of them")
     return tuple(sorted(found))
@@ -50,15 +51,18 @@ def shown(value: object) -> str:
 Ways = dict[tuple[str, ...], str]  # letters -> how they are meant
 
 
-def _single(ways: Ways, entry: object, value: object, choices: Sequence[str]) -> tuple[str, ...]:
+def _single(ways: Ways, entry: object, value: object, choices: Sequence[str], in_table: bool) -> tuple[str, ...]:
+    def written(letters: Sequence[str]) -> str:
+        return ",".join(letters) if in_table else shown(letters)
+
     if len(ways) == 1:
         return next(iter(ways))
     alone = entry is value or value == [entry]
     got = shown(value) if alone else f"{shown(entry)} in {shown(value)}"
     if ways:
         meant = " and ".join(f"{how} ({', '.join(letters)})" for letters, how in ways.items())
-        written = " or ".join(shown(letters) for letters in ways)
-        raise ValueError(f"got {got}, which is {meant}, expected one meaning; write {written}")
+        clear = " or ".join(map(written, ways))
+        raise ValueError(f"got {got}, which is {meant}, expected one meaning; write {clear}")
     last = string.ascii_lowercase[len(choices) - 1]
     hint = ""
     if isinstance(entry, str) and (near := difflib.get_close_matches(entry, choices, n=1)):
@@ -66,8 +70,8 @@ def _single(ways: Ways, entry: object, value: object, choices: Sequence[str]) ->
     elif str(entry).strip() == "0":
         hint = "; places count from 1"
     raise ValueError(
-        f'got {got}, expected letters from a to {last} such as ["a"], places from 1 to {len(choices)}, or texts of the '
-        f"choices{hint}"
+        f"got {got}, expected letters from a to {last} such as {written(['a'])}, places from 1 to {len(choices)}, or "
+        f"texts of the choices{hint}"
     )
 
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from medjax.data.decoding import read_text
+from medjax.data.decoding import TABLES, read_text
 from medjax.data.gold import read_letters, shown
 
 Kind = Literal["choice", "number", "entities", "similarity", "text"]
@@ -225,7 +225,12 @@ def items_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[Ite
         first[item.id] = where.removeprefix(f"{path}, ")
         items.append(item)
     if not items:
-        raise ValueError(f"{path}: got no items, expected one JSON object a line, or one row an item")
+        if _is_table(path):
+            raise ValueError(
+                f"{path}: got no questions, expected a header such as id,question,a,b,answer and below it one row a "
+                "question; add them"
+            )
+        raise ValueError(f"{path}: got no items, expected one JSON object a line, or an array of them in a .json")
     return items
 
 
@@ -307,6 +312,10 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
         raise ValueError(f"kind: got {shown(kind)}, expected one of {', '.join(KINDS)}")
     needed = [key for key in REQUIRED if key != "choices" or kind is None or kind in _WITH_CHOICES]
     for key in needed:
+        if key not in row and _is_table(path):
+            optional = ("choices", "answer") if kind == "text" else ("choices",)
+            named = ", ".join(name for name in needed if name not in optional)
+            raise ValueError(f"{key}: got an empty cell, expected text; every row needs {named}")
         if key not in row:
             raise ValueError(f"{key}: missing; every line needs {', '.join(needed)}")
     if isinstance(row["id"], str) and _CONTROL.search(row["id"]):  # tables and messages show it
@@ -325,7 +334,10 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
             raise ValueError(
                 f"choices: choice {letter} repeats choice {same} ({shown(choice)}), expected different texts"
             )
-    answer = _answer(row, choices, kind)
+    in_table = _is_table(path)
+    if in_table and not choices and "prohibited" in row:
+        raise ValueError(f"prohibited: got {shown(row['prohibited'])}, expected an empty cell: there are no choices")
+    answer = _answer(row, choices, kind, in_table)
     image = row.get("image")
     return Item(
         id=row["id"],
@@ -335,7 +347,7 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
         points=row.get("points", 1),
         section=row.get("section", ""),
         category=row.get("category", ""),
-        prohibited=_letters(row, "prohibited", choices) if choices else _list(row, "prohibited"),
+        prohibited=_letters(row, "prohibited", choices, in_table) if choices else _list(row, "prohibited"),
         context=row.get("context", ""),
         image=None if image is None else _image(image, path.parent),
         exam=path.stem,
@@ -345,10 +357,15 @@ def _checked(row: dict[str, Any], path: Path) -> Item:
     )
 
 
-def _answer(row: dict[str, Any], choices: tuple[str, ...], kind: object) -> tuple[str, ...]:
+def _is_table(path: Path) -> bool:
+    """Whether messages speak of rows and cells instead of JSON."""
+    return path.suffix.lower() in TABLES
+
+
+def _answer(row: dict[str, Any], choices: tuple[str, ...], kind: object, in_table: bool) -> tuple[str, ...]:
     """The gold answer in the form of `Item.answer`, from every form in which it has one meaning."""
     if choices and kind in (None, "choice"):
-        return _letters(row, "answer", choices)
+        return _letters(row, "answer", choices, in_table)
     if kind in (None, "number", "similarity"):
         given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
         return tuple(_number(value, row["answer"], exact=kind != "similarity") for value in given)
@@ -357,9 +374,9 @@ def _answer(row: dict[str, Any], choices: tuple[str, ...], kind: object) -> tupl
     return _list(row, "answer")
 
 
-def _letters(row: dict[str, Any], key: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+def _letters(row: dict[str, Any], key: str, choices: tuple[str, ...], in_table: bool) -> tuple[str, ...]:
     try:
-        return read_letters(row.get(key, []), choices)
+        return read_letters(row.get(key, []), choices, in_table=in_table)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 from medjax.config import parse_command, peek
 from medjax.data.exams.own_exam import is_exam_file
@@ -81,11 +82,37 @@ def _is_ecg(argv: list[str]) -> bool:
     return False
 
 
+def _loose_sets(argv: list[str]) -> tuple[str, ...]:
+    """Question sets that stand beside the options, as after a blank instead of a comma; a file of that name is none."""
+    before = ["", *argv]
+    loose = [
+        argument
+        for last, argument in zip(before, argv, strict=False)
+        if not argument.startswith("-") and ("=" in last or not last.startswith("-")) and not Path(argument).is_file()
+    ]
+    names = tuple(name.strip() for argument in loose for name in argument.split(",") if name.strip())
+    if not names:
+        return ()
+    from medjax.data.exams.catalogue import GROUPS, TASKS
+
+    are_sets = all(name in GROUPS or name.partition(":")[0] in TASKS or is_exam_file(name) for name in names)
+    return names if are_sets else ()
+
+
 def _language(argv: list[str]) -> int:
     if argv and is_exam_file(argv[0]) and not argv[0].startswith("-"):
         print(
             f"medjax.eval: got the exam {argv[0]} as the file of settings, expected it by its option; write --tasks "
             f"{argv[0]}",
+            file=sys.stderr,
+        )
+        return 2
+    if (loose := _loose_sets(argv)) and not {"--help", "-h"} & {*argv}:
+        named = peek([argument for argument in argv if not argument.endswith(".toml")], "task.names", "--tasks")
+        several = ",".join(dict.fromkeys([*(named or "").strip(", ").split(","), *loose])).strip(",")
+        print(
+            f"medjax.eval: got {' '.join(loose)} as the file of settings, expected question sets by their option, with "
+            f"commas between them; write --tasks {several}",
             file=sys.stderr,
         )
         return 2

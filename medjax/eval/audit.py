@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medjax.data.decoding import TABLES
 from medjax.data.exams.groups import expand
-from medjax.data.exams.own_exam import TABLES, is_exam_file
+from medjax.data.exams.own_exam import is_exam_file
 from medjax.data.exams.tasks import TASKS, LoadedTask, load_task
 from medjax.data.exams.training import asked_of, is_training_part, write_training_part
 from medjax.data.qa import Item

@@ -120,11 +120,14 @@ def compare_runs(
                     "; to compare two protocols with --anyway, name runs that asked a set under one each, or under "
                     "several that differ in their worked examples alone"
                 )
-            raise ValueError(
-                f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: got no set with the same "
-                "language and protocol in both; scores of different protocols cannot be compared, so run both with "
-                f"the same one{way}."
+            apart = (
+                "got no set with the same language and protocol in both; scores of different protocols cannot be "
+                "compared, so run both with the same one"
+                if _alike(runs[i], runs[j])
+                else "got no set in common, expected one that both asked in the same language; run both with the same "
+                "--tasks (and --language)"
             )
+            raise ValueError(f"compare: {runs[i].path} holds {held[0]}, {runs[j].path} holds {held[1]}: {apart}{way}.")
         for key, other in matched:
             reasons = {names[i]: runs[i].not_graded(key), names[j]: runs[j].not_graded(other)}
             if any(reasons.values()):

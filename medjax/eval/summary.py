@@ -70,7 +70,8 @@ def print_summary(results: dict[str, Any]) -> None:
             answers = "1 answer was" if cut_off == 1 else f"{cut_off} answers were"
             print(
                 f"{evaluation['id']}: {answers} cut off (truncated at the limit of new tokens before anything could be "
-                "read); give more room with --max-new-tokens"
+                "read): small models often write prose instead of letters alone; give one that reasons more room with "
+                "--max-new-tokens"
             )
     if changed := dict.fromkeys(name for e in record["evaluations"] for name in e["data"]["unpinned"]):
         print(f"data differ from the published files: {', '.join(changed)}")

@@ -62,4 +62,19 @@ def test_bytes_of_no_japanese_encoding_get_no_guess(tmp_path):
     (tmp_path / "x.csv").write_bytes("Ménière, ça".encode("latin-1"))
     with pytest.raises(ValueError) as error:
         read_text(tmp_path / "x.csv")
+    assert str(error.value).endswith('0xe9), expected UTF-8; save the file as UTF-8 (Excel: "CSV UTF-8")')
+    (tmp_path / "x.txt").write_bytes("Ménière, ça".encode("latin-1"))
+    with pytest.raises(ValueError) as error:
+        read_text(tmp_path / "x.txt")
     assert str(error.value).endswith("0xe9), expected UTF-8; save the file as UTF-8")
+
+
+@pytest.mark.parametrize(("codec", "name"), [("cp932", "CP932"), ("utf-16", "UTF-16")])
+@pytest.mark.parametrize("ending", ["csv", "TSV"])
+def test_of_a_table_the_way_without_iconv_is_told_too(tmp_path, codec, name, ending):
+    path = tmp_path / f"ward.{ending}"
+    path.write_bytes("id,問題,正解\n1,どれか。,ア\n".encode(codec))
+    with pytest.raises(ValueError) as error:
+        read_text(path)
+    way = f'it looks like {name}: save it in Excel as "CSV UTF-8", or: iconv -f {name} -t UTF-8 {path}'
+    assert way in str(error.value)

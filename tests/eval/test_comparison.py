@@ -113,7 +113,7 @@ def test_of_a_run_with_an_adapter_the_adapter_counts(tmp_path):
         ),
         (
             {"language": "ja"},
-            r"holds ward \(en\) strict-0shot, .* holds ward \(ja\) strict-0shot: got no set with the same language",
+            r"holds ward \(en\) strict-0shot, .* holds ward \(ja\) strict-0shot: got no set in common, .* language",
         ),
         ({"data": {"digest": "e" * 64}}, r"ward \(en\) strict-0shot: data: d{12} in one, e{12} in two"),
         ({"ids": "wxyz"}, "got no item that both runs asked"),
@@ -240,13 +240,14 @@ def test_three_runs_are_corrected_together(tmp_path):
 def test_of_several_runs_the_pair_that_shares_nothing_is_named(tmp_path):
     runs = [write_run(tmp_path / name, [1, 0]) for name in ("one", "two")]
     runs.append(write_run(tmp_path / "three", [1, 0], task="clinic"))
-    with pytest.raises(ValueError, match="got no set with the same language and protocol in both") as error:
+    with pytest.raises(ValueError, match="got no set in common, expected one that both asked") as error:
         compare_runs(runs, resamples=9)
     told = str(error.value)
     assert told.startswith(f"compare: {runs[0]} holds ward (en) strict-0shot, {runs[2]} holds clinic (en) strict-0shot")
-    assert told.endswith("so run both with the same one, or leave one or three out.")
+    assert "protocol" not in told  # theirs are the same
+    assert told.endswith("run both with the same --tasks (and --language), or leave one or three out.")
     # of two runs none can be left out
-    with pytest.raises(ValueError, match=r"so run both with the same one\.$"):
+    with pytest.raises(ValueError, match=r"; run both with the same --tasks \(and --language\)\.$"):
         compare_runs(runs[1:], resamples=9)
 
 

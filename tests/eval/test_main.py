@@ -238,3 +238,37 @@ def test_an_exam_without_its_option_is_told_the_option(exam, capsys):
     assert capsys.readouterr().err == (
         f"medjax.eval: got the exam {exam} as the file of settings, expected it by its option; write --tasks {exam}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "loose", "option"),
+    [
+        (["--tasks", "igakuqa", "mini"], "mini", "igakuqa,mini"),
+        (["--tasks", "igakuqa,", "mini:ja", "ward.jsonl", "--limit", "2"], "mini:ja ward.jsonl", None),
+        (["--tasks=igakuqa", "mini", "medqa"], "mini medqa", "igakuqa,mini,medqa"),
+        (["japanese-medical"], "japanese-medical", "japanese-medical"),
+    ],
+)
+def test_sets_without_commas_between_them_are_told_the_option(words, loose, option, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"medjax.eval: got {loose} as the file of settings, expected question sets by their option, with commas "
+        f"between them; write --tasks {option or 'igakuqa,mini:ja,ward.jsonl'}\n"
+    )
+
+
+def test_a_word_that_names_no_set_is_still_a_file_of_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").write_text("x = 1\n")  # a file, if one without an ending
+    for words, told in ((["--tasks", "mini", "minni"], "minni: No such file"), (["mini"], "mini: unknown key x")):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+def test_help_is_printed_beside_a_loose_set(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["mini", "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m medjax.eval")

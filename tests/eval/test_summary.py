@@ -49,7 +49,9 @@ def test_one_answer_is_not_answers(capsys):
     results = _results(cut_off=1)
     results["medjax"]["evaluations"][0]["n_items"] = 10
     print_summary(results)
-    assert "exam_en_strict-0shot: 1 answer was cut off (truncated at the limit of new tokens" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exam_en_strict-0shot: 1 answer was cut off (truncated at the limit of new tokens" in printed
+    assert "could be read): small models often write prose instead of letters alone; give one that reasons" in printed
 
 
 @pytest.mark.parametrize(("cut_off", "shown"), [(5, []), (6, ["6"])])

@@ -2,7 +2,8 @@
 
 Columns are fields of medjax.data.qa by their names or as Japanese tables call them, and the choices: a, b, c ..., or
 choice_a, option_b, 選択肢1; width and case do not matter. Empty cells are fields left out, and choices that an item
-does not have. For items of kind entities, whose answers are lists, there is .json.
+does not have. Columns of remarks (備考, notes ...) are not read. For items of kind entities, whose answers are lists,
+there is .json.
 """
 
 import csv
@@ -35,6 +36,8 @@ _JAPANESE = {
     "explanation": ("解説",),
 }
 _FIELD_OF = {name: name for name in _FIELDS} | {name: field for field, names in _JAPANESE.items() for name in names}
+# what editors write beside a question; no field, whatever it says
+_REMARKS = ("備考", "メモ", "出典", "remark", "remarks", "note", "notes", "comment", "comments")
 _CHOICE = re.compile("(?:(?:choice|option|選択肢|選択枝)[ _-]?([a-z]|[0-9]{1,2})|([a-z]))")
 
 
@@ -94,7 +97,7 @@ def _fields(
     got = f"{where}: got the columns {', '.join(' '.join(name.split()) for name in header if name.strip())}"
     known: dict[str, int] = {}
     for at, name in enumerate(names):
-        if not name or at in choices:
+        if not name or at in choices or name in _REMARKS:
             continue
         field = _FIELD_OF.get(name)
         if field is None:

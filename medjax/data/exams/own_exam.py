@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medjax.data.decoding import read_text
+from medjax.data.decoding import TABLES, read_text
 from medjax.data.exams.exam_table import table_rows
 from medjax.data.gold import shown
 from medjax.data.qa import OPTIONAL, REQUIRED, Item, check_characters, fields, items_of, read_jsonl
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
-TABLES = (".csv", ".tsv")
 _HEAD = 1 << 20  # bytes that hold the first question of an array
 _BLANK = re.compile(r"\s*")
 
@@ -70,9 +69,9 @@ def _is_item(row: object) -> bool:
 def read_exam(path: Path) -> list[Item]:
     """The items of an exam file. Raises FileNotFoundError, and ValueError naming file, line, item and field."""
     if not path.is_file():
+        form = "a table" if path.suffix.lower() in TABLES else "one JSON object a line, a .json, .csv or .tsv"
         raise FileNotFoundError(
-            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: one JSON object a line, "
-            "a .json, .csv or .tsv; correct the path"
+            f"{path}: got {'a folder' if path.is_dir() else 'no such file'}, expected an exam: {form}; correct the path"
         )
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from medjax.data.exams.own_exam import TABLES, holds_exam, read_exam
+from medjax.data.decoding import TABLES
+from medjax.data.exams.own_exam import holds_exam, read_exam
 from medjax.data.text.records import Passage, Record, read
 
 LONGEST = 1 << 19  # characters of a stretch

@@ -1,5 +1,6 @@
 """Exams of the user's in .json and .csv: what is read, and what is said of what is not."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_an_array_and_an_object_with_one_array(tmp_path):
         ("[{]", ", line 1: not JSON (Expecting property name"),
         ("", ", line 1: not JSON (Expecting value"),
         ("[" * 100_000, ": got JSON that is nested too deeply"),
-        ([], ": got no items, expected one JSON object a line, or one row an item"),
+        ([], ": got no items, expected one JSON object a line, or an array of them in a .json"),
     ],
 )
 def test_a_json_that_cannot_be_used(tmp_path, text, message):
@@ -176,8 +177,29 @@ def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
             ", row 2: got 4 columns, expected 6 as in the header; a text that holds a comma stands",
         ),
         (f"{HEADER}\n1,?,x,,z,a\n", ", row 2: item 1: choices: choice b is blank"),
-        (f"{HEADER}\n1,?,x,y,z,w\n", ', row 2: item 1: answer: got "w", expected letters from a to c'),
-        (f"{HEADER}\n1,?,x,y,,\n", ", row 2: item 1: answer: missing; every line needs id, question, choices, answer"),
+        (
+            f"{HEADER}\n1,?,x,y,z,w\n",
+            ', row 2: item 1: answer: got "w", expected letters from a to c such as a, places',
+        ),
+        (
+            f"{HEADER}\n1,?,x,y,,\n",
+            ", row 2: item 1: answer: got an empty cell, expected text; every row needs id, question, answer",
+        ),
+        (
+            f"{HEADER}\n,?,x,y,,a\n",
+            ", row 2: id: got an empty cell, expected text; every row needs id, question, answer",
+        ),
+        (f"{HEADER}\n1,,x,y,,a\n", ", row 2: item 1: question: got an empty cell, expected text; every row needs id"),
+        (
+            f"{HEADER},kind\n1,,,,,x,text\n",
+            ", row 2: item 1: question: got an empty cell, expected text; every row needs id, question",
+        ),
+        (
+            f"{HEADER}\n1,?,2,3,,2\n",
+            ', row 2: item 1: answer: got "2", which is a place (b) and the text of a choice (a), expected one '
+            "meaning; write b or a",
+        ),
+        (f"{HEADER},prohibited\n1,?,,,,25,b\n", ', row 2: item 1: prohibited: got "b", expected an empty cell: there'),
         (f'{HEADER}\n1,?,x,"y,z,a\n2,?,x,y,z,b\n', ", row 2: unexpected end of data; look for a double quote that is"),
         (
             'id,question,answer,a,b\n1,?,a,x,"y\n2,?,a,x,"z"\n',
@@ -198,7 +220,8 @@ def test_every_japanese_name_that_the_docs_list_is_a_column(tmp_path):
             ",id,question,a,b,answer,\n0,1,?,x,y,a,\n1,2,?,x,y,a,z\n",
             ', row 3: got "z" in a column without a name, expected a name in the header; choices are a, b, c ...',
         ),
-        ("", ": got no items, expected one JSON object a line, or one row an item"),
+        ("", ": got no questions, expected a header such as id,question,a,b,answer and below it one row a question"),
+        (f"{HEADER}\n", ": got no questions, expected a header such as id,question,a,b,answer and below it one row a"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path, table, message):
@@ -206,18 +229,33 @@ def test_a_table_that_cannot_be_used(tmp_path, table, message):
     with pytest.raises(ValueError) as error:
         read_exam(path)
     assert str(error.value).startswith(f"{path}{message}")
+    assert not re.search(r"JSON|every line|(such as|write) \[", str(error.value).removeprefix(str(path)))
+
+
+def test_columns_of_remarks_are_not_read(tmp_path):
+    plain = write(tmp_path, "ward.csv", f"{HEADER},解説\n1,?,x,y,z,b,理由\n")
+    more = write(tmp_path, "more.csv", f"備考,{HEADER},解説,メモ, Notes ,出典\n古い,1,?,x,y,z,b,理由,,see p. 3,117A1\n")
+    (item,), (same,) = read_exam(plain), read_exam(more)
+    assert same == dataclasses.replace(item, exam="more")
+    assert same.explanation == "理由"
+    with pytest.raises(ValueError, match='of which "難易度" is not known'):
+        read_exam(write(tmp_path, "other.csv", f"{HEADER},備考,難易度\n1,?,x,y,z,b,,\n"))
+
+
+def test_the_docs_name_the_columns_of_remarks():
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "exams.md").read_text("utf-8")
+    line = re.search(r"Columns of remarks are left unread: (.*)\.\n", docs)
+    assert tuple(re.findall("`(.+?)`", line[1])) == exam_table._REMARKS
 
 
 def test_a_table_from_japanese_office_software_names_its_encoding(tmp_path):
     path = tmp_path / "ward.csv"
     path.write_bytes(f"{HEADER}\r\n1,どれか。,ア,イ,,a\r\n".encode("cp932"))
     with pytest.raises(
-        ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: iconv"
+        ValueError, match=r"ward.csv, line 2: got bytes that are not UTF-8 .* it looks like CP932: save it .*: iconv"
     ):
         read_exam(path)
-    with pytest.raises(
-        FileNotFoundError, match=r"none.csv: got no such file, expected an exam: one JSON object a line"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none.csv: got no such file, expected an exam: a table; correct"):
         read_exam(tmp_path / "none.csv")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(
