@@ -250,6 +250,8 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
                 f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
             )
+        if rotation["consistent"] is not None:
+            yield f"{rotation['consistent']:.1%} of the items asked under several shifts answered alike under all"
         unread = f"{bias['unread']} of {bias['asks']} asks could not be read"
         if bias["p_value"] is not None:
             picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())

@@ -306,9 +306,12 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     """What is said of questions that were asked more than once."""
     has_accuracy = entry["scores"]["accuracy"] is not None
     if rotation := entry.get("rotation"):
-        mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         if has_accuracy:
-            yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+            mean = drawing.percent(rotation["mean_accuracy"])
+            yield f"right means under every shift of the choices; {mean} on average over shifts"
+        if rotation["consistent"] is not None:
+            same = drawing.percent(rotation["consistent"])
+            yield f"{same} of the questions asked under several shifts answered alike under all"
         bias = rotation.get("position_bias") or {}
         if unread := bias.get("unread"):
             yield f"{drawing.number(unread)} of {drawing.counted(bias['asks'], 'ask')} could not be read"
