@@ -14,12 +14,14 @@ Number = Mapping[str, Any]
 
 
 def with_interval(number: Number, digits: int = 3) -> str:
-    """An estimate and its interval, such as 0.912 (0.884–0.935); "–" where it is not defined."""
+    """An estimate and its interval, as 0.912 (0.884–0.935) or −5.04 (−7.00 to −3.07); "–" where it is not defined."""
     if number.get("value") is None:
         return "–"
     low, high = number.get("low"), number.get("high")
     shown = f"{number['value']:.{digits}f}"
-    return (shown if low is None or high is None else f"{shown} ({low:.{digits}f}–{high:.{digits}f})").replace("-", "−")
+    if low is not None and high is not None:
+        shown += f" ({drawing.between(f'{low:.{digits}f}', f'{high:.{digits}f}', '–')})"
+    return shown.replace("-", "−")
 
 
 def roc_figure(curve: Mapping[str, Sequence[float]], auroc: Number, points: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -249,7 +249,7 @@ def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {
             **{"items": found["items"], "unread": found, "name": metric_label(name)},
             "value": "not graded" if found.get("not_graded") else _three_digits(found["value"]),
-            "interval": " – ".join(map(_three_digits, interval or ())) or no_interval(found) or "–",
+            "interval": drawing.between(*map(_three_digits, interval)) if interval else no_interval(found) or "–",
             "chance": _three_digits(found["chance"]),
             "bounds": " to ".join(f"{bound:g}".replace("inf", "∞").replace("-", "−") for bound in found["bounds"]),
         }
