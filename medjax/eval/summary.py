@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medjax.report import drawing
-from medjax.report.outcomes import accuracy_items, named
+from medjax.report.outcomes import accuracy_items, is_part, named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
@@ -188,7 +188,7 @@ def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
         print("+: worth of questions not asked or too long; a fail stands even with all of them right.")
     parts: dict[str, list[str]] = {}
     for evaluation, exam, score in found:
-        if _is_part(score):
+        if is_part(score):
             parts.setdefault("; ".join(score["verdict"]["reasons"]), []).append(
                 f"{' '.join(_place(evaluation))} {exam}"
             )
@@ -196,19 +196,14 @@ def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
         print(f"{', '.join(exams) if len(parts) > 1 else 'incomplete'}: {reason}")
 
 
-def _is_part(score: Mapping[str, Any]) -> bool:
-    """Whether an exam is incomplete because the run took some of its questions: there are no pass marks for these."""
-    return score["verdict"]["result"] == "incomplete" and "open" not in score["verdict"]
-
-
 def _against_cuts(score: Mapping[str, Any]) -> list[str]:
     """Points of both parts and prohibited picks, with the pass marks where these hold, and what is open."""
     verdict = score["verdict"]
     cells = []
     for name in ("required", "general"):
-        limit = "" if _is_part(score) else f" ({verdict[f'{name}_min']:g})"
+        limit = "" if is_part(score) else f" ({verdict[f'{name}_min']:g})"
         cells.append(f"{score[f'{name}_points']:g}{_open(verdict, name)} / {score[f'{name}_total']:g}{limit}")
-    limit = "" if _is_part(score) else f" ({verdict['prohibited_max']})"
+    limit = "" if is_part(score) else f" ({verdict['prohibited_max']})"
     return [*cells, f"{score['prohibited']}{_open(verdict, 'prohibited')}{limit}"]
 
 

@@ -173,7 +173,7 @@ def _by_figure(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the summary or of the table of exams."""
-    right, cuts = accuracy(score), score.get("verdict", {})
+    right, cuts = accuracy(score), {} if outcomes.is_part(score) else score.get("verdict", {})
     return {
         **{key: score[key] for key in ("correct", "accuracy", "prohibited")},
         "items": right.items,
