@@ -45,6 +45,13 @@ def print_summary(results: dict[str, Any]) -> None:
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
+        if count := evaluation["data"].get("left_out_by_protocol"):
+            items = "1 item of the set is" if count == 1 else f"{count:,} items of the set are"
+            them = "it; it counts" if count == 1 else "them; they count"
+            print(
+                f"{evaluation['id']}: {items} left out, as the protocol cannot ask {them} in no figure "
+                "(docs/protocols.md says which)"
+            )
         has_score = "not_graded" not in evaluation["scores"]
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
