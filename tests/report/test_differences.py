@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from report_pages import SVG, Node, cells, evaluation, page, results
 
+from medjax.report.comparison import comparison_report
 from medjax.report.exam_figure import summary_figure
 
 
@@ -157,3 +158,13 @@ def test_nothing_of_it_without_a_comparison():
     root = page(results())
     assert [table for table in root.all("table") if table.attributes.get("id") == "comparisons"] == []
     assert "percentage points" not in summary_figure(results())
+
+
+def test_a_range_of_the_table_of_models_that_may_be_negative_is_written_with_to():
+    row = {"task": "crade", "language": "ja", "protocol": "strict-0shot", "metric": "kappa", "items": 80, "chance": ""}
+    row["values"] = {"one": "-0.020 (-0.110 to 0.080)", "two": "0.300 (0.200 to 0.400)", "three": "not graded: cut-off"}
+    empty = dict.fromkeys(("runs", "comparisons", "differences", "notes", "exams"), ())
+    html = comparison_report(empty | {"resamples": 9, "seed": 0}, [], [row], ["one", "two", "three"])
+    assert "<strong>−0.020</strong><small>−0.110 to 0.080</small>" in html
+    assert "<strong>0.300</strong><small>0.200 – 0.400</small>" in html
+    assert "<strong>not graded: cut-off</strong>" in html
