@@ -21,8 +21,10 @@ def repeats(run: Finished, settings: EvalSettings) -> dict[str, Any]:
               says (within a shift where choices are rotated)
     samples   count, temperature, top_p, and the mean accuracy of a single answer
     templates name -> accuracy and its interval, unparsed, of the answers to this template alone
-    rotation  robust_accuracy, mean_accuracy over shifts and their intervals; by_shift, the accuracy of each;
-              consistent, the share of items with one reading under every shift; position_bias (medjax.eval.rotation)
+    rotation  robust_accuracy, mean_accuracy over shifts and their intervals; by_shift, the accuracy of each, where an
+              item that has one order only counts with it in every shift, and one of fewer choices in as many as it has;
+              consistent, the share of items with one reading under every shift, of those that were asked under several
+              (None where there is none); position_bias (medjax.eval.rotation)
     """
     e, p = run.evaluation, run.evaluation.protocol
     found: dict[str, Any] = {}
@@ -50,21 +52,28 @@ def _rotation(run: Finished, settings: EvalSettings) -> dict[str, Any]:
     means = [sum(reply.verdict.correct for reply in part) / len(part) for part in counted]
     robust = [answer.verdict.correct for answer in compress(run.answers, _counted(run))]
     most = max(map(len, counted))
-    by_shift = [[part[k].verdict.correct for part in counted if k < len(part)] for k in range(most)]
+    # an item that cannot be shifted is the same under every shift, also where it was not asked
+    each = [part * most if len(part) == 1 else part for part in counted]
+    by_shift = [[part[k].verdict.correct for part in each if k < len(part)] for k in range(most)]
     asked = [
         (item, order, reply.picked)
         for item, parts, replies in zip(e.items, orders, shifts, strict=True)
         for order, reply in zip(parts, replies, strict=True)
-        if reply.verdict.outcome not in ("not_asked", "too_long")
+        if _was_asked(reply)
     ]
-    same = [len({reply.picked for reply in part}) == 1 and part[0].picked is not None for part in shifts]
+    several = [part for part in shifts if sum(map(_was_asked, part)) > 1]
+    same = [len({reply.picked for reply in part}) == 1 and part[0].picked is not None for part in several]
     return {
         **_mean("robust_accuracy", robust, settings),
         **_mean("mean_accuracy", means, settings),
         "by_shift": [sum(right) / len(right) for right in by_shift],
-        "consistent": sum(same) / len(same),
+        "consistent": sum(same) / len(same) if same else None,
         "position_bias": position_bias(asked, resamples=settings.resamples, seed=settings.seed),
     }
+
+
+def _was_asked(reply: Reply) -> bool:
+    return reply.verdict.outcome not in ("not_asked", "too_long")
 
 
 def _template(run: Finished, settings: EvalSettings, name: str) -> dict[str, Any]:

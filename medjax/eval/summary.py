@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medjax.report import drawing
-from medjax.report.outcomes import accuracy_items, named
+from medjax.report.outcomes import accuracy_items, is_part, named
 from medjax.report.table import text_table
 
 _ALWAYS = ("right", "wrong", "unparsed", "cut_off")  # columns, even where they hold zeros
@@ -45,6 +45,13 @@ def print_summary(results: dict[str, Any]) -> None:
     for evaluation in record["evaluations"]:
         for line in _repeats(evaluation):
             print(f"{evaluation['id']}: {line}")
+        if count := evaluation["data"].get("left_out_by_protocol"):
+            items = "1 item of the set is" if count == 1 else f"{count:,} items of the set are"
+            them = "it; it counts" if count == 1 else "them; they count"
+            print(
+                f"{evaluation['id']}: {items} left out, as the protocol cannot ask {them} in no figure "
+                "(docs/protocols.md says which)"
+            )
         has_score = "not_graded" not in evaluation["scores"]
         if count := evaluation["scores"]["not_asked"]:
             items = "1 item that asks for a number was" if count == 1 else f"{count} items that ask for a number were"
@@ -189,7 +196,7 @@ def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
         print("+: worth of questions not asked or too long; a fail stands even with all of them right.")
     parts: dict[str, list[str]] = {}
     for evaluation, exam, score in found:
-        if _is_part(score):
+        if is_part(score):
             parts.setdefault("; ".join(score["verdict"]["reasons"]), []).append(
                 f"{' '.join(_place(evaluation))} {exam}"
             )
@@ -197,19 +204,14 @@ def _print_verdicts(evaluations: Sequence[Mapping[str, Any]]) -> None:
         print(f"{', '.join(exams) if len(parts) > 1 else 'incomplete'}: {reason}")
 
 
-def _is_part(score: Mapping[str, Any]) -> bool:
-    """Whether an exam is incomplete because the run took some of its questions: there are no pass marks for these."""
-    return score["verdict"]["result"] == "incomplete" and "open" not in score["verdict"]
-
-
 def _against_cuts(score: Mapping[str, Any]) -> list[str]:
     """Points of both parts and prohibited picks, with the pass marks where these hold, and what is open."""
     verdict = score["verdict"]
     cells = []
     for name in ("required", "general"):
-        limit = "" if _is_part(score) else f" ({verdict[f'{name}_min']:g})"
+        limit = "" if is_part(score) else f" ({verdict[f'{name}_min']:g})"
         cells.append(f"{score[f'{name}_points']:g}{_open(verdict, name)} / {score[f'{name}_total']:g}{limit}")
-    limit = "" if _is_part(score) else f" ({verdict['prohibited_max']})"
+    limit = "" if is_part(score) else f" ({verdict['prohibited_max']})"
     return [*cells, f"{score['prohibited']}{_open(verdict, 'prohibited')}{limit}"]
 
 
@@ -251,6 +253,8 @@ def _repeats(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 f"right under every shift of the choices {rotation['robust_accuracy']:.1%}, mean over shifts "
                 f"{rotation['mean_accuracy']:.1%} ({low:.1%} to {high:.1%})"
             )
+        if rotation["consistent"] is not None:
+            yield f"{rotation['consistent']:.1%} of the items asked under several shifts answered alike under all"
         unread = f"{bias['unread']} of {bias['asks']} asks could not be read"
         if bias["p_value"] is not None:
             picked = ", ".join(f"{letter} {count} ({bias['gold'][letter]})" for letter, count in bias["picked"].items())

@@ -101,7 +101,7 @@ def _signed(difference: Mapping[str, Any], factor: int, digits: int) -> dict[str
 
     if difference["value"] is None:
         return {"value": "–", "interval": ""}
-    ends = " – ".join(map(shown, difference["interval"] or ()))
+    ends = drawing.between(*map(shown, difference["interval"])) if difference["interval"] else ""
     return {"value": shown(difference["value"]), "interval": ends or f"no interval: {difference['no_interval']}"}
 
 
@@ -110,8 +110,8 @@ def _graded(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
     value, ends = metric["value"], metric["interval"]
     return {
         "name": metric_label(name),
-        "value": "–" if value is None else f"{value:.3f}",
-        "interval": " – ".join(f"{end:.3f}" for end in ends) if ends else no_interval(metric),
+        "value": "–" if value is None else f"{value:.3f}".replace("-", "\u2212"),
+        "interval": drawing.between(*(f"{end:.3f}" for end in ends)) if ends else no_interval(metric),
     }
 
 

@@ -7,6 +7,8 @@ from medjax.report import drawing
 from medjax.report.curves import reliability_figure, with_interval
 from medjax.report.plane import LETTER, Plane, as_percent
 
+_PICKED, _RIGHT = 0.75, 0.45  # opacities of the bars by position
+
 
 def figures(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Title, figure and note of each that the entry of medjax.evaluations holds numbers for."""
@@ -76,11 +78,11 @@ def position_figure(bias: Mapping[str, Any]) -> str:
         lambda place: "",
         as_percent,
     )
-    plane.explain("bar", "accent", "picked")
-    plane.explain("bar", "muted", "right choice stood there")
+    plane.explain("bar", "accent", "picked", opacity=_PICKED)
+    plane.explain("bar", "muted", "right choice stood there", opacity=_RIGHT)
     for place, letter in enumerate(letters):
-        plane.bar(place + 0.14, place + 0.49, 0, shares["picked"][place], "accent", opacity=0.75)
-        plane.bar(place + 0.51, place + 0.86, 0, shares["gold"][place], "muted", opacity=0.45)
+        plane.bar(place + 0.14, place + 0.49, 0, shares["picked"][place], "accent", opacity=_PICKED)
+        plane.bar(place + 0.51, place + 0.86, 0, shares["gold"][place], "muted", opacity=_RIGHT)
         plane.note(place + 0.5, 0.0, letter, "ink", dx=-4, dy=17)
     return plane.svg()
 

@@ -101,7 +101,9 @@ def _graded(metric: Mapping[str, Any], place: Mapping[str, Any]) -> dict[str, An
         "lower_is_better": not metric["higher_is_better"],
         "values": [_digits(metric[name]) for name in ("first", "second")],
         "difference": _digits(metric["difference"], "+.3f"),
-        "interval": " – ".join(_digits(end, "+.3f") for end in ends) if ends else no_interval(metric, "difference"),
+        "interval": drawing.between(*(_digits(end, "+.3f") for end in ends))
+        if ends
+        else no_interval(metric, "difference"),
         **{name: _p(metric[name]) for name in ("p_value", "p_holm")},
     }
 

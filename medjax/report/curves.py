@@ -10,16 +10,20 @@ from typing import Any
 from medjax.report import drawing
 from medjax.report.plane import Plane, as_percent, padded, plain
 
+_SIDES = 0.55  # opacity of the histogram's bars
+
 Number = Mapping[str, Any]
 
 
 def with_interval(number: Number, digits: int = 3) -> str:
-    """An estimate and its interval, such as 0.912 (0.884–0.935); "–" where it is not defined."""
+    """An estimate and its interval, as 0.912 (0.884–0.935) or −5.04 (−7.00 to −3.07); "–" where it is not defined."""
     if number.get("value") is None:
         return "–"
     low, high = number.get("low"), number.get("high")
     shown = f"{number['value']:.{digits}f}"
-    return (shown if low is None or high is None else f"{shown} ({low:.{digits}f}–{high:.{digits}f})").replace("-", "−")
+    if low is not None and high is not None:
+        shown += f" ({drawing.between(f'{low:.{digits}f}', f'{high:.{digits}f}', '–')})"
+    return shown.replace("-", "−")
 
 
 def roc_figure(curve: Mapping[str, Sequence[float]], auroc: Number, points: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -203,12 +207,12 @@ def histogram_figure(bins: Mapping[str, Sequence[float]], threshold: float | Non
         x_shown=as_percent,
         y_shown=lambda share: plain(abs(100 * share)),
     )
-    plane.explain("bar", "held", f"positive ({int(sum(bins['positive'])):,})")
-    plane.explain("bar", "accent", f"negative ({int(sum(bins['negative'])):,})")
+    plane.explain("bar", "held", f"positive ({int(sum(bins['positive'])):,})", opacity=_SIDES)
+    plane.explain("bar", "accent", f"negative ({int(sum(bins['negative'])):,})", opacity=_SIDES)
     for name, sign, kind in (("positive", 1, "held"), ("negative", -1, "accent")):
         for begin, end, share in zip(bins["edges"], bins["edges"][1:], sides[name], strict=False):
             if share:
-                plane.bar(begin, end, 0, sign * share, kind, opacity=0.55)
+                plane.bar(begin, end, 0, sign * share, kind, opacity=_SIDES)
     plane.curve(plane.x_range, (0, 0), "muted", width=1.2)
     if threshold is not None:
         plane.explain("dashed", "ink", "threshold")

@@ -50,7 +50,7 @@ def _stacked(number: Number | None, written: Any, unit: str) -> Markup:
     shown = Markup("<b>{}{}</b>").format(_minus(written(number["value"])), unit)
     if low is None or high is None:
         return shown + Markup('<small class="why">{}</small>').format(number.get("reason") or "no interval")
-    return shown + Markup("<small>{}</small>").format(_minus(f"{written(low)} – {written(high)}"))
+    return shown + Markup("<small>{}</small>").format(drawing.between(written(low), written(high)))
 
 
 def _minus(text: str) -> str:

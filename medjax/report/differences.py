@@ -43,7 +43,7 @@ class _Difference:
 
     @property
     def between(self) -> str:
-        return " – ".join(_signed(end, self.scale) for end in self.interval) if self.interval else ""
+        return drawing.between(*(_signed(end, self.scale) for end in self.interval)) if self.interval else ""
 
     def places(self, limit: float) -> tuple[float | None, float | None, float | None]:
         """Where value and interval stand on an axis from -limit to limit, from 0 to 1."""

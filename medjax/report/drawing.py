@@ -119,6 +119,15 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
+def between(low: str, high: str, dash: str = " – ") -> str:
+    """A range of two written numbers: 10.0 – 20.0, but −7.00 to −3.07, where a dash would read as one sign more.
+
+    Hyphens become minus signs. Numbers with a plus are written with "to" as well, so that a column of differences is.
+    """
+    ends = [end.replace("-", "−") for end in (low, high)]
+    return (" to " if any(end[:1] in ("−", "+") for end in ends) else dash).join(ends)
+
+
 def number(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
 

@@ -216,7 +216,7 @@ def _regression(entry: Mapping[str, Any]) -> dict[str, Any]:
     low, high = value.get("low"), value.get("high")
     return {
         "headline": f"{value['value']:.1f} {unit}",
-        "interval": "no interval" if low is None else f"{low:.1f} – {high:.1f}",
+        "interval": "no interval" if low is None else drawing.between(f"{low:.1f}", f"{high:.1f}"),
         "label": f"Predicted {entry['name']}",
         **{"decision": "", "tone": "none", "sentences": sentences},
     }

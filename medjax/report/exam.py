@@ -173,7 +173,7 @@ def _by_figure(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def _whole(score: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the summary or of the table of exams."""
-    right, cuts = accuracy(score), score.get("verdict", {})
+    right, cuts = accuracy(score), {} if outcomes.is_part(score) else score.get("verdict", {})
     return {
         **{key: score[key] for key in ("correct", "accuracy", "prohibited")},
         "items": right.items,
@@ -249,7 +249,7 @@ def _graded(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {
             **{"items": found["items"], "unread": found, "name": metric_label(name)},
             "value": "not graded" if found.get("not_graded") else _three_digits(found["value"]),
-            "interval": " – ".join(map(_three_digits, interval or ())) or no_interval(found) or "–",
+            "interval": drawing.between(*map(_three_digits, interval)) if interval else no_interval(found) or "–",
             "chance": _three_digits(found["chance"]),
             "bounds": " to ".join(f"{bound:g}".replace("inf", "∞").replace("-", "−") for bound in found["bounds"]),
         }
@@ -306,9 +306,12 @@ def _repeats(entry: Mapping[str, Any]) -> Iterator[str]:
     """What is said of questions that were asked more than once."""
     has_accuracy = entry["scores"]["accuracy"] is not None
     if rotation := entry.get("rotation"):
-        mean, same = drawing.percent(rotation["mean_accuracy"]), drawing.percent(rotation["consistent"])
         if has_accuracy:
-            yield f"right means under every shift of the choices; {mean} on average over shifts, {same} answered alike"
+            mean = drawing.percent(rotation["mean_accuracy"])
+            yield f"right means under every shift of the choices; {mean} on average over shifts"
+        if rotation["consistent"] is not None:
+            same = drawing.percent(rotation["consistent"])
+            yield f"{same} of the questions asked under several shifts answered alike under all"
         bias = rotation.get("position_bias") or {}
         if unread := bias.get("unread"):
             yield f"{drawing.number(unread)} of {drawing.counted(bias['asks'], 'ask')} could not be read"

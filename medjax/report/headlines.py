@@ -55,7 +55,7 @@ class Scale:
         if low is None or high is None:
             return "–"
         factor = 100 if self.percent else 1
-        return " – ".join(_minus(f"{factor * end:.{self.digits}f}") for end in (low, high))
+        return drawing.between(*(f"{factor * end:.{self.digits}f}" for end in (low, high)))
 
     def ticks(self) -> list[str]:
         """What stands at 0, 1/4, 1/2, 3/4 and 1 of the axis."""

@@ -126,20 +126,26 @@ def accuracy_items(scores: Mapping[str, Any]) -> int:
     return int(scores.get("accuracy_items", scores["items"]))
 
 
+def is_part(score: Mapping[str, Any]) -> bool:
+    """Whether an exam is incomplete because the run took some of its questions: there are no pass marks for these."""
+    verdict = score.get("verdict", {})
+    return verdict.get("result") == "incomplete" and "open" not in verdict
+
+
 def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
     verdict = score["verdict"]
     left = verdict.get("open", {})  # what the questions that were not asked are worth
-    in_part = verdict["result"] == "incomplete" and not left  # of an exam asked in part the cuts are out of reach
+    in_part = is_part(score)
     gauges = []
     for part in ("required", "general"):
         total, cut = score.get(f"{part}_total"), verdict.get(f"{part}_min")
         if total and cut is not None:
             reached, more = score[f"{part}_points"], left.get(part, 0)
-            undecided = in_part or reached < cut <= reached + more
-            tone = "incomplete" if undecided else "pass" if reached >= cut else "fail"
+            tone = "pass" if reached >= cut else "incomplete" if cut <= reached + more else "fail"
             shown = f"{drawing.number(reached)} of {drawing.number(total)} points"
             places = reached / total, cut / total, more / total
-            gauges.append(_gauge(part, shown, f"{drawing.number(cut)} needed{_not_asked(more)}", places, tone))
+            needed = f"{drawing.number(cut)} needed{_not_asked(more)}"
+            gauges.append(_gauge(part, shown, "" if in_part else needed, places, "incomplete" if in_part else tone))
     most = verdict.get("prohibited_max")
     if most is not None:
         picks, more = score["prohibited"], left.get("prohibited", 0)
@@ -147,7 +153,8 @@ def _card(exam: str, score: Mapping[str, Any]) -> dict[str, Any]:
         # the line stands between the last that is allowed and the next
         places = picks / whole, (most + 0.5) / whole, more / whole
         tone = "fail" if picks > most else "incomplete" if picks + more > most else "pass"
-        needed = f"{most} allowed{_not_asked(more)}"
+        needed = "" if in_part else f"{most} allowed{_not_asked(more)}"
+        tone = "incomplete" if in_part else tone
         gauges.append(_gauge("prohibited picks", drawing.number(picks), needed, places, tone))
     return {
         **{"exam": exam, "result": verdict["result"], "gauges": [] if "not_graded" in score else gauges},
@@ -163,7 +170,7 @@ def _not_asked(worth: int | float) -> str:
 def _gauge(name: str, shown: str, needed: str, places: tuple[float, float, float], tone: str) -> dict[str, Any]:
     """places: where the bar ends, where the cut is, and how much was not asked, as shares of the width.
 
-    A cut beyond the width is not drawn.
+    needed is "" where no cut holds; then none is drawn, nor one beyond the width.
     """
     reached, cut, more = places
     line = Markup('<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-3" y2="11" stroke="{1}"/>').format(
@@ -173,11 +180,18 @@ def _gauge(name: str, shown: str, needed: str, places: tuple[float, float, float
         100 * reached, 100 * more, drawing.MUTED
     )
     bar = Markup(
-        '<svg class="gauge" role="img" aria-label="{}: {}, {}">'
+        '<svg class="gauge" role="img" aria-label="{}: {}">'
         '<rect class="back" width="100%" height="100%" fill="{}"/>'
         '<rect class="{}" width="{:.2f}%" height="100%" fill="{}"/>{}{}</svg>'
     ).format(
-        *(name, shown, needed, drawing.RULE, tone, 100 * min(reached, 1.0), drawing.TONES[tone]),
-        *(left if more else "", line if cut <= 1 else ""),
+        *(
+            name,
+            f"{shown}, {needed}" if needed else shown,
+            drawing.RULE,
+            tone,
+            100 * min(reached, 1.0),
+            drawing.TONES[tone],
+        ),
+        *(left if more else "", line if needed and cut <= 1 else ""),
     )
     return {"name": name, "shown": shown, "needed": needed, "tone": tone, "bar": bar}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from medjax.report.plane import Plane, Point, padded, plain
 
 _SLOWEST = 2.0  # times the fastest by arithmetic that fits: what is slower is left out
+_FAINT = 0.45  # opacity of the many dots
 
 
 def pareto_figure(
@@ -38,7 +39,7 @@ def pareto_figure(
         (max(0.0, low), slowest),
         x_shown=plain,
     )
-    plane.explain("dot", "muted", "by arithmetic")
+    plane.explain("dot", "muted", "by arithmetic", opacity=_FAINT)
     plane.explain("line", "accent", "no other is smaller and faster")
     if compiled:
         plane.explain("dot", "held", "compiled")
@@ -48,7 +49,7 @@ def pareto_figure(
         plane.explain("dashed", "bad", "the device's memory")
         plane.curve([usable, usable], [max(0.0, low), slowest], "bad", width=1.6, dashed=True)
     for x, y in near:
-        plane.dot(x, y, "muted", radius=2, opacity=0.45)
+        plane.dot(x, y, "muted", radius=2, opacity=_FAINT)
     line = [point for point in front if point in set(near)]
     plane.curve([x for x, _ in line], [y for _, y in line], "accent")
     for x, y in compiled:

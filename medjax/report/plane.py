@@ -26,6 +26,7 @@ FILLS = {
     **{"ink": drawing.INK, "muted": drawing.MUTED, "rule": drawing.RULE, "accent": drawing.ACCENT},
     **{"light": "#9cc7d6", "held": "#c2570c", "bad": "#b3261e"},
 }
+BAND = 0.16  # opacity of the interval about a curve
 LETTER = 7.2  # pixels, the mean width at size 12 in the widest font to fall back on
 _HALO = Markup(' stroke="#ffffff" stroke-width="4" stroke-linejoin="round" paint-order="stroke"')  # over the curves
 
@@ -149,7 +150,7 @@ class Plane:
     y_shown: Callable[[float], str] = plain
     square: bool = False
     marks: list[Markup] = field(default_factory=list)
-    entries: list[tuple[str, str, str]] = field(default_factory=list)
+    entries: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     width, left, right, head = 400, 46, 384, 64
 
@@ -171,9 +172,9 @@ class Plane:
         low, high = self.y_range
         return -(self.right - self.left if self.square else 230) * min(max((value - low) / (high - low), 0.0), 1.0)
 
-    def explain(self, mark: str, kind: str, label: str) -> None:
-        """Add to the legend; mark: "line", "dashed", "dot", "area" or "bar"."""
-        self.entries.append((mark, kind, label))
+    def explain(self, mark: str, kind: str, label: str, *, opacity: float = 1.0) -> None:
+        """Add to the legend; mark: "line", "dashed", "dot", "area" or "bar"; opacity: as what it explains is drawn."""
+        self.entries.append((mark, kind, label, opacity))
 
     def curve(
         self, xs: Sequence[float], ys: Sequence[float], kind: str, *, width: float = 2, dashed: bool = False
@@ -185,7 +186,7 @@ class Plane:
         if len(xs) > 1:
             above = thinned([(self.x(a), self.y(b)) for a, b in zip(xs, highs, strict=True)])
             below = thinned([(self.x(a), self.y(b)) for a, b in zip(xs, lows, strict=True)])
-            self.marks.append(area([*above, *reversed(below)], kind, 0.16))
+            self.marks.append(area([*above, *reversed(below)], kind, BAND))
 
     def dot(self, x: float, y: float, kind: str, *, radius: float = 4, opacity: float = 1.0) -> None:
         self.marks.append(dot(self.x(x), self.y(y), kind, radius, opacity))
@@ -248,9 +249,9 @@ class Plane:
         ]
         return Markup("\n").join(parts)
 
-    def _rows(self) -> list[list[tuple[str, str, str]]]:
+    def _rows(self) -> list[list[tuple[str, str, str, float]]]:
         """The legend cut into rows that fit the width."""
-        rows: list[list[tuple[str, str, str]]] = []
+        rows: list[list[tuple[str, str, str, float]]] = []
         used = math.inf
         for entry in self.entries:
             length = 34 + LETTER * display_width(entry[2])
@@ -265,11 +266,11 @@ class Plane:
         parts = []
         for number, row in enumerate(self._rows()):
             x, y = float(self.left - 30), self.head + 18 * number
-            for mark, kind, label in row:
+            for mark, kind, label, opacity in row:
                 parts.append(
-                    dot(x + 9, y - 4, kind)
+                    dot(x + 9, y - 4, kind, opacity=opacity)
                     if mark == "dot"
-                    else area([(x, y - 9), (x + 18, y - 9), (x + 18, y + 1), (x, y + 1)], kind, 0.3)
+                    else area([(x, y - 9), (x + 18, y - 9), (x + 18, y + 1), (x, y + 1)], kind, opacity)
                     if mark in ("area", "bar")
                     else curve([(x, y - 4), (x + 18, y - 4)], kind, 2, dashed=mark == "dashed")
                 )

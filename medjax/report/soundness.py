@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medjax.report.plane import Plane, area, as_percent, curve, dot, grid_line, opening, padded, plain, text
+from medjax.report.plane import BAND, Plane, area, as_percent, curve, dot, grid_line, opening, padded, plain, text
 
 _ALIKE = 0.5  # rank correlation from which two maps count as the same
 
@@ -30,7 +30,7 @@ def deletion_figure(check: Mapping[str, Any], output: str, *, share: bool = True
         *(as_percent, as_percent if share else plain),
     )
     plane.explain("line", "held", "marked most, first")
-    plane.explain("area", "muted", "random orders, 95 %")
+    plane.explain("area", "muted", "random orders, 95 %", opacity=BAND)
     plane.band(list(shares), list(low), list(high), "muted")
     plane.curve(list(shares), list(random.mean(0)), "muted", width=1.4, dashed=True)
     plane.curve(list(shares), list(ordered), "held")

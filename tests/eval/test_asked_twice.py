@@ -26,7 +26,7 @@ def test_rotated_choices_are_scored_under_every_shift(tiny_folder, exam, tmp_pat
     assert (plain["protocol"], rotated["protocol"]) == ("choice-logprob-0shot", "choice-logprob-rotated-0shot")
     assert rotated["asks"] == 11 * 5 + 1  # one asks for a number
     singles, manifold = samples_of(tmp_path / "plain"), samples_of(tmp_path / "rotated")
-    robust, means, shifts = [], [], np.zeros(5)
+    robust, means, alike, shifts = [], [], [], np.zeros(5)
     for single, many in zip(singles, manifold, strict=True):
         # the unshifted ask is the plain run's
         assert many["asks"][0]["prompt_hash"] == single["prompt_hash"]
@@ -42,15 +42,20 @@ def test_rotated_choices_are_scored_under_every_shift(tiny_folder, exam, tmp_pat
             right.append(picked == many["doc"]["answer"])
         robust.append(all(right))
         means.append(np.mean(right))
-        shifts += [*right, *[0] * 5][:5]
+        shifts += right * 5 if len(right) == 1 else right
+        if len(right) > 1:
+            alike.append(len({tuple(asked["parsed"]) for asked in many["asks"]}) == 1)
     found = rotated["rotation"]
     assert found["robust_accuracy"] == rotated["scores"]["accuracy"] == pytest.approx(np.mean(robust))
     assert found["mean_accuracy"] == pytest.approx(np.mean(means))
-    assert found["by_shift"] == pytest.approx([shifts[0] / 12, *(shifts[1:] / 11)])
+    assert found["by_shift"] == pytest.approx(shifts / 12)
+    assert np.mean(found["by_shift"]) == pytest.approx(found["mean_accuracy"])
+    assert found["consistent"] == pytest.approx(np.mean(alike))
     picked = found["position_bias"]["picked"]
     assert sum(picked.values()) == sum(5 * len(s["doc"]["answer"]) for s in manifold if s["doc"]["choices"])
     printed = capsys.readouterr().out
     assert "ward_en_choice-logprob-rotated-0shot: right under every shift of the choices" in printed
+    assert f"{np.mean(alike):.1%} of the items asked under several shifts answered alike under all" in printed
     assert "positions picked (right ones): a " in printed
 
 

@@ -367,7 +367,7 @@ def test_runs_that_agree_on_every_item_have_no_interval_of_other_figures(tmp_pat
     root = Page((tmp_path / "out" / "comparison.html").read_text("utf-8")).root
     (accuracy,) = root.one("table", id="comparisons").one("tbody").all("tr")
     assert [cell.text for cell in accuracy.all("td")][3:] == [
-        *("0.0 −32.4 – +32.4", "", "0", "0 / 0", "–", "–", "1 Holm 1"),
+        *("0.0 −32.4 to +32.4", "", "0", "0 / 0", "–", "–", "1 Holm 1"),
     ]
     assert root.one("section", class_="pair").all("details") == []
     assert "No question was right in one of them alone." in root.text

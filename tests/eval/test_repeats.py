@@ -13,7 +13,7 @@ from medjax.eval.samples import Finished, sample_lines
 from medjax.eval.scoring import aggregate
 from medjax.eval.settings import EvalSettings
 from medjax.infer.generator import TOO_LONG
-from medjax.infer.scorer import Work
+from medjax.infer.scorer import Score, Work
 
 SETTINGS = EvalSettings(resamples=200)
 
@@ -35,8 +35,10 @@ def test_shifts():
     rotation = found["rotation"]
     assert rotation["robust_accuracy"] == pytest.approx(2 / 3)
     assert rotation["mean_accuracy"] == pytest.approx((1 + 1 / 5 + 1) / 3)
-    assert rotation["by_shift"] == [1, 0.5, 0.5, 0.5, 0.5]
-    assert rotation["consistent"] == pytest.approx(2 / 3)
+    # the number is right under every shift
+    assert rotation["by_shift"] == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 2 / 3])
+    assert sum(rotation["by_shift"]) / 5 == pytest.approx(rotation["mean_accuracy"])
+    assert rotation["consistent"] == 1 / 2  # of the two that were asked under several
     bias = rotation["position_bias"]
     # one at each letter, and a, d, a, a, a; right ones under the shifts that could be read
     assert bias["picked"] == {"a": 5, "b": 1, "c": 1, "d": 2, "e": 1}
@@ -57,6 +59,22 @@ def test_shifts():
     assert score["accuracy"] == rotation["robust_accuracy"]
     assert score["accuracy_interval"] == rotation["robust_accuracy_interval"]
     assert score["chance"]["accuracy"] == pytest.approx((0.2**5 + 0.1**5 + 0) / 3)
+
+
+def test_items_that_were_not_asked_count_in_every_shift_and_say_nothing_of_agreement():
+    made = evaluation("choice-logprob", (ONE, TWO, NUMBER), rotate=True)
+    #                  c under every shift of the first   a, d whatever stands there; the number is not asked
+    best = [*("c", "b", "a", "e", "d"), *["ad"] * 5]
+    outputs = [[Score((-1.0 if x in said else -9.0,), False) for x in "abcde"] for said in best]
+    rotation = repeats(_finish(made, [*outputs, []]), SETTINGS)["rotation"]
+    assert rotation["by_shift"] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
+    assert rotation["mean_accuracy"] == pytest.approx((1 + 1 / 5 + 0) / 3)
+    assert rotation["consistent"] == 1 / 2
+
+
+def test_nothing_under_several_shifts_leaves_no_share_of_agreement():
+    rotation = repeats(_finish(evaluation("strict", (ONE, NUMBER), rotate=True), [TOO_LONG] * 5 + texts("8")), SETTINGS)
+    assert (rotation["rotation"]["consistent"], rotation["rotation"]["by_shift"]) == (None, [0.0] * 5)
 
 
 def test_drawn_answers():

@@ -34,6 +34,22 @@ def _lines(capsys, **counts):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, []),
+        (1, ["1 item of the set is left out, as the protocol cannot ask it; it counts in no figure"]),
+        (2, ["2 items of the set are left out, as the protocol cannot ask them; they count in no figure"]),
+    ],
+)
+def test_what_the_protocol_leaves_out_is_said(capsys, count, said):
+    results = _results()
+    results["medjax"]["evaluations"][0]["data"]["left_out_by_protocol"] = count
+    print_summary(results)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert lines == [f"exam_en_strict-0shot: {line} (docs/protocols.md says which)" for line in said]
+
+
 def test_answers_cut_off_stand_beside_unparsed_ones(capsys):
     lines = _lines(capsys, unparsed=4, truncated=41, cut_off=5)
     (head,), (row,) = ([line for line in lines if line.startswith(start)] for start in ("set ", "exam (en)"))

@@ -52,4 +52,4 @@ def test_figures_of_drawn_ages_hold_every_point():
     svg = predicted_figure(AGE["points"], AGE["errors"], "age", "years")
     assert len(Figure(svg, shown=1).dots("accent")) == 150
     root = Figure(agreement_figure(AGE["agreement"], "age", "years"), shown=1).root
-    assert "limits of agreement −18.0 (−19.0–−17.0) to 18.4 (17.4–19.4) years" in root.find(f"{SVG}desc").text
+    assert "limits of agreement −18.0 (−19.0 to −17.0) to 18.4 (17.4–19.4) years" in root.find(f"{SVG}desc").text

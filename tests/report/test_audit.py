@@ -72,9 +72,9 @@ def test_differences_stand_under_the_scores():
         "entity partial F1 0.600 0.500 – 0.700",
     ]
     assert rows[2][-1] == "entity partial F1 0.650 no interval: the same on every resample"
-    assert rows[3][2:4] == ["+25.0", "−30.0 – +65.0"]
+    assert rows[3][2:4] == ["+25.0", "−30.0 to +65.0"]
     assert rows[3][-1] == "entity partial F1 +0.300 no interval: the same on every resample"
-    assert rows[4][2:4] == ["0.0", "−12.5 – +25.0"]
+    assert rows[4][2:4] == ["0.0", "−12.5 to +25.0"]
     assert rows[4][-1] == "entity partial F1 –"
     facts = dict(zip([n.text for n in root.all("dt")], [n.text for n in root.all("dd")], strict=True))
     assert facts["Letters"] == "1,234"

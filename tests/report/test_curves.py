@@ -127,6 +127,9 @@ def test_a_number_that_is_not_defined_is_a_dash_and_draws_nothing():
     point = POINT | {"sensitivity": UNDEFINED, "ppv": UNDEFINED}
     assert curves.with_interval(UNDEFINED) == "–"
     assert curves.with_interval(number(-0.5)) == "−0.500"
+    slope = {"value": -4.04, "low": -7.0, "high": -3.07}
+    assert curves.with_interval(slope, 2) == "−4.04 (−7.00 to −3.07)"
+    assert curves.with_interval({"value": 0.5, "low": -0.25, "high": 1.25}, 2) == "0.50 (−0.25 to 1.25)"
     for svg in (
         curves.roc_figure(CURVES["roc"], UNDEFINED, [point]),
         curves.precision_recall_figure(CURVES["precision_recall"], UNDEFINED, None, [point]),

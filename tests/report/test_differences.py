@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from report_pages import SVG, Node, cells, evaluation, page, results
 
+from medjax.report.comparison import comparison_report
 from medjax.report.exam_figure import summary_figure
 
 
@@ -29,9 +30,9 @@ def test_the_page_shows_the_numbers_of_the_record():
     root = page(both(comparison(), comparison(-0.2, -0.31, -0.1, task="igakuqa", p_value=1e-7)))
     first, second = cells(root.one("table", id="comparisons"))
     assert first == [
-        *("mini · ja strict-0shot", "80", "40.0 %", "45.0 %", "+5.0 −1.2 – +11.2", "", "3", "7", "0.34"),
+        *("mini · ja strict-0shot", "80", "40.0 %", "45.0 %", "+5.0 −1.2 to +11.2", "", "3", "7", "0.34"),
     ]
-    assert second[:5] == ["igakuqa · ja strict-0shot", "80", "40.0 %", "20.0 %", "−20.0 −31.0 – −10.0"]
+    assert second[:5] == ["igakuqa · ja strict-0shot", "80", "40.0 %", "20.0 %", "−20.0 −31.0 to −10.0"]
     assert second[-1] == "1e-07"
     rows = cells(root.one("table", id="summary"))
     assert [row[0] for row in rows if len(row) > 1] == [
@@ -82,7 +83,7 @@ def test_the_figure_maps_differences_to_its_axis():
         assert at == [pytest.approx(zero + number * points, abs=0.011) for number in numbers]
     lowest = max(float(t.get("y")) for t in texts)
     assert lowest < height - 10
-    assert {"+5.0", "−20.0", "−1.2 – +11.2", "−31.0 – −10.0"} <= {t.text for t in texts}
+    assert {"+5.0", "−20.0", "−1.2 to +11.2", "−31.0 to −10.0"} <= {t.text for t in texts}
 
 
 def graded(name="kappa", difference=0.2, interval=(0.05, 0.35), *, bounds=(-1, 1), higher_is_better=True):
@@ -109,10 +110,10 @@ def test_other_figures_than_accuracy_have_a_table_on_their_scales():
     first, second = table.all("tbody")
     rows = [[c.text for c in row.children if isinstance(c, Node)] for row in [*first.all("tr"), *second.all("tr")]]
     assert rows == [
-        ["mini · ja strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 – +0.350", "", "0.012"],
+        ["mini · ja strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 to +0.350", "", "0.012"],
         ["flat · ja strict-0shot", "Pearson", "90", "–", "0.100", "–", "", "–"],
         ["", "−1 0 +1", ""],
-        ["sts · ja strict-0shot", "MAE (lower is better)", "90", "0.10", "−0.20", "−0.30 −0.60 – +0.10", "", "0.012"],
+        ["sts · ja strict-0shot", "MAE (lower is better)", "90", "0.10", "−0.20", "−0.30 −0.60 to +0.10", "", "0.012"],
     ]
     drawn = table.all("svg", class_="plot")
     assert [[c.attributes["cx"] for c in plot.all("circle")] for plot in drawn] == [["75.00%"], [], ["35.00%"]]
@@ -144,7 +145,7 @@ def test_two_languages_are_compared_by_what_the_set_is_graded_by():
     root = page(made)
     assert [row[0] for row in cells(root.one("table", id="language-pairs"))] == ["mini · ja, en strict-0shot"]
     (row,) = cells(root.one("table", id="graded-language-pairs"))
-    assert row[:6] == ["lists · ja, en strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 – +0.350"]
+    assert row[:6] == ["lists · ja, en strict-0shot", "kappa", "90", "0.100", "0.300", "+0.200 +0.050 to +0.350"]
 
 
 def test_what_nobody_knows_is_not_compared():
@@ -157,3 +158,13 @@ def test_nothing_of_it_without_a_comparison():
     root = page(results())
     assert [table for table in root.all("table") if table.attributes.get("id") == "comparisons"] == []
     assert "percentage points" not in summary_figure(results())
+
+
+def test_a_range_of_the_table_of_models_that_may_be_negative_is_written_with_to():
+    row = {"task": "crade", "language": "ja", "protocol": "strict-0shot", "metric": "kappa", "items": 80, "chance": ""}
+    row["values"] = {"one": "-0.020 (-0.110 to 0.080)", "two": "0.300 (0.200 to 0.400)", "three": "not graded: cut-off"}
+    empty = dict.fromkeys(("runs", "comparisons", "differences", "notes", "exams"), ())
+    html = comparison_report(empty | {"resamples": 9, "seed": 0}, [], [row], ["one", "two", "three"])
+    assert "<strong>−0.020</strong><small>−0.110 to 0.080</small>" in html
+    assert "<strong>0.300</strong><small>0.200 – 0.400</small>" in html
+    assert "<strong>not graded: cut-off</strong>" in html

@@ -44,7 +44,7 @@ def test_each_scale_has_a_panel_of_its_own():
     dashed = [line for line in figure.findall(f"{SVG}line") if line.get("stroke-dasharray")]
     assert len(dashed) == 3  # accuracy, kappa and the correlation
     shown = {text for text, _, _ in texts}
-    assert {"0.120", "−0.020 – 0.250", "12.3", "1.25", "undefined"} <= shown
+    assert {"0.120", "−0.020 to 0.250", "12.3", "1.25", "undefined"} <= shown
     # a panel of one figure says it once, one of several on each row
     assert {"100 items · kappa linear · strict-0shot", "100 items · Pearson · strict-0shot"} <= shown
     assert {"100 items · strict-0shot", "1,000 items · strict-0shot"} <= shown
@@ -69,7 +69,7 @@ def test_differences_stand_on_the_scale_of_their_figure():
     x, y = dots[-1]
     left, right = axis(texts, y, "−0.4", "+0.4")
     assert x == pytest.approx((left + right) / 2 + 0.2 / 0.4 * (right - left) / 2, abs=0.01)
-    assert {"+0.200", "+0.050 – +0.350"} <= {text for text, _, _ in texts}
+    assert {"+0.200", "+0.050 to +0.350"} <= {text for text, _, _ in texts}
 
 
 def test_a_run_that_people_judge_has_a_figure_that_says_so():

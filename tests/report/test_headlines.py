@@ -89,7 +89,7 @@ def test_sets_that_are_not_graded_by_accuracy_show_their_figure_in_the_summary()
     shown, axes = bodies(table)
     assert shown == [
         [
-            ["crade · ja strict-0shot", "kappa linear", "100", "0.120 −0.020 – 0.250", "", "0.000", "3"],
+            ["crade · ja strict-0shot", "kappa linear", "100", "0.120 −0.020 to 0.250", "", "0.000", "3"],
             ["flat · ja strict-0shot", "Pearson", "100", "undefined", "", "0.000", "3"],
         ],
         [["mrner · ja strict-0shot", "entity partial F1", "100", "0.300 0.200 – 0.400", "", "–", "3"]],
@@ -151,7 +151,7 @@ def test_models_stand_side_by_side_on_the_scale_of_the_figure():
         ["mini · ja strict-0shot"],
         ["crade · ja kappa · strict-0shot"],
     ]
-    assert shown[1][0][1:3] == ["0.000 −0.100 – 0.100", "0.500 0.400 – 0.600"]
+    assert shown[1][0][1:3] == ["0.000 −0.100 to 0.100", "0.500 0.400 – 0.600"]
     assert axes == [["0", "50", "100 %"], ["−1", "0", "1"]]
     drawn = table.all("svg", class_="plot")[1]
     assert [dot.attributes["cx"] for dot in drawn.all("circle")] == ["50.00%", "75.00%"]

@@ -99,8 +99,10 @@ def test_cards_of_a_failed_a_passed_and_an_unfinished_exam():
     ]
     assert [tone for _, tone, _, _ in gauges(passed)] == ["pass", "pass", "pass"]
     assert gauges(passed)[1][2] == 100
-    # the cut of the whole exam lies beyond what was asked of it
-    assert [(tone, line) for _, tone, _, line in gauges(unfinished)][1:] == [("incomplete", False), picks[1::2]]
+    # the cuts are for the whole exam: they say nothing of a part
+    assert [(tone, line) for _, tone, _, line in gauges(unfinished)] == [("incomplete", False)] * 3
+    assert [gauge["needed"] for gauge in unfinished["gauges"]] == [""] * 3
+    assert 'aria-label="general: 27.5 of 72 points"' in unfinished["gauges"][1]["bar"]
     assert gauges(harmful)[2][1:] == ("fail", 100, pytest.approx(100 * 3.5 / 9, abs=0.01))
 
 
@@ -124,6 +126,15 @@ def test_a_card_shows_what_was_not_asked():
     # one point less is out of reach
     made["2018"]["verdict"]["required_min"] = 33
     assert cards(made)[0]["gauges"][0]["tone"] == "fail"
+
+
+def test_a_page_leaves_the_pass_marks_out_of_an_exam_that_was_asked_in_part():
+    cut = {"required_min": 58, "general_min": 51, "prohibited_max": 3}
+    made = score(verdict={"result": "incomplete", "reasons": ["4 of the 120 questions were asked"], **cut})
+    root = page(results(evaluation(scores=score(by_exam={"mini": made}))))
+    assert "needed" not in root.text
+    assert "allowed" not in root.text
+    assert "4 of the 120 questions were asked" in root.text
 
 
 def test_cards_and_outcomes_of_the_page():

@@ -7,7 +7,11 @@ from xml.etree import ElementTree
 import pytest
 
 from medjax.report import plane
+from medjax.report.certainty import position_figure
+from medjax.report.curves import histogram_figure
+from medjax.report.plan import pareto_figure
 from medjax.report.plane import Plane
+from medjax.report.soundness import deletion_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -72,7 +76,38 @@ def test_a_long_legend_takes_more_rows_and_moves_the_axes_down():
     rows = long._rows()
     assert [entry[2][-1] for row in rows for entry in row] == ["0", "1", "2", "3"]
     for row in rows:
-        assert sum(34 + 7.2 * len(label) for _, _, label in row) <= 384 - 46 + 40
+        assert sum(34 + 7.2 * len(label) for _, _, label, _ in row) <= 384 - 46 + 40
+
+
+def _drawn_and_explained(svg):
+    """Class and opacity of all areas and dots of the plane, and those of its legend."""
+    root = ElementTree.fromstring(svg)
+
+    def looks(parent):
+        found = [mark for name in ("path", "circle") for mark in parent.findall(f"{SVG}{name}")]
+        filled = [mark for mark in found if mark.get("class").split()[-1] in ("area", "dot")]
+        return {(mark.get("class"), float(mark.get("fill-opacity", 1))) for mark in filled}
+
+    return looks(root.find(f"{SVG}g")), looks(root)
+
+
+def _figures():
+    bins = {"edges": [0.0, 0.5, 1.0], "positive": [1, 3], "negative": [4, 2]}
+    counts = {"picked": {"a": 3, "b": 1}, "gold": {"a": 2, "b": 2}}
+    check = {"shares": [0, 0.5], "ordered": [0.9, 0.1], "random": [[0.9, 0.5], [0.8, 0.6]]}
+    return [
+        position_figure(counts),
+        histogram_figure(bins),
+        deletion_figure(check, "probability"),
+        pareto_figure([(1.0, 1.0), (2.0, 1.5)], [(1.0, 1.0)], [(1.0, 1.2)], (1.0, 1.1), 4.0, "a slice"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_legend_shows_what_it_explains_as_it_is_drawn(number):
+    drawn, explained = _drawn_and_explained(_figures()[number])
+    assert explained
+    assert explained <= drawn
 
 
 def test_notes_turn_back_where_the_figure_ends():
