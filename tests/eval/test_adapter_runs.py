@@ -140,6 +140,7 @@ def test_another_adapter_is_another_run(both, adapter_run, tiny_folder, exam, tm
     assert "holds this run already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_the_rounded_model(tiny_folder, exam, tmp_path, capsys):
     rounded, run = write_rounded(tmp_path / "rounded", tiny_folder), write_run(tmp_path / "run", tiny_folder)
     more = ("--protocol", "choice-logprob", "--adapter", str(run))
@@ -158,6 +159,7 @@ def test_a_quantised_base_is_the_rounded_model(tiny_folder, exam, tmp_path, caps
     assert "held another run (--quantisation int8 -> none)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_scores_of_one(both, tiny_folder, adapter_run, exam, tmp_path):
     import jax
 

@@ -117,8 +117,8 @@ def test_three_shards_give_the_files_of_one_process(whole, tiny_folder, exam, tm
 
 @pytest.mark.parametrize("more", [
     ("--protocol", "cot", "--protocol.think_tokens", "6", "--limit", "7"),
-    ("--protocol", "strict", "--protocol.rotate", "--protocol.samples", "2", "--protocol.temperature", "0.7",
-     "--limit", "3"),
+    pytest.param(("--protocol", "strict", "--protocol.rotate", "--protocol.samples", "2",
+                  "--protocol.temperature", "0.7", "--limit", "3"), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_every_ask_of_an_item_is_made_in_one_shard(tiny_folder, exam, tmp_path, more):
     out, one = tmp_path / "sharded", tmp_path / "one"

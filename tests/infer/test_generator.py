@@ -293,6 +293,7 @@ def test_golden_text_of_stories260k(shared_data):
         assert [*prompt, *found.tokens] == case["token_ids"], case["name"]
 
 
+@pytest.mark.slow
 def test_greedy_tokens_of_smollm2(shared_data, smollm2_gguf):
     from medjax.infer.language_model import load_model
 

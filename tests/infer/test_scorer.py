@@ -40,7 +40,7 @@ def _assert_equal(scores, expected):
         assert score.greedy == plain.greedy
 
 
-@pytest.mark.parametrize("shots", [0, 40, 333])
+@pytest.mark.parametrize("shots", [0, 40, pytest.param(333, marks=pytest.mark.slow)])
 def test_equals_the_plain_computation_for_every_request(programs, plain_logprobs, shots):
     requests = _requests(shots, shots)
     expected = [_plain(plain_logprobs, request) for request in requests]

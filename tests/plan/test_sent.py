@@ -33,6 +33,7 @@ def sent_by(shape: dict, mesh: str, **options: str) -> list[Collective]:
     return [one for one in collectives(module, program.mesh.shape) if one.moved_bytes > 1024]
 
 
+@pytest.mark.slow
 def test_heads_stay_where_they_are_between_attention_and_its_output():
     sent = sent_by(LLAMA, "data=2,tensor=4")
     assert {one.kind for one in sent if "attention" in one.op_name} == {"all-reduce"}
@@ -48,6 +49,7 @@ def test_heads_that_the_mesh_does_not_divide_are_not_cut():
     assert {one.axes for one in attention} == {("fsdp",)}
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_vocabulary_is_summed_once():
     """Full fine-tuning: the table comes once, and what its rows' chunks add to its gradient stays on the chip."""
     sent = sent_by(LLAMA, "fsdp=8", train__trainable="full")
