@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +19,20 @@ from medjax.report.table import display_width
 
 _LOG_SECONDS = 30
 _METER = 70  # columns
+
+
+class _Meter(tqdm):
+    """A bar whose making was broken off, as by Ctrl-C, is not closed: that would end in a traceback."""
+
+    _made = False
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._made = True
+
+    def close(self) -> None:
+        if self._made:
+            super().close()
 
 
 class ProgressBar:
@@ -29,7 +44,7 @@ class ProgressBar:
 
     def __init__(self, shown: bool, label: str, unit: str = "item"):
         self._live = sys.stderr.isatty()
-        self._tqdm = tqdm(
+        self._tqdm = _Meter(
             # whatever the label, there is room for counts, rate and time left
             desc=cut_to(label, max(20, shutil.get_terminal_size().columns - _METER)) if self._live else label,
             disable=not shown,

@@ -1,4 +1,5 @@
 import re
+import sys
 import time
 
 import pytest
@@ -73,3 +74,35 @@ def test_a_long_label_leaves_room_for_rate_and_time_left(capsys, clock):
     assert line.startswith(f"{label}:  25%|")
     assert "10/40 [00:00<" in line
     assert line.endswith("+5s compiling]")
+
+
+def _interrupted_at(line, monkeypatch):
+    """What is left to say after Ctrl-C at this line of the making of a bar, counted from 1; None: made before it."""
+    unraisable, lines = [], 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if event == "line" and "tqdm" in frame.f_code.co_filename:
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return trace
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: unraisable.append(repr(found.exc_value)))
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        made = progress.ProgressBar(True, "reading")  # kept: only the making is interrupted
+    except KeyboardInterrupt:
+        made = None
+    finally:
+        sys.settrace(before)
+    return unraisable if made is None else None
+
+
+def test_ctrl_c_while_a_bar_is_made_leaves_no_word(monkeypatch, capsys):
+    line = 1
+    while (left := _interrupted_at(line, monkeypatch)) is not None:
+        assert left == [], f"at line {line} of the making"
+        line += 1
+    assert line > 100  # else nothing was interrupted
