@@ -1,11 +1,11 @@
 """python -m medjax.convert: models and adapters from one form into another."""
 
-import signal
 import sys
 from collections.abc import Sequence
 
 from medjax.config import parse_command
 from medjax.convert.settings import ConvertSettings
+from medjax.data.processes import hear_stops
 
 _DESCRIPTION = """Write a model or an adapter in another form: Hugging Face, GGUF (to read), medjax, PEFT.
 
@@ -71,6 +71,5 @@ def _run(settings: ConvertSettings) -> None:
 
 
 if __name__ == "__main__":
-    # a scheduler that wants the machine back is told the same as a user who stops
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_stops()
     sys.exit(main())

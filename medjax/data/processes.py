@@ -1,4 +1,4 @@
-"""Starting processes that work beside this one: on one core each, and not torn apart by a signal while they start."""
+"""Processes: what stops this one, and starting others beside it, on one core each and not torn apart by a signal."""
 
 import contextlib
 import os
@@ -8,6 +8,25 @@ from collections.abc import Iterator
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM. A class of its own, because KeyboardInterrupt itself may cost a command its exit status.
+
+    Where that passes through an exec(), as those of dataclasses while modules are imported, Python started with -m ends
+    by signal 2, whatever status the command gives.
+    """
+
+
+def hear_stops() -> None:
+    """Raise Stopped at Ctrl-C, where that is not ignored, and at SIGTERM, by which a scheduler asks for the machine."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    for number in _STOPS:
+        if number == signal.SIGTERM or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, stop)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """python -m medjax.eval: grade a language model on medical exams, or a model of ECGs on recordings."""
 
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from medjax.config import parse_command, peek
 from medjax.data.exams.own_exam import is_exam_file
+from medjax.data.processes import hear_stops
 from medjax.eval.ecg_settings import EcgEvalSettings
 from medjax.eval.settings import EvalSettings
 from medjax.eval.subcommands import SUBCOMMANDS, run_subcommand
@@ -168,6 +168,5 @@ def _evaluate_ecgs(settings: EcgEvalSettings) -> None:
 
 
 if __name__ == "__main__":
-    # a scheduler that wants the machine back is told the same as a user who stops
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_stops()
     sys.exit(main())

@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from medjax.config import parse_command, peek
+from medjax.data.processes import hear_stops
 from medjax.infer.command import exit_status, keep_compiled
 from medjax.infer.ecg_settings import EcgInferSettings
 from medjax.infer.settings import InferSettings
@@ -128,6 +128,5 @@ def _files_named(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    # a scheduler that wants the machine back is told the same as a user who stops
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_stops()
     sys.exit(main())

@@ -1,9 +1,9 @@
 """python -m medjax.ingest: hospital files and labels to a data set."""
 
-import signal
 import sys
 
 from medjax.config import parse_command
+from medjax.data.processes import hear_stops
 from medjax.ingest.settings import IngestSettings
 
 _KINDS = ("ecg",)
@@ -59,6 +59,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # a scheduler that wants the machine back is told the same as a user who stops
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_stops()
     sys.exit(main())

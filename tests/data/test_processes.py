@@ -1,4 +1,4 @@
-"""Processes that work beside this one: how they are started."""
+"""Processes: what stops this one, and how others are started beside it."""
 
 import os
 import signal
@@ -35,6 +35,35 @@ def test_a_signal_is_heard_when_all_is_done(stopping, number):
     assert done == ["the rest"]
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_exit_status_is_the_commands_where_an_exec_was_stopped(tmp_path, number):
+    code = f"""
+import signal, sys
+from medjax.data.processes import hear_stops
+def main():
+    try:
+        exec("signal.raise_signal({int(number)})")
+    except KeyboardInterrupt:
+        return 75
+signal.signal(signal.SIGINT, signal.default_int_handler)
+hear_stops()
+sys.exit(main())
+"""
+    (tmp_path / "command.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run([sys.executable, "-m", "command"], env={**os.environ, "PYTHONPATH": path})
+    assert ended.returncode == 75
+
+
+def test_ctrl_c_stays_ignored_where_it_is():
+    code = (
+        "import signal; from medjax.data.processes import hear_stops; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "hear_stops(); signal.raise_signal(signal.SIGINT); print('lives')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "lives\n"
 
 
 def test_processes_started_meanwhile_do_not_hear_ctrl_c():
