@@ -79,6 +79,7 @@ def audit(
         lap = 4 * max(len(each.stem) + sum(map(len, each.details)) for each in asked)
         pieces = stretches(files, lap=min(lap, _BLOCK // 4), split=settings.split)
         with ProgressBar(progress, "reading", "MB") as bar:
+            megabytes = max(1, round(total / _MEGABYTE))
             for block in _blocks(pieces):
                 for number, match in finder.look(block):
                     if match.level in QUESTION_LEVELS:
@@ -87,7 +88,8 @@ def audit(
                 for stretch in block:
                     letters += stretch.fresh
                     records.add(stretch.where)
-                bar.reach(round(block[-1].done / _MEGABYTE), max(1, round(total / _MEGABYTE)))
+                bar.reach(round(block[-1].done / _MEGABYTE), megabytes)
+            bar.reach(megabytes, megabytes)  # files hold more than text
     matches = [_entry(*items[number], match) for number, match in sorted(finder.found.items())]
     held = {(each["task"], each["language"], each["item"]) for each in matches if each["level"] in QUESTION_LEVELS}
     unchecked, not_alone = (

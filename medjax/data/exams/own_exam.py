@@ -57,13 +57,11 @@ def _first_object(path: Path) -> object:
 
 
 def _is_item(row: object) -> bool:
-    if not isinstance(row, dict):
-        return False
+    if not isinstance(row, dict) or not row.keys() <= {*REQUIRED, *OPTIONAL}:
+        return False  # with further fields it may be a pair to train on, or an exam in another form
     if isinstance(row.get("choices"), list) and isinstance(row.get("answer"), list):
         return True
-    # a row with further fields may be a pair to train on
-    needed = {"id", "question", "answer"} <= row.keys() and not row.keys().isdisjoint(("choices", "kind"))
-    return needed and row.keys() <= {*REQUIRED, *OPTIONAL}
+    return {"id", "question", "answer"} <= row.keys() and not row.keys().isdisjoint(("choices", "kind"))
 
 
 def read_exam(path: Path) -> list[Item]:

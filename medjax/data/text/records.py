@@ -29,6 +29,7 @@ ENDINGS = (".jsonl", ".json", ".parquet", ".txt", ".array_record")
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 _FORMS = "messages; prompt and response (or completion); instruction and output (and input); question and answer; text"
 _KNOWN = ("messages", "text", "input", *dict.fromkeys(name for pair in _PAIRS for name in pair))
+_CHOICES = ("choices", "options")  # of an exam in another form than medjax's; empty where a number is asked for
 _PARQUET_ROWS = 256  # read at one time; a row may be a whole article
 _SHARD = re.compile(r"\.array_record(-[0-9]+-of-[0-9]+)?$")  # tensorflow-datasets numbers its files after the ending
 
@@ -130,10 +131,11 @@ def find_files(paths: Paths, *, besides: tuple[str, ...] = ()) -> list[Path]:
     return found
 
 
-def read(paths: Paths, *, split: str = "train") -> Iterator[Record]:
+def read(paths: Paths, *, split: str = "train", exams: bool = False) -> Iterator[Record]:
     """Read the records of files and folders in order, holding one (of Parquet: a few) at a time.
 
     split  which part of a tensorflow-datasets folder is read
+    exams  rows that training refuses, but which have choices, are read as plain text: all text in any of their fields
 
     Raises what `find_files` raises; ValueError naming file, line and field for a malformed row, and for a file or a
     data set without any record.
@@ -142,7 +144,14 @@ def read(paths: Paths, *, split: str = "train") -> Iterator[Record]:
         empty = True
         for place, row in _rows(file, split):
             empty = False
-            yield _record(row, file, place)
+            try:
+                yield _record(row, file, place)
+            except ValueError:
+                if not (
+                    exams and isinstance(row, dict) and any(isinstance(row.get(name), list | dict) for name in _CHOICES)
+                ):
+                    raise
+                yield Passage(_name(row, file, place), f"{file}, {place}", "\n".join(_texts(row)))
         if empty:
             raise ValueError(f"{file}: got no records, expected at least one; leave the file out, or fill it.")
 
@@ -287,8 +296,7 @@ def _record(row: Any, file: Path, place: str) -> Record:
     where = f"{file}, {place}"
     if not isinstance(row, dict):
         raise ValueError(f"{where}: got a JSON {type(row).__name__}, expected an object with the fields {_FORMS}.")
-    name = row.get("id")
-    name = str(name) if isinstance(name, str | int) and name != "" else f"{file.name}:{place.split()[1]}"
+    name = _name(row, file, place)
     pairs = [pair for pair in _PAIRS if set(pair) <= row.keys()]
     if "messages" in row:
         return Conversation(name, where, _messages(row["messages"], where))
@@ -309,6 +317,20 @@ def _record(row: Any, file: Path, place: str) -> Record:
     hint = f"did you mean {near[0][1]} by {near[0][0]}?" if near else "rename the fields."
     got = ", ".join(map(str, row)) or "none"
     raise ValueError(f"{where}: got the fields {got}, expected {_FORMS}; {hint}")
+
+
+def _name(row: Mapping[str, Any], file: Path, place: str) -> str:
+    name = row.get("id")
+    return str(name) if isinstance(name, str | int) and name != "" else f"{file.name}:{place.split()[1]}"
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text in lists and objects, in order."""
+    if isinstance(value, str):
+        yield value.encode("utf-8", "replace").decode()  # half of a character is none
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _text(row: Mapping[str, Any], field: str, where: str, optional: bool = False) -> str:

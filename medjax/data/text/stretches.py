@@ -2,8 +2,8 @@
 
 A record longer than a stretch comes in several that lap over each other, so that what is looked for lies whole in one
 of them. Text files are read stretch by stretch; other files as `records.read` reads them, one record (of JSON lists,
-one file) at a time. An exam (data.exams.own_exam: .jsonl, .json, .csv, .tsv) is read item by item, which training does
-not.
+one file) at a time. What training refuses is read, too: an exam (data.exams.own_exam: .jsonl, .json, .csv, .tsv) item
+by item, and rows with choices in any other form as all text in them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -76,7 +76,7 @@ def _of_text(file: Path, lap: int, longest: int) -> Iterator[tuple[str, str, int
 
 
 def _of_records(file: Path, lap: int, longest: int, split: str) -> Iterator[tuple[str, str, int, str, int]]:
-    records: Iterable[Record] = _exam(file) if holds_exam(file) else read([file], split=split)
+    records: Iterable[Record] = _exam(file) if holds_exam(file) else read([file], split=split, exams=True)
     for record in records:
         text = "\n".join(part for part in record.texts if part)
         reached = 0

@@ -3,8 +3,11 @@
 import json
 from itertools import pairwise
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from medjax.data.text.records import read
 from medjax.data.text.stretches import size_of, stretches
 
 
@@ -91,6 +94,26 @@ def test_training_data_that_are_no_exam(tmp_path, name, text, record):
     file = tmp_path / name
     file.write_text(text)
     assert next(iter(joined(stretches([file], lap=10)).values())) == record
+
+
+IGAKUQA = {"problem_id": "113B1", "problem_text": "Q?", "choices": ["A", "B"], "text_only": True, "answer": ["a"]}
+NUMBER = {"problem_id": "113B2", "problem_text": "Q?", "choices": [], "answer": ["3"]}
+NUMBERED = {"question": "Q?", "options": {"A": "yes", "B": "no"}, "answer": 1, "by": None}
+FORMS = [(IGAKUQA, "113B1\nQ?\nA\nB\na"), (NUMBER, "113B2\nQ?\n3"), (NUMBERED, "Q?\nyes\nno")]
+
+
+@pytest.mark.parametrize(("row", "text"), FORMS)
+def test_exams_in_other_forms_are_all_text_in_them(tmp_path, row, text):
+    lines, array, table = (tmp_path / f"a.{ending}" for ending in ("jsonl", "json", "parquet"))
+    lines.write_text(json.dumps({"text": "before"}) + "\n" + json.dumps(row) + "\n")
+    array.write_text(json.dumps([row]))
+    parquet.write_table(pyarrow.Table.from_pylist([row]), table)
+    assert joined(stretches([lines, array, table], lap=10)) == {
+        f"{lines}, line 1": "before",
+        **{f"{file}, {place}": text for file, place in ((lines, "line 2"), (array, "record 1"), (table, "record 1"))},
+    }
+    with pytest.raises(ValueError, match="expected"):  # as training does
+        list(read([lines]))
 
 
 def test_bad_files_are_named(tmp_path):
