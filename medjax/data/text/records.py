@@ -140,18 +140,12 @@ def read(paths: Paths, *, split: str = "train", exams: bool = False) -> Iterator
     Raises what `find_files` raises; ValueError naming file, line and field for a malformed row, and for a file or a
     data set without any record.
     """
+    to_record = _record_or_exam if exams else _record
     for file in find_files(paths):
         empty = True
         for place, row in _rows(file, split):
             empty = False
-            try:
-                yield _record(row, file, place)
-            except ValueError:
-                if not (
-                    exams and isinstance(row, dict) and any(isinstance(row.get(name), list | dict) for name in _CHOICES)
-                ):
-                    raise
-                yield Passage(_name(row, file, place), f"{file}, {place}", "\n".join(_texts(row)))
+            yield to_record(row, file, place)
         if empty:
             raise ValueError(f"{file}: got no records, expected at least one; leave the file out, or fill it.")
 
@@ -317,6 +311,15 @@ def _record(row: Any, file: Path, place: str) -> Record:
     hint = f"did you mean {near[0][1]} by {near[0][0]}?" if near else "rename the fields."
     got = ", ".join(map(str, row)) or "none"
     raise ValueError(f"{where}: got the fields {got}, expected {_FORMS}; {hint}")
+
+
+def _record_or_exam(row: Any, file: Path, place: str) -> Record:
+    try:
+        return _record(row, file, place)
+    except ValueError:
+        if not isinstance(row, dict) or not any(isinstance(row.get(name), list | dict) for name in _CHOICES):
+            raise
+        return Passage(_name(row, file, place), f"{file}, {place}", "\n".join(_texts(row)))
 
 
 def _name(row: Mapping[str, Any], file: Path, place: str) -> str:
