@@ -31,26 +31,31 @@ def shared_data_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-# rooms whose tests compute little and compile much; the others run real models
-QUICKLY_COMPILED = ("models", "nn", "parallel", "store", "train")
+# modules whose tests compute more than they compile
+FULLY_COMPILED = ("infer/test_ecg_run.py", "infer/test_generator.py", "infer/test_scorer.py")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request):
-    """Programs of tiny models are compiled in half the time, and run slower."""
-    if request.path.relative_to(ROOT / "tests").parts[0] not in QUICKLY_COMPILED:
+    """Machine code, here and in processes that tests start, is made in half the time, and runs slower.
+
+    XLA's own passes are the same, and so are a program's fusions, memory and arithmetic.
+    """
+    if request.path.relative_to(ROOT / "tests").as_posix() in FULLY_COMPILED:
         yield
         return
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     yield
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def full_compilation(quick_compilation):
-    """For a test of a real model in such a room."""
+    """For a test of a real model in another module."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

@@ -183,7 +183,6 @@ def environment(shelf: Path, devices: int = 8) -> dict[str, str]:
         "MEDJAX_CACHE": str(shelf / "cache"),
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
 
