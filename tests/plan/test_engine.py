@@ -70,15 +70,6 @@ def settings_of(folder, objective, mesh, **more):
     return load(EnginePlanSettings, overrides=given | more)
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Nothing that is compiled here is large."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(("mesh", "kind"), [(SPLIT_HEADS, "int8"), (SPLIT_SEQUENCES, None)])
 def test_the_programs_are_those_of_a_run(folder, mesh, kind, monkeypatch):
     """Every program that scoring and generating compile, word for word, from the same sizes; but those that move keys

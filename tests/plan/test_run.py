@@ -8,7 +8,6 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -124,14 +123,6 @@ def test_options_without_effect_are_refused(options, message, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"medjax.plan: {message}")
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quickly_compiled")
 def test_a_search_keeps_no_mesh_of_a_file_and_writes_the_best_program(tmp_path):
     """The file's mesh would not even fit the slice."""
     (tmp_path / "run.toml").write_text('[mesh]\nshape = "fsdp=64"\n[data]\nwindow = 128\n', "utf-8")
