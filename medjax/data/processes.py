@@ -10,7 +10,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. A class of its own, because KeyboardInterrupt itself may cost a command its exit status.
 
     Where that passes through an exec(), as those of dataclasses while modules are imported, Python started with -m ends
@@ -19,10 +19,10 @@ class Stopped(KeyboardInterrupt):
 
 
 def hear_stops() -> None:
-    """Raise Stopped at Ctrl-C, where that is not ignored, and at SIGTERM, by which a scheduler asks for the machine."""
+    """Raise Interrupted at Ctrl-C, unless that is ignored, and at SIGTERM, by which a scheduler ends a job."""
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped
+        raise Interrupted
 
     for number in _STOPS:
         if number == signal.SIGTERM or signal.getsignal(number) is signal.default_int_handler:
